@@ -1,0 +1,1 @@
+//! Embedded API server, namespace rig, packet oracle, cross-backend tests, scale benchmark

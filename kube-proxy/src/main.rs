@@ -1,0 +1,2 @@
+//! The `kube-proxy` program.
+fn main() {}

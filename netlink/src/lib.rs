@@ -1,0 +1,1 @@
+//! Netlink framing, batched sockets, links, addresses, routes and conntrack

@@ -1,0 +1,1 @@
+//! The nf_tables netlink protocol: typed objects, rules, batches

@@ -1,0 +1,1 @@
+//! Turns Services and EndpointSlices into the smallest possible change; pure, no I/O
