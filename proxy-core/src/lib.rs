@@ -1,1 +1,10 @@
-//! Turns Services and EndpointSlices into the smallest possible change; pure, no I/O
+//! Decides what every Service should do on this node: pure code, no I/O, no clock, no async.
+//!
+//! Read in the order of the data flow: [`model`] (what the cluster says), [`store`] (remembered once),
+//! [`route`] (Kubernetes' policy, one decision per Service port), [`reconciler`] (when to act), [`backend`]
+//! (the seam where a decision becomes kernel state).
+
+pub mod backend;
+pub mod environment;
+pub mod model;
+pub mod route;
