@@ -5,6 +5,8 @@
 //! (the seam where a decision becomes kernel state).
 
 pub mod backend;
+pub mod claims;
 pub mod environment;
 pub mod model;
 pub mod route;
+pub mod store;

@@ -1,10 +1,13 @@
 //! Kubernetes' policy: the whole decision for one Service port in one family, with nothing left to interpret.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
-use crate::model::{Protocol, TrafficPolicy};
+use crate::{
+    model::{Endpoint, Family, NodeHint, Protocol, Service, ServicePort, TrafficPolicy},
+    store::Entry,
+};
 
 /// What one Service port does in one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,5 +105,164 @@ impl Route {
     /// Cluster). Cluster IPs follow the environment instead: masqueradeAll, or a source that is not a local pod.
     pub fn masquerades_always(&self, frontend: &Frontend) -> bool {
         frontend.kind != FrontendKind::ClusterIp && self.external_policy == TrafficPolicy::Cluster
+    }
+}
+
+/// What a route depends on beside the Service and its slices.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeView {
+    /// `topology.kubernetes.io/zone` of this node.
+    pub zone: Option<Box<str>>,
+    /// The node's addresses, both families.
+    pub ips: Box<[IpAddr]>,
+}
+
+/// Every frontend that one port of a Service asks for in one family, before claims are settled; cluster IP first.
+/// `None`: the Service has no cluster IP of this family, so it does not exist there.
+pub fn wanted_frontends(service: &Service, port: &ServicePort, family: Family, node: &NodeView) -> Option<Vec<Frontend>> {
+    let of_family = |addrs: &[IpAddr]| addrs.iter().copied().filter(|addr| Family::of(*addr) == family).collect::<Vec<_>>();
+    let cluster_ip = *of_family(&service.cluster_ips).first()?;
+    let vips = of_family(&service.load_balancer_ips);
+    let sources = allowed_sources(service, family, &vips, node);
+    let frontend = |kind, at, port| Frontend { kind, at, port, sources: None };
+
+    let mut frontends = vec![frontend(FrontendKind::ClusterIp, Some(cluster_ip), port.port)];
+    // The same address may be given as external IP and as load balancer IP: once is enough, and restricted it stays.
+    for addr in of_family(&service.external_ips) {
+        if !vips.contains(&addr) {
+            frontends.push(frontend(FrontendKind::ExternalIp, Some(addr), port.port));
+        }
+    }
+    for addr in vips {
+        frontends.push(Frontend { sources: sources.clone(), ..frontend(FrontendKind::LoadBalancerIp, Some(addr), port.port) });
+    }
+    if let Some(node_port) = port.node_port {
+        frontends.push(frontend(FrontendKind::NodePort, None, node_port));
+    }
+    let mut seen = HashSet::new();
+    frontends.retain(|frontend| seen.insert((frontend.at, frontend.port)));
+    Some(frontends)
+}
+
+fn allowed_sources(service: &Service, family: Family, vips: &[IpAddr], node: &NodeView) -> Option<Arc<AllowedSources>> {
+    let given = service.source_ranges.as_deref()?;
+    let ranges: Vec<IpNet> = given.iter().filter(|range| Family::of_net(range) == family).copied().collect();
+    // A zero-length prefix allows everybody of the family. A list that names only the other family allows nobody here:
+    // kube-proxy leaves the address open to all in that case, which nobody who writes a list can want.
+    if ranges.iter().any(|range| range.prefix_len() == 0) {
+        return None;
+    }
+    let holds_node = node.ips.iter().any(|ip| ranges.iter().any(|range| range.contains(ip)));
+    let own_vips = if holds_node { vips.into() } else { Box::default() };
+    Some(Arc::new(AllowedSources { ranges: ranges.into(), own_vips }))
+}
+
+/// The targets of one Service port: which endpoints may be used for what (KEP-1669, KEP-2086, KEP-2433, KEP-3015).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Targets {
+    pub cluster: Box<[Target]>,
+    pub local: Box<[Target]>,
+    pub any_endpoint: bool,
+}
+
+/// Sorts endpoints (without duplicates, see [`Entry::endpoints`](crate::store::Entry::endpoints)) into what traffic of
+/// each policy may use.
+pub fn targets(
+    endpoints: &[(&Endpoint, u16)],
+    uses_cluster: bool,
+    uses_local: bool,
+    zone: Option<&str>,
+) -> Targets {
+    let select = |wanted: &dyn Fn(&Endpoint) -> bool| -> Box<[Target]> {
+        let chosen = endpoints.iter().filter(|(endpoint, _)| wanted(endpoint));
+        chosen.map(|(endpoint, port)| Target { addr: endpoint.addr, port: *port, local: endpoint.local }).collect()
+    };
+    let draining = |endpoint: &Endpoint| endpoint.serving && endpoint.terminating;
+    let mut targets = Targets::default();
+    if uses_cluster {
+        let hints = Hints::of(endpoints, zone);
+        targets.cluster = select(&|endpoint| endpoint.ready && hints.allow(endpoint, zone));
+        if targets.cluster.is_empty() {
+            // No ready endpoint anywhere: those that terminate but still serve, wherever they are.
+            targets.cluster = select(&draining);
+        }
+        targets.any_endpoint = !targets.cluster.is_empty();
+    }
+    if uses_local {
+        targets.any_endpoint |= endpoints.iter().any(|(endpoint, _)| endpoint.ready || draining(endpoint));
+        targets.local = select(&|endpoint| endpoint.local && endpoint.ready);
+        if targets.local.is_empty() {
+            targets.local = select(&|endpoint| endpoint.local && draining(endpoint));
+        }
+    }
+    targets
+}
+
+/// Which topology hints are followed.
+enum Hints {
+    Node,
+    Zone,
+    Ignored,
+}
+
+impl Hints {
+    /// Hints count only where every ready endpoint carries one and at least one names us.
+    fn of(endpoints: &[(&Endpoint, u16)], zone: Option<&str>) -> Self {
+        let ready = || endpoints.iter().map(|(endpoint, _)| endpoint).filter(|endpoint| endpoint.ready);
+        if ready().next().is_none() {
+            return Self::Ignored;
+        }
+        let here = |endpoint: &&&Endpoint| endpoint.for_nodes == NodeHint::Here;
+        if ready().all(|endpoint| endpoint.for_nodes != NodeHint::Absent) && ready().any(|endpoint| here(&endpoint)) {
+            return Self::Node;
+        }
+        let hinted = |endpoint: &&Endpoint| endpoint.for_zones.as_ref().is_some_and(|zones| !zones.is_empty());
+        if ready().all(|endpoint| hinted(endpoint)) && ready().any(|endpoint| names_zone(endpoint, zone)) {
+            return Self::Zone;
+        }
+        Self::Ignored
+    }
+
+    fn allow(&self, endpoint: &Endpoint, zone: Option<&str>) -> bool {
+        match self {
+            Self::Node => endpoint.for_nodes == NodeHint::Here,
+            Self::Zone => names_zone(endpoint, zone),
+            Self::Ignored => true,
+        }
+    }
+}
+
+fn names_zone(endpoint: &Endpoint, zone: Option<&str>) -> bool {
+    let Some(zone) = zone else { return false };
+    endpoint.for_zones.as_ref().is_some_and(|zones| zones.iter().any(|name| **name == *zone))
+}
+
+/// The route of one Service port, `frontends` being those of [`wanted_frontends`] that it was granted.
+pub fn route(
+    entry: &Entry,
+    service: &Service,
+    port: &ServicePort,
+    family: Family,
+    wanted: &[Frontend],
+    granted: Vec<Frontend>,
+    node: &NodeView,
+) -> Route {
+    let external = wanted.iter().any(|frontend| frontend.kind != FrontendKind::ClusterIp);
+    let external_policy = if external { service.external_policy } else { TrafficPolicy::Cluster };
+    let uses_cluster = service.internal_policy == TrafficPolicy::Cluster || external;
+    let uses_local = service.internal_policy == TrafficPolicy::Local || external_policy == TrafficPolicy::Local;
+    let endpoints = entry.endpoints(family, &port.name, port.protocol);
+    let targets = targets(&endpoints, uses_cluster, uses_local, node.zone.as_deref());
+    Route {
+        protocol: port.protocol,
+        frontends: granted.into(),
+        internal_policy: service.internal_policy,
+        external_policy,
+        cluster: targets.cluster,
+        local: targets.local,
+        any_endpoint: targets.any_endpoint,
+        affinity: service.affinity,
+        health_check_node_port: service.health_check_node_port,
+        options: service.options.clone(),
     }
 }
