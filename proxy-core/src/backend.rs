@@ -104,6 +104,9 @@ pub trait Planner {
     type Found;
 
     /// Operations that turn every `before` into its `after`, and the previous environment into `environment`.
+    ///
+    /// An address may pass from one Service to another within one call: it stands in the `before` of one change and in
+    /// the `after` of another, in either order. A frontend's (protocol, address, port) is unique among all routes.
     fn plan(&mut self, changes: &[Change], environment: &Environment, now: Instant) -> Planned<Self::Op>;
 
     /// Operations that make the kernel hold exactly `routes` (sorted by name), whatever it holds now, without an

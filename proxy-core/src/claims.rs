@@ -134,7 +134,10 @@ mod tests {
             claims.claim(KEY, claimant(true, age, name));
         }
         assert_eq!(claims.release(&KEY, &ServiceName::new("ns", "b")), None);
-        assert_eq!(claims.release(&KEY, &ServiceName::new("ns", "a")).as_ref().map(ServiceName::name), Some("c"));
+        assert_eq!(
+            claims.release(&KEY, &ServiceName::new("ns", "a")).as_ref().map(ServiceName::name),
+            Some("c")
+        );
         assert_eq!(claims.release(&KEY, &ServiceName::new("ns", "c")), None);
         assert_eq!(claims.winner(&KEY), None);
     }

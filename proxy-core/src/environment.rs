@@ -48,3 +48,90 @@ pub enum NodePortAddresses {
     /// These (sorted), possibly none.
     Only(Box<[IpAddr]>),
 }
+
+/// The configuration behind an [`Environment`], before it is resolved against the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnvironmentSettings {
+    pub masquerade_mark: u32,
+    pub masquerade_all: bool,
+    /// Both families' networks together in the CIDR modes.
+    pub local_pods: LocalPods,
+    pub node_ports: NodePortSettings,
+    /// NodePorts are wanted on IPv4 loopback addresses.
+    pub localhost_node_ports: bool,
+}
+
+/// `nodePortAddresses`, after the mode's default was applied.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum NodePortSettings {
+    #[default]
+    Any,
+    /// The node's primary address of each family; while it is not known, none.
+    Primary,
+    /// Local addresses inside these networks. A family without a network of its own is not restricted, as in
+    /// kube-proxy.
+    Within(Box<[IpNet]>),
+}
+
+/// What the node is found to be, both families.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeFacts {
+    pub service_cidrs: Box<[IpNet]>,
+    pub node_ips: Box<[IpAddr]>,
+    pub interface_addresses: Box<[IpAddr]>,
+}
+
+impl EnvironmentSettings {
+    /// The environment of one family.
+    pub fn resolve(&self, family: Family, facts: &NodeFacts) -> Environment {
+        let addresses = |all: &[IpAddr]| -> Box<[IpAddr]> {
+            let mut own: Vec<IpAddr> =
+                all.iter().copied().filter(|addr| Family::of(*addr) == family).collect();
+            own.sort_unstable();
+            own.dedup();
+            own.into()
+        };
+        let networks = |all: &[IpNet]| -> Box<[IpNet]> {
+            let mut own: Vec<IpNet> =
+                all.iter().copied().filter(|net| Family::of_net(net) == family).collect();
+            own.sort_unstable();
+            own.dedup();
+            own.into()
+        };
+        let node_ips = addresses(&facts.node_ips);
+        let interface_addresses = addresses(&facts.interface_addresses);
+        let node_ports = match &self.node_ports {
+            NodePortSettings::Any => NodePortAddresses::Any,
+            NodePortSettings::Primary => {
+                NodePortAddresses::Only(node_ips.iter().copied().filter(|addr| !addr.is_loopback()).collect())
+            }
+            NodePortSettings::Within(given) => {
+                let own = networks(given);
+                if own.is_empty() || own.iter().any(|net| net.prefix_len() == 0) {
+                    NodePortAddresses::Any
+                } else {
+                    let within =
+                        |addr: &IpAddr| !addr.is_loopback() && own.iter().any(|net| net.contains(addr));
+                    NodePortAddresses::Only(interface_addresses.iter().copied().filter(within).collect())
+                }
+            }
+        };
+        Environment {
+            family,
+            masquerade_mark: self.masquerade_mark,
+            masquerade_all: self.masquerade_all,
+            local_pods: match &self.local_pods {
+                LocalPods::Cidrs(all) => {
+                    let own = networks(all);
+                    if own.is_empty() { LocalPods::Unknown } else { LocalPods::Cidrs(own) }
+                }
+                other => other.clone(),
+            },
+            node_ports,
+            localhost_node_ports: self.localhost_node_ports && family == Family::V4,
+            service_cidrs: networks(&facts.service_cidrs),
+            node_ips,
+            interface_addresses,
+        }
+    }
+}

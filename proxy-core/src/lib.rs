@@ -7,6 +7,9 @@
 pub mod backend;
 pub mod claims;
 pub mod environment;
+pub mod health;
+pub mod instance;
 pub mod model;
+pub mod reconciler;
 pub mod route;
 pub mod store;

@@ -119,8 +119,15 @@ pub struct NodeView {
 
 /// Every frontend that one port of a Service asks for in one family, before claims are settled; cluster IP first.
 /// `None`: the Service has no cluster IP of this family, so it does not exist there.
-pub fn wanted_frontends(service: &Service, port: &ServicePort, family: Family, node: &NodeView) -> Option<Vec<Frontend>> {
-    let of_family = |addrs: &[IpAddr]| addrs.iter().copied().filter(|addr| Family::of(*addr) == family).collect::<Vec<_>>();
+pub fn wanted_frontends(
+    service: &Service,
+    port: &ServicePort,
+    family: Family,
+    node: &NodeView,
+) -> Option<Vec<Frontend>> {
+    let of_family = |addrs: &[IpAddr]| {
+        addrs.iter().copied().filter(|addr| Family::of(*addr) == family).collect::<Vec<_>>()
+    };
     let cluster_ip = *of_family(&service.cluster_ips).first()?;
     let vips = of_family(&service.load_balancer_ips);
     let sources = allowed_sources(service, family, &vips, node);
@@ -134,7 +141,10 @@ pub fn wanted_frontends(service: &Service, port: &ServicePort, family: Family, n
         }
     }
     for addr in vips {
-        frontends.push(Frontend { sources: sources.clone(), ..frontend(FrontendKind::LoadBalancerIp, Some(addr), port.port) });
+        frontends.push(Frontend {
+            sources: sources.clone(),
+            ..frontend(FrontendKind::LoadBalancerIp, Some(addr), port.port)
+        });
     }
     if let Some(node_port) = port.node_port {
         frontends.push(frontend(FrontendKind::NodePort, None, node_port));
@@ -144,7 +154,12 @@ pub fn wanted_frontends(service: &Service, port: &ServicePort, family: Family, n
     Some(frontends)
 }
 
-fn allowed_sources(service: &Service, family: Family, vips: &[IpAddr], node: &NodeView) -> Option<Arc<AllowedSources>> {
+fn allowed_sources(
+    service: &Service,
+    family: Family,
+    vips: &[IpAddr],
+    node: &NodeView,
+) -> Option<Arc<AllowedSources>> {
     let given = service.source_ranges.as_deref()?;
     let ranges: Vec<IpNet> = given.iter().filter(|range| Family::of_net(range) == family).copied().collect();
     // A zero-length prefix allows everybody of the family. A list that names only the other family allows nobody here:
@@ -175,7 +190,9 @@ pub fn targets(
 ) -> Targets {
     let select = |wanted: &dyn Fn(&Endpoint) -> bool| -> Box<[Target]> {
         let chosen = endpoints.iter().filter(|(endpoint, _)| wanted(endpoint));
-        chosen.map(|(endpoint, port)| Target { addr: endpoint.addr, port: *port, local: endpoint.local }).collect()
+        chosen
+            .map(|(endpoint, port)| Target { addr: endpoint.addr, port: *port, local: endpoint.local })
+            .collect()
     };
     let draining = |endpoint: &Endpoint| endpoint.serving && endpoint.terminating;
     let mut targets = Targets::default();
@@ -213,11 +230,14 @@ impl Hints {
             return Self::Ignored;
         }
         let here = |endpoint: &&&Endpoint| endpoint.for_nodes == NodeHint::Here;
-        if ready().all(|endpoint| endpoint.for_nodes != NodeHint::Absent) && ready().any(|endpoint| here(&endpoint)) {
+        if ready().all(|endpoint| endpoint.for_nodes != NodeHint::Absent)
+            && ready().any(|endpoint| here(&endpoint))
+        {
             return Self::Node;
         }
-        let hinted = |endpoint: &&Endpoint| endpoint.for_zones.as_ref().is_some_and(|zones| !zones.is_empty());
-        if ready().all(|endpoint| hinted(endpoint)) && ready().any(|endpoint| names_zone(endpoint, zone)) {
+        let hinted =
+            |endpoint: &&Endpoint| endpoint.for_zones.as_ref().is_some_and(|zones| !zones.is_empty());
+        if ready().all(hinted) && ready().any(|endpoint| names_zone(endpoint, zone)) {
             return Self::Zone;
         }
         Self::Ignored
@@ -250,7 +270,8 @@ pub fn route(
     let external = wanted.iter().any(|frontend| frontend.kind != FrontendKind::ClusterIp);
     let external_policy = if external { service.external_policy } else { TrafficPolicy::Cluster };
     let uses_cluster = service.internal_policy == TrafficPolicy::Cluster || external;
-    let uses_local = service.internal_policy == TrafficPolicy::Local || external_policy == TrafficPolicy::Local;
+    let uses_local =
+        service.internal_policy == TrafficPolicy::Local || external_policy == TrafficPolicy::Local;
     let endpoints = entry.endpoints(family, &port.name, port.protocol);
     let targets = targets(&endpoints, uses_cluster, uses_local, node.zone.as_deref());
     Route {

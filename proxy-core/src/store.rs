@@ -155,7 +155,8 @@ impl Store {
             Kind::Slice => {
                 self.slices.complete_once = true;
                 let Some(seen) = mem::take(&mut self.slices.seen) else { return Vec::new() };
-                let gone: Vec<_> = self.slice_owner.keys().filter(|name| !seen.contains(*name)).cloned().collect();
+                let gone: Vec<_> =
+                    self.slice_owner.keys().filter(|name| !seen.contains(*name)).cloned().collect();
                 gone.iter().filter_map(|name| self.remove_slice(name)).collect()
             }
         }
@@ -173,8 +174,10 @@ impl Entry {
         let mut found: Vec<(&Endpoint, u16)> = slices
             .iter()
             .flat_map(|slice| {
-                let ports =
-                    slice.ports.iter().filter(move |candidate| *candidate.name == *port && candidate.protocol == protocol);
+                let ports = slice
+                    .ports
+                    .iter()
+                    .filter(move |candidate| *candidate.name == *port && candidate.protocol == protocol);
                 ports.flat_map(|port| slice.endpoints.iter().map(move |endpoint| (endpoint, port.port)))
             })
             .collect();
@@ -190,11 +193,12 @@ impl Entry {
         found
     }
 
-    /// Distinct addresses of ready endpoints on this node, both families: what a load balancer's health check asks.
-    pub fn ready_local_addresses(&self) -> usize {
+    /// Distinct addresses of ready endpoints on this node: what a load balancer's health check asks.
+    pub fn ready_local_addresses(&self, family: Family) -> usize {
         let mut addresses: Vec<IpAddr> = self
             .slices
             .iter()
+            .filter(|slice| slice.family == family)
             .flat_map(|slice| slice.endpoints.iter())
             .filter(|endpoint| endpoint.local && endpoint.ready)
             .map(|endpoint| endpoint.addr)

@@ -1,0 +1,43 @@
+//! What `healthCheckNodePort` answers: how many ready endpoints of a Service are on this node.
+
+use std::collections::HashMap;
+
+use crate::{
+    model::{Family, ServiceName},
+    store::Entry,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub port: u16,
+    /// Distinct addresses of ready endpoints on this node.
+    pub local_v4: usize,
+    pub local_v6: usize,
+}
+
+/// Kept up to date one Service at a time.
+#[derive(Debug, Default)]
+pub struct HealthChecks {
+    checks: HashMap<ServiceName, HealthCheck>,
+    changed: bool,
+}
+
+impl HealthChecks {
+    pub fn update(&mut self, name: &ServiceName, entry: Option<&Entry>) {
+        let check = entry.and_then(|entry| {
+            let port = entry.service.as_ref()?.health_check_node_port?;
+            let local = |family| entry.ready_local_addresses(family);
+            Some(HealthCheck { port, local_v4: local(Family::V4), local_v6: local(Family::V6) })
+        });
+        let before = match check {
+            Some(check) => self.checks.insert(name.clone(), check),
+            None => self.checks.remove(name),
+        };
+        self.changed |= before != check;
+    }
+
+    /// All of them, if any changed since the last call.
+    pub fn take_changed(&mut self) -> Option<&HashMap<ServiceName, HealthCheck>> {
+        std::mem::take(&mut self.changed).then_some(&self.checks)
+    }
+}
