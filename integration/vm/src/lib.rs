@@ -1,0 +1,82 @@
+//! Runs a test where the kernel has IPVS: in this process if it has, else in the VM of this folder.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use nix::sched::{CloneFlags, unshare};
+
+/// Run `test` in a network namespace of its own, on a kernel that has IPVS.
+///
+/// Where this kernel has none, the calling test's program is started again in the VM with this test as the only one,
+/// and must succeed there. Call it first thing in a `#[test]` function, once.
+///
+/// # Panics
+/// If the VM is not set up, or the test fails in it. A test is never skipped.
+pub fn with_ipvs(test: impl FnOnce()) {
+    if std::env::var_os("VM_RUN_GUEST").is_some() || std::path::Path::new("/proc/net/ip_vs").exists() {
+        own_namespace();
+        test();
+        return;
+    }
+    let thread = std::thread::current();
+    let name =
+        thread.name().filter(|name| *name != "main").expect("called from a #[test] function's own thread");
+    let program = std::env::current_exe().expect("a program has a path");
+    let status = Command::new(vm_run())
+        .args(["--timeout", "300", "--"])
+        .arg(program)
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        // The runner's own variables would have the guest's program believe that it runs under the runner.
+        .env_remove("NEXTEST")
+        .env_remove("NEXTEST_EXECUTION_MODE")
+        .status()
+        .expect("vm-run starts");
+    match status.code() {
+        Some(0) => {}
+        Some(127) => panic!("this kernel has no IPVS and the VM is not set up: run integration/vm/vm-setup"),
+        _ => panic!("{name} failed in the VM: {status}"),
+    }
+}
+
+/// Give the calling thread, and what it starts, a network namespace with its loopback up.
+///
+/// # Panics
+/// Without the privilege to do so: these tests run as root.
+pub fn own_namespace() {
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+        .expect("a new network namespace: run as root");
+    // Mounts made by `ip netns` shall not reach the host.
+    nix::mount::mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )
+    .expect("mounts become private");
+    // /sys shows the network namespace of who mounted it.
+    nix::mount::mount(Some("sys"), "/sys", Some("sysfs"), nix::mount::MsFlags::empty(), None::<&str>)
+        .expect("a /sys of the namespace");
+    run("ip link set lo up");
+}
+
+/// Run a shell command that must succeed, and return what it printed.
+///
+/// # Panics
+/// With what it printed, if it fails.
+pub fn run(command: &str) -> String {
+    let output = Command::new("sh").args(["-c", command]).output().expect("sh starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{command}: {}\n{text}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+/// The program that starts the VM.
+pub fn vm_run() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("vm-run")
+}
