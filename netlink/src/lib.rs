@@ -1,1 +1,16 @@
-//! Netlink framing, batched sockets, links, addresses, routes and conntrack
+//! Netlink framing, batched sockets, links, addresses, routes and conntrack.
+//!
+//! `attr` writes and reads messages, `socket` and `pipeline` carry them, the rest speaks one kernel subsystem each.
+
+pub mod attr;
+pub mod message;
+pub mod pipeline;
+pub mod socket;
+
+mod error;
+
+pub use attr::{Attribute, Attributes, Nest, Writer};
+pub use error::{Error, Failure};
+pub use message::{Message, Messages, flags};
+pub use pipeline::Pipeline;
+pub use socket::{Dump, Protocol, Socket};
