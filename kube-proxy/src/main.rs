@@ -1,2 +1,7 @@
 //! The `kube-proxy` program.
+
+mod engine;
+mod slim;
+mod watch;
+
 fn main() {}
