@@ -1,0 +1,32 @@
+# The two commands of the README, and the smaller steps they are made of.
+
+.PHONY: all demo test lint build bench image clean
+
+all: build
+
+build:
+	@tools/setup build
+	cargo build --release --locked -p kube-proxy
+
+# An isolated node, an API server with a small cluster, kube-proxy for real, traffic, and an account of it.
+demo:
+	@tools/setup test
+	cargo build --release --locked -p kube-proxy -p integration --bin kube-proxy --bin demo
+	target/release/demo --kube-proxy target/release/kube-proxy
+
+# Everything: formatting, lints, licences (where cargo-deny is installed), and all tests on a real kernel.
+test: lint
+	@tools/setup test
+	cargo build --locked -p kube-proxy
+	cargo nextest run --workspace --locked --no-fail-fast
+	cargo test --doc --workspace --locked -q
+
+lint:
+	@tools/setup build
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check licenses bans sources; \
+	else echo "cargo-deny is not installed: the licence gate was not run"; fi
+
+clean:
+	cargo clean
