@@ -224,7 +224,6 @@ macro_rules! resource {
         }
     };
 }
-#[allow(unused_imports, reason = "for node.rs")]
 pub(crate) use resource;
 
 resource!(Service, NamespaceResourceScope, "", "Service", "services");

@@ -1,0 +1,32 @@
+//! The connection to the API server.
+
+use anyhow::Context as _;
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+
+use crate::config::settings::ClientSettings;
+
+/// From a kubeconfig file, or from inside the cluster; `master` replaces the server of either.
+pub(crate) async fn connect(settings: &ClientSettings) -> anyhow::Result<Client> {
+    let mut config = match (&settings.kubeconfig, &settings.master) {
+        (Some(path), _) => {
+            let file = Kubeconfig::read_from(path).with_context(|| format!("kubeconfig {}", path.display()))?;
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .with_context(|| format!("kubeconfig {}", path.display()))?
+        }
+        (None, Some(master)) => Config::new(master.parse().with_context(|| format!("--master {master}"))?),
+        (None, None) => {
+            tracing::info!(
+                "Neither kubeconfig file nor master URL was specified, falling back to in-cluster config"
+            );
+            Config::incluster().context("in-cluster configuration")?
+        }
+    };
+    if let Some(master) = &settings.master {
+        config.cluster_url = master.parse().with_context(|| format!("--master {master}"))?;
+    }
+    Client::try_from(config).context("the API client could not be set up")
+}

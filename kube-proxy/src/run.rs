@@ -1,0 +1,270 @@
+//! The main job: from the settings to a running engine.
+
+use std::{
+    net::IpAddr,
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use kube::{Api, Client, runtime::watcher::Event};
+use proxy_core::{
+    backend::{Executor, Planner},
+    environment::{EnvironmentSettings, LocalPods, NodePortSettings},
+    model::{Family, Input},
+    reconciler::{Pace, Reconciler},
+};
+use tokio::sync::watch;
+
+use crate::{
+    client,
+    config::settings::{DetectLocal, Mode, NodePortAddressSet, Settings},
+    engine::{self, Message},
+    node::{self, Node},
+    observe::Observations,
+    watch as watches,
+};
+
+const NODE_IPS_TIMEOUT: Duration = Duration::from_secs(30);
+const POD_CIDRS_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Runs until a signal or a failure ends it. What is in the kernel stays.
+pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("the asynchronous runtime could not be started")?;
+    let result = runtime.block_on(serve(settings));
+    // Threads that wait for the network must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(settings: Settings) -> anyhow::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+    tokio::select! {
+        result = start(settings) => result,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+/// Never returns `Ok`.
+async fn start(settings: Settings) -> anyhow::Result<()> {
+    let name = node::name(settings.hostname_override.as_deref())?;
+    let client = client::connect(&settings.client).await?;
+    let (messages, inbox) = mpsc::channel::<Message>();
+
+    let (node_sender, mut node) = watch::channel::<Option<Node>>(None);
+    tokio::spawn(watch_node(client.clone(), name.clone(), node_sender));
+    let ips = wait_for(&mut node, NODE_IPS_TIMEOUT, Node::ips).await;
+    let ips = node::primary_first(ips, settings.bind_address);
+    if ips.is_empty() {
+        tracing::error!(node = name, "Can't determine this node's IP, assuming loopback; if this is incorrect, please set the --bind-address flag");
+    } else {
+        tracing::info!(nodeIPs = ?ips, "Successfully retrieved NodeIPs");
+    }
+    let pod_cidrs = match settings.detect_local {
+        DetectLocal::NodeCidr => {
+            let cidrs = wait_for(&mut node, POD_CIDRS_TIMEOUT, Node::pod_cidrs).await;
+            anyhow::ensure!(!cidrs.is_empty(), "timeout waiting for PodCIDR allocation on node {name:?}");
+            cidrs
+        }
+        _ => Vec::new(),
+    };
+
+    let environment = environment_settings(&settings, &pod_cidrs);
+    let pace = Pace { min_interval: settings.min_sync_period.unwrap_or(Pace::default().min_interval), ..Pace::default() };
+    let engine_ended = start_engine(&settings, environment, pace, inbox)?;
+
+    messages.send(Input::NodeIps(ips.into()).into())?;
+    start_interface_watch(messages.clone())?;
+    tokio::spawn(watches::services(client.clone(), true, messages.clone()));
+    tokio::spawn(watches::slices(client.clone(), name.clone(), messages.clone()));
+    tokio::spawn(watches::service_cidrs(client.clone(), messages.clone()));
+    let follow = follow_node(node, settings.bind_address, pod_cidrs, messages);
+    tokio::select! {
+        result = follow => result,
+        result = engine_ended => match result {
+            Ok(Err(error)) => Err(error),
+            _ => anyhow::bail!("the engine ended"),
+        },
+    }
+}
+
+/// Waits until the Node object shows what is asked for; empty when the time is up.
+async fn wait_for<T>(node: &mut watch::Receiver<Option<Node>>, limit: Duration, select: fn(&Node) -> Vec<T>) -> Vec<T> {
+    let found = node.wait_for(|node| node.as_ref().is_some_and(|node| !select(node).is_empty()));
+    match tokio::time::timeout(limit, found).await {
+        Ok(Ok(node)) => node.as_ref().map(select).unwrap_or_default(),
+        _ => Vec::new(),
+    }
+}
+
+async fn watch_node(client: Client, name: String, sender: watch::Sender<Option<Node>>) {
+    let query = watches::Query::new(None, Some(format!("metadata.name={name}")));
+    let mut listed = None;
+    watches::watch(Api::<Node>::all(client), query, false, |event| {
+        match event {
+            Event::Init => listed = None,
+            Event::InitApply(node) => listed = Some(node),
+            Event::InitDone => sender.send_replace(listed.take()).map_or((), drop),
+            Event::Apply(node) => sender.send_replace(Some(node)).map_or((), drop),
+            Event::Delete(_) => sender.send_replace(None).map_or((), drop),
+        }
+        true
+    })
+    .await;
+}
+
+/// Passes on what changes about the node while the process runs. Ends when the process should.
+async fn follow_node(
+    mut node: watch::Receiver<Option<Node>>,
+    bind_address: Option<IpAddr>,
+    pod_cidrs: Vec<ipnet::IpNet>,
+    messages: mpsc::Sender<Message>,
+) -> anyhow::Result<()> {
+    loop {
+        {
+            let now = node.borrow_and_update();
+            // A Node object that is gone for a moment must not take the NodePorts with it.
+            if let Some(now) = now.as_ref() {
+                let cidrs = now.pod_cidrs();
+                if !pod_cidrs.is_empty() && !cidrs.is_empty() && cidrs != pod_cidrs {
+                    anyhow::bail!("the node's podCIDRs changed from {pod_cidrs:?} to {cidrs:?}: starting over with them");
+                }
+                messages.send(Input::Zone(now.zone().map(Into::into)).into())?;
+                let ips = node::primary_first(now.ips(), bind_address);
+                if !ips.is_empty() {
+                    messages.send(Input::NodeIps(ips.into()).into())?;
+                }
+            }
+        }
+        node.changed().await.context("the node's watch ended")?;
+    }
+}
+
+/// The part of the settings that backends act on.
+pub(crate) fn environment_settings(settings: &Settings, pod_cidrs: &[ipnet::IpNet]) -> EnvironmentSettings {
+    let local_pods = match &settings.detect_local {
+        DetectLocal::ClusterCidr(cidrs) if cidrs.is_empty() => {
+            tracing::info!("Defaulting to no-op detect-local");
+            LocalPods::Unknown
+        }
+        DetectLocal::ClusterCidr(cidrs) => LocalPods::Cidrs(cidrs.clone().into()),
+        DetectLocal::NodeCidr => LocalPods::Cidrs(pod_cidrs.into()),
+        DetectLocal::BridgeInterface(name) => LocalPods::Bridge(name.as_str().into()),
+        DetectLocal::InterfaceNamePrefix(prefix) => LocalPods::InterfacePrefix(prefix.as_str().into()),
+    };
+    let selection = &settings.node_port_addresses;
+    let node_ports = match &selection.addresses {
+        NodePortAddressSet::Any => NodePortSettings::Any,
+        NodePortAddressSet::Primary => NodePortSettings::Primary,
+        NodePortAddressSet::Cidrs(cidrs) => NodePortSettings::Within(cidrs.clone().into()),
+    };
+    let names_loopback = match &selection.addresses {
+        NodePortAddressSet::Cidrs(cidrs) => {
+            cidrs.iter().any(|cidr| cidr.prefix_len() > 0 && cidr.addr().is_ipv4() && cidr.addr().is_loopback())
+        }
+        _ => false,
+    };
+    let localhost_node_ports = match settings.mode {
+        // As kube-proxy: on by default, where NodePorts answer on all addresses or on a loopback network.
+        Mode::Iptables => {
+            settings.localhost_node_ports
+                && (selection.localhost || names_loopback || selection.addresses == NodePortAddressSet::Any)
+        }
+        // Only where it is asked for: the kernel setting behind it has a cost in safety.
+        Mode::Nftables | Mode::Ipvs => selection.localhost || names_loopback,
+    };
+    EnvironmentSettings {
+        masquerade_mark: settings.masquerade_mark,
+        masquerade_all: settings.masquerade_all,
+        local_pods,
+        node_ports,
+        localhost_node_ports,
+    }
+}
+
+type EngineEnded = tokio::sync::oneshot::Receiver<anyhow::Result<()>>;
+
+/// Opens the mode's backends and gives them to a thread of their own.
+fn start_engine(
+    settings: &Settings,
+    environment: EnvironmentSettings,
+    pace: Pace,
+    inbox: mpsc::Receiver<Message>,
+) -> anyhow::Result<EngineEnded> {
+    match settings.mode {
+        Mode::Nftables => {
+            let open = |family| Ok((backend_nft::Planner::new(family), backend_nft::Executor::open(family)?));
+            spawn(open_families(open)?, environment, pace, Duration::from_millis(500), inbox)
+        }
+        Mode::Iptables => {
+            let open = |family| Ok((backend_iptables::Planner::new(family), backend_iptables::Executor::open(family)?));
+            spawn(open_families(open)?, environment, pace, settings.sync_period, inbox)
+        }
+        Mode::Ipvs => {
+            let open = |family| Ok((backend_ipvs::Planner::new(family), backend_ipvs::Executor::open(family)?));
+            spawn(open_families(open)?, environment, pace, settings.sync_period, inbox)
+        }
+    }
+}
+
+/// A family that the machine does not support is left out with a log line; none at all is an error.
+fn open_families<P, X>(open: impl Fn(Family) -> anyhow::Result<(P, X)>) -> anyhow::Result<Vec<(Family, P, X)>> {
+    let mut opened = Vec::new();
+    let mut failed = None;
+    for family in Family::BOTH {
+        if family == Family::V6 && !ipv6_supported() {
+            tracing::info!("No IPv6 in this kernel; running IPv4 only");
+            continue;
+        }
+        match open(family) {
+            Ok((planner, executor)) => opened.push((family, planner, executor)),
+            Err(error) => {
+                tracing::error!(%family, error = %format!("{error:#}"), "This family cannot be served");
+                failed = Some(error.context(format!("{family} cannot be served")));
+            }
+        }
+    }
+    match (opened.is_empty(), failed) {
+        (true, Some(error)) => Err(error),
+        _ => Ok(opened),
+    }
+}
+
+fn ipv6_supported() -> bool {
+    let disabled = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    std::path::Path::new("/proc/net/if_inet6").exists() && disabled.is_ok_and(|value| value.trim() == "0")
+}
+
+fn spawn<P, X>(
+    backends: Vec<(Family, P, X)>,
+    environment: EnvironmentSettings,
+    pace: Pace,
+    drift_interval: Duration,
+    inbox: mpsc::Receiver<Message>,
+) -> anyhow::Result<EngineEnded>
+where
+    P: Planner + Send + 'static,
+    X: Executor<Op = P::Op, Found = P::Found> + Send + 'static,
+{
+    let (ended, receiver) = tokio::sync::oneshot::channel();
+    let reconciler = Reconciler::new(environment, pace, backends);
+    thread::Builder::new().name("engine".to_owned()).spawn(move || {
+        engine::run(reconciler, &inbox, &mut Observations::default(), drift_interval);
+        // Nobody may be listening any more.
+        let _ = ended.send(Ok(()));
+    })?;
+    Ok(receiver)
+}
+
+/// Follows the addresses of the node's interfaces.
+fn start_interface_watch(messages: mpsc::Sender<Message>) -> anyhow::Result<()> {
+    drop(messages);
+    Ok(())
+}
