@@ -1,28 +1,37 @@
 //! One family's half of the engine: what is installed, what differs, and the planner and executor that close the gap.
 
+mod addresses;
+mod aside;
+
 use std::{
     collections::{HashMap, HashSet},
     mem,
-    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use addresses::Addresses;
+pub use addresses::Conflict;
+use aside::Asides;
+
 use crate::{
     backend::{ApplyError, Change, Effect, Executor, Plan, Planned, Planner},
-    claims::{ClaimKey, Claimant, Claims},
+    claims::ClaimKey,
     environment::Environment,
-    model::{Family, Kind, Protocol, Service, ServiceName, ServicePortName, TrafficPolicy},
+    model::{Family, Kind, ServiceName, ServicePortName, TrafficPolicy},
     reconciler::Pace,
-    route::{self, Frontend, FrontendKind, NodeView, Route},
+    route::{self, Frontend, NodeView, Route},
     store::Store,
 };
 
 /// Routes of one Service, one per port.
 type Routes = Box<[(ServicePortName, Arc<Route>)]>;
 
-/// How many Services may be set aside within one sync before the sync counts as failed.
+/// How many times one sync may find a Service at fault before it counts as failed.
 const MOST_CULPRITS_PER_SYNC: usize = 32;
+
+/// How many trigger times are kept while syncs fail: they feed a histogram only.
+const MOST_TRIGGERS: usize = 16_384;
 
 pub struct Instance<P, X> {
     family: Family,
@@ -36,14 +45,10 @@ pub struct Instance<P, X> {
     /// What the last successful plans put into the kernel.
     installed: HashMap<ServiceName, Routes>,
     counts: Counts,
-    claims: Claims,
-    /// What each Service claims at present, to release it later.
-    claimed: HashMap<ServiceName, Box<[ClaimKey]>>,
-    /// Claims that another Service won.
-    lost: HashMap<ServiceName, Vec<Conflict>>,
+    addresses: Addresses,
 
     dirty: HashSet<ServiceName>,
-    set_aside: HashMap<ServiceName, SetAside>,
+    aside: Asides,
     /// The next sync is a full one, and why.
     full: Option<&'static str>,
     begun: bool,
@@ -56,19 +61,20 @@ pub struct Instance<P, X> {
     triggers: Vec<i64>,
 }
 
+/// A plan that was not carried through, and the Service at fault where one is known.
+struct Failure {
+    error: ApplyError,
+    culprit: Option<ServiceName>,
+}
+
+/// Services of which single operations were refused while everything else took effect.
+type Rejected = Vec<(ServiceName, String)>;
+
 /// Inputs taken in since the last successful sync.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pending {
     pub services: u64,
     pub slices: u64,
-}
-
-#[derive(Debug, Clone)]
-struct SetAside {
-    retry_at: Instant,
-    attempts: u32,
-    /// Part of it is in the kernel: only a full sync can mend it.
-    partly_applied: bool,
 }
 
 /// Totals of what is installed, kept up to date by each commit.
@@ -79,17 +85,6 @@ pub struct Counts {
     /// Service ports under policy Local whose endpoints are all elsewhere.
     pub no_local_internal: usize,
     pub no_local_external: usize,
-}
-
-/// An address that two Services want.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Conflict {
-    pub service: ServiceName,
-    pub winner: ServiceName,
-    pub protocol: Protocol,
-    /// `None`: a node port.
-    pub at: Option<IpAddr>,
-    pub port: u16,
 }
 
 /// What one sync did, for metrics, events, logs and the conntrack reconciler.
@@ -131,11 +126,9 @@ where
             environment_stale: false,
             installed: HashMap::new(),
             counts: Counts::default(),
-            claims: Claims::default(),
-            claimed: HashMap::new(),
-            lost: HashMap::new(),
+            addresses: Addresses::new(family),
             dirty: HashSet::new(),
-            set_aside: HashMap::new(),
+            aside: Asides::default(),
             full: Some("start"),
             begun: false,
             failures: 0,
@@ -174,7 +167,7 @@ where
 
     /// Services that the kernel refused and that wait for another try.
     pub fn set_aside_names(&self) -> impl Iterator<Item = &ServiceName> {
-        self.set_aside.keys()
+        self.aside.names()
     }
 
     pub fn executor(&self) -> &X {
@@ -199,15 +192,15 @@ where
     /// Marks a Service without counting an input.
     pub(crate) fn touch_again(&mut self, service: ServiceName, now: Instant) {
         // A Service that its owner has edited gets another chance at once.
-        if let Some(aside) = self.set_aside.get_mut(&service) {
-            aside.retry_at = now;
-        }
+        self.aside.hurry(&service, now);
         self.dirty.insert(service);
         self.queued_since.get_or_insert(now);
     }
 
     pub(crate) fn note_trigger(&mut self, at: i64) {
-        self.triggers.push(at);
+        if self.triggers.len() < MOST_TRIGGERS {
+            self.triggers.push(at);
+        }
     }
 
     pub(crate) fn set_pace(&mut self, pace: Pace) {
@@ -252,9 +245,15 @@ where
             (Some(since), Some(not_before)) => Some(since.max(not_before)),
             (since, _) => since,
         };
-        let retry = self.set_aside.values().map(|aside| aside.retry_at).min();
+        let retry = self.aside.next_retry();
         let retry = retry.map(|at| self.not_before.map_or(at, |not_before| at.max(not_before)));
-        [work, retry, self.planner.next_upkeep()].into_iter().flatten().min()
+        let upkeep = if self.keeps_up() { self.planner.next_upkeep() } else { None };
+        [work, retry, upkeep].into_iter().flatten().min()
+    }
+
+    /// Upkeep builds on a kernel state that is known; a full sync makes it needless.
+    fn keeps_up(&self) -> bool {
+        self.failures == 0 && self.full.is_none()
     }
 
     /// One round: at most one sync and one piece of upkeep.
@@ -274,7 +273,7 @@ where
             self.finish(&mut report, waited);
             return Some(report);
         }
-        if self.failures == 0
+        if self.keeps_up()
             && let Some(plan) = self.planner.plan_upkeep(started)
         {
             let result = self.executor.apply(&plan);
@@ -310,13 +309,11 @@ where
     }
 
     fn retry_set_aside(&mut self, now: Instant) {
-        for (name, aside) in &self.set_aside {
-            if aside.retry_at <= now {
-                self.dirty.insert(name.clone());
-                self.queued_since.get_or_insert(now);
-                if aside.partly_applied {
-                    self.full.get_or_insert("a Service was applied in part");
-                }
+        for (name, partly_applied) in self.aside.due(now) {
+            self.dirty.insert(name.clone());
+            self.queued_since.get_or_insert(now);
+            if partly_applied {
+                self.full.get_or_insert("a Service was applied in part");
             }
         }
     }
@@ -328,69 +325,108 @@ where
         if self.full.is_some() && self.installed.is_empty() {
             work.extend(store.names().cloned());
         }
-        report.conflicts = self.settle_claims(&mut work, store, node);
-        // What is still being waited for keeps its last good state.
-        let waits = |aside: &SetAside| aside.retry_at > started;
+        report.conflicts = self.addresses.settle(&mut work, store, node);
         let mut wanted: HashMap<ServiceName, Routes> = work
             .iter()
-            .filter(|name| !self.set_aside.get(*name).is_some_and(waits))
+            .filter(|name| !self.aside.waits(name, started))
             .map(|name| (name.clone(), self.routes(name, store, node)))
             .collect();
+        // What is still being waited for keeps its last good state, less what others own by now.
+        let mut held: HashSet<ServiceName> = self.aside.waiting(started).cloned().collect();
+        wanted.extend(held.iter().filter_map(|name| Some((name.clone(), self.reduced(name)?))));
 
         for _ in 0..MOST_CULPRITS_PER_SYNC {
             match self.attempt(&wanted, started, &mut report) {
-                Ok(()) => {
-                    self.commit(wanted, &mut report);
+                Ok(rejected) => {
+                    held.extend(rejected.iter().map(|(name, _)| name.clone()));
+                    self.commit(wanted, &held, &mut report);
+                    for (name, reason) in rejected {
+                        self.aside.put(name.clone(), started, true, &self.pace);
+                        report.set_aside.push((name, reason));
+                    }
                     return report;
                 }
-                Err((ApplyError::Refused { reason, culprit: Some(_) }, Some(name))) => {
-                    wanted.remove(&name);
-                    self.put_aside(name.clone(), started, false);
-                    report.set_aside.push((name, reason));
+                Err(Failure { error: ApplyError::Refused { reason, .. }, culprit: Some(name) })
+                    if self.concede(&name, &mut wanted, &mut held) =>
+                {
+                    if !report.set_aside.iter().any(|(known, _)| *known == name) {
+                        self.aside.put(name.clone(), started, false, &self.pace);
+                        report.set_aside.push((name, reason));
+                    }
                 }
-                Err((error, _)) => {
+                Err(Failure { error, .. }) => {
                     report.error = Some(error.to_string());
                     if matches!(error, ApplyError::Lost(_)) || self.failures > 0 {
                         self.full.get_or_insert("the kernel's state is not known after a failure");
                     }
+                    self.failures += 1;
                     break;
                 }
             }
         }
-        if report.error.is_none() {
-            report.error =
-                Some(format!("more than {MOST_CULPRITS_PER_SYNC} Services were refused in one sync"));
-        }
+        // Finding culprits is progress, not a failure: the rest is tried soon, without them.
+        report.error.get_or_insert_with(|| {
+            format!("more than {MOST_CULPRITS_PER_SYNC} Services were refused in one sync")
+        });
+        report.changes.clear();
         self.dirty.extend(work);
         report
     }
 
-    /// One plan, applied. An error comes with the Service at fault where one is known.
+    /// Takes back what was wanted for a Service that the kernel refused: it keeps its last good state; where that is
+    /// what was refused (the kernel's state may be gone), it is left out. False: there is nothing left to concede.
+    fn concede(
+        &self,
+        name: &ServiceName,
+        wanted: &mut HashMap<ServiceName, Routes>,
+        held: &mut HashSet<ServiceName>,
+    ) -> bool {
+        if held.insert(name.clone()) && wanted.remove(name).is_some() {
+            wanted.extend(self.reduced(name).map(|routes| (name.clone(), routes)));
+            return true;
+        }
+        let left_out = wanted.insert(name.clone(), Routes::default());
+        left_out.is_none_or(|routes| !routes.is_empty())
+    }
+
+    /// What is installed for a Service, less the addresses that other Services own by now; `None` if they own none.
+    fn reduced(&self, name: &ServiceName) -> Option<Routes> {
+        let own = |route: &Route, frontend: &Frontend| self.addresses.grants(&key(route, frontend), name);
+        let installed = self.installed(name);
+        if installed.iter().all(|(_, route)| route.frontends.iter().all(|frontend| own(route, frontend))) {
+            return None;
+        }
+        let reduce = |route: &Arc<Route>| {
+            let frontends = route.frontends.iter().filter(|frontend| own(route, frontend)).cloned().collect();
+            Arc::new(Route { frontends, ..Route::clone(route) })
+        };
+        Some(installed.iter().map(|(port, route)| (port.clone(), reduce(route))).collect())
+    }
+
+    /// One plan, applied.
     fn attempt(
         &mut self,
         wanted: &HashMap<ServiceName, Routes>,
         now: Instant,
         report: &mut SyncReport,
-    ) -> Result<(), (ApplyError, Option<ServiceName>)> {
+    ) -> Result<Rejected, Failure> {
         let environment = self.environment.clone().expect("checked by next_wakeup");
         report.changes = self.changes(wanted);
         if self.full.is_none() {
             if report.changes.is_empty() && !self.environment_stale {
-                return Ok(());
+                return Ok(Rejected::new());
             }
             match self.planner.plan(&report.changes, &environment, now) {
                 Planned::Plan(plan) => {
                     let owner =
                         |at: u32| report.changes.get(at as usize).map(|change| change.name.service.clone());
-                    let rejected = self.apply(&plan, owner)?;
-                    report.set_aside.extend(rejected);
-                    return Ok(());
+                    return self.apply(&plan, owner);
                 }
                 Planned::StartOver(reason) => self.full = Some(reason),
             }
         }
         report.full = self.full;
-        let found = self.executor.survey().map_err(|error| (error, None))?;
+        let found = self.executor.survey().map_err(|error| Failure { error, culprit: None })?;
         let mut routes: Vec<(ServicePortName, Arc<Route>)> = self
             .installed
             .iter()
@@ -402,31 +438,27 @@ where
         let plan = self.planner.plan_full(&routes, &environment, found, now);
         let owner = |at: u32| routes.get(at as usize).map(|(name, _)| name.service.clone());
         let rejected = self.apply(&plan, owner)?;
-        report.set_aside.extend(rejected);
         self.full = None;
-        Ok(())
+        Ok(rejected)
     }
 
-    /// Returns the Services of which single operations were refused.
-    #[expect(clippy::type_complexity, reason = "used once")]
     fn apply(
         &mut self,
         plan: &Plan<P::Op>,
         owner: impl Fn(u32) -> Option<ServiceName>,
-    ) -> Result<Vec<(ServiceName, String)>, (ApplyError, Option<ServiceName>)> {
+    ) -> Result<Rejected, Failure> {
         match self.executor.apply(plan) {
             Ok(outcome) => {
                 self.planner.settle(Effect::Applied);
-                let mut rejected: Vec<(ServiceName, String)> = Vec::new();
+                let mut rejected = Rejected::new();
                 for rejection in outcome.rejected {
                     match rejection.owner.and_then(&owner) {
                         Some(name) if rejected.iter().any(|(known, _)| *known == name) => {}
                         Some(name) => rejected.push((name, rejection.reason)),
+                        // The rest took effect, and nobody can be set aside for it: only a full sync can mend that.
                         None => {
-                            return Err((
-                                ApplyError::Refused { reason: rejection.reason, culprit: None },
-                                None,
-                            ));
+                            let error = ApplyError::Lost(std::io::Error::other(rejection.reason));
+                            return Err(Failure { error, culprit: None });
                         }
                     }
                 }
@@ -438,16 +470,15 @@ where
                     ApplyError::Refused { culprit: Some(at), .. } => owner(*at),
                     _ => None,
                 };
-                Err((error, culprit))
+                Err(Failure { error, culprit })
             }
         }
     }
 
     fn finish(&mut self, report: &mut SyncReport, took: Duration) {
         if report.error.is_some() {
-            let wait =
-                self.pace.first_retry.saturating_mul(1 << self.failures.min(16)).min(self.pace.max_retry);
-            self.failures += 1;
+            let doubled = 1 << self.failures.saturating_sub(1).min(16);
+            let wait = self.pace.first_retry.saturating_mul(doubled).min(self.pace.max_retry);
             self.not_before = Some(report.ended + wait);
             report.retry_at = self.not_before;
             return;
@@ -455,28 +486,21 @@ where
         self.failures = 0;
         // Under load at most half of the time is spent syncing; what arrives meanwhile is taken together.
         self.not_before = Some(report.ended + self.pace.min_interval.max(took.min(Duration::from_secs(1))));
-        let rejected: Vec<ServiceName> = report.set_aside.iter().map(|(name, _)| name.clone()).collect();
-        for name in rejected {
-            if !self.set_aside.contains_key(&name) {
-                self.put_aside(name, report.ended, true);
-            }
-        }
         report.triggers = mem::take(&mut self.triggers);
         report.pending = mem::take(&mut self.pending);
         self.queued_since = None;
     }
 
-    fn put_aside(&mut self, name: ServiceName, now: Instant, partly_applied: bool) {
-        let attempts = self.set_aside.get(&name).map_or(0, |aside| aside.attempts) + 1;
-        let wait = self.pace.first_retry.saturating_mul(4 << attempts.min(16)).min(self.pace.max_retry);
-        self.set_aside.insert(name, SetAside { retry_at: now + wait, attempts, partly_applied });
-    }
-
-    fn commit(&mut self, wanted: HashMap<ServiceName, Routes>, report: &mut SyncReport) {
+    /// What was wanted is installed; `held` names those for which it was not what their owners asked for.
+    fn commit(
+        &mut self,
+        wanted: HashMap<ServiceName, Routes>,
+        held: &HashSet<ServiceName>,
+        report: &mut SyncReport,
+    ) {
         self.environment_stale = false;
-        let refused: HashSet<&ServiceName> = report.set_aside.iter().map(|(name, _)| name).collect();
         for (name, routes) in wanted {
-            if !refused.contains(&name) && self.set_aside.remove(&name).is_some() {
+            if !held.contains(&name) && self.aside.remove(&name) && !routes.is_empty() {
                 report.restored.push(name.clone());
             }
             if let Some(before) = self.installed.remove(&name) {
@@ -514,94 +538,34 @@ where
         changes
     }
 
-    /// Brings the claims of every Service in `work` up to date; Services that win or lose an address by it join.
-    fn settle_claims(
-        &mut self,
-        work: &mut HashSet<ServiceName>,
-        store: &Store,
-        node: &NodeView,
-    ) -> Vec<Conflict> {
-        let mut queue: Vec<ServiceName> = work.iter().cloned().collect();
-        let mut moved: Vec<ServiceName> = Vec::new();
-        while let Some(name) = queue.pop() {
-            let service = store.entry(&name).and_then(|entry| entry.service.as_ref());
-            let wanted: Vec<(ClaimKey, Claimant)> =
-                service.map(|service| self.wanted_claims(service, node)).unwrap_or_default();
-            let before = self.claimed.remove(&name).unwrap_or_default();
-            for key in before.iter().filter(|key| !wanted.iter().any(|(wanted, _)| wanted == *key)) {
-                moved.extend(self.claims.release(key, &name));
-            }
-            if !wanted.is_empty() {
-                self.claimed.insert(name, wanted.iter().map(|(key, _)| *key).collect());
-            }
-            for (key, claimant) in wanted {
-                moved.extend(self.claims.claim(key, claimant));
-            }
-        }
-        work.extend(moved);
-        self.note_conflicts(work, store)
-    }
-
-    fn wanted_claims(&self, service: &Service, node: &NodeView) -> Vec<(ClaimKey, Claimant)> {
-        let claimant = |kind| Claimant {
-            external: kind != FrontendKind::ClusterIp,
-            created: service.created,
-            service: service.name.clone(),
-        };
-        let mut claims: Vec<(ClaimKey, Claimant)> = Vec::new();
-        for port in &service.ports {
-            for frontend in route::wanted_frontends(service, port, self.family, node).into_iter().flatten() {
-                claims.push(((port.protocol, frontend.at, frontend.port), claimant(frontend.kind)));
-            }
-        }
-        claims
-    }
-
-    /// Conflicts that are new.
-    fn note_conflicts(&mut self, work: &HashSet<ServiceName>, store: &Store) -> Vec<Conflict> {
-        let mut news = Vec::new();
-        for name in work {
-            let lost: Vec<Conflict> = self
-                .claimed
-                .get(name)
-                .into_iter()
-                .flatten()
-                .filter_map(|key| {
-                    let winner = self.claims.winner(key).filter(|winner| *winner != name)?;
-                    let (protocol, at, port) = *key;
-                    Some(Conflict { service: name.clone(), winner: winner.clone(), protocol, at, port })
-                })
-                .collect();
-            let exists = store.entry(name).is_some_and(|entry| entry.service.is_some());
-            let known = self.lost.remove(name).unwrap_or_default();
-            if exists && !lost.is_empty() {
-                news.extend(lost.iter().filter(|conflict| !known.contains(conflict)).cloned());
-                self.lost.insert(name.clone(), lost);
-            }
-        }
-        news
-    }
-
     /// The routes that a Service should have: one per port, empty if it does not exist in this family.
     fn routes(&self, name: &ServiceName, store: &Store, node: &NodeView) -> Routes {
         let Some(entry) = store.entry(name) else { return Routes::default() };
         let Some(service) = &entry.service else { return Routes::default() };
         let mut routes: Vec<(ServicePortName, Arc<Route>)> = Vec::with_capacity(service.ports.len());
+        // The API server lets no two ports of a Service share a name or an address; the kernel does not rely on it.
+        let mut taken: HashSet<ClaimKey> = HashSet::new();
         for port in &service.ports {
-            let Some(wanted) = route::wanted_frontends(service, port, self.family, node) else { continue };
-            let own = |frontend: &&Frontend| {
-                self.claims
-                    .winner(&(port.protocol, frontend.at, frontend.port))
-                    .is_none_or(|winner| winner == name)
-            };
-            let granted = wanted.iter().filter(own).cloned().collect();
-            let route = route::route(entry, service, port, self.family, &wanted, granted, node);
-            let port =
+            let port_name =
                 ServicePortName { service: name.clone(), port: port.name.clone(), protocol: port.protocol };
-            routes.push((port, Arc::new(route)));
+            if routes.iter().any(|(known, _)| *known == port_name) {
+                continue;
+            }
+            let Some(wanted) = route::wanted_frontends(service, port, self.family, node) else { continue };
+            let granted = wanted.iter().filter(|frontend| {
+                let key = (port.protocol, frontend.at, frontend.port);
+                self.addresses.grants(&key, name) && taken.insert(key)
+            });
+            let granted = granted.cloned().collect();
+            let route = route::route(entry, service, port, self.family, &wanted, granted, node);
+            routes.push((port_name, Arc::new(route)));
         }
         routes.into()
     }
+}
+
+fn key(route: &Route, frontend: &Frontend) -> ClaimKey {
+    (route.protocol, frontend.at, frontend.port)
 }
 
 impl Counts {

@@ -287,3 +287,6 @@ pub fn route(
         options: service.options.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;

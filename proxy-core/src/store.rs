@@ -198,7 +198,8 @@ impl Entry {
         let mut addresses: Vec<IpAddr> = self
             .slices
             .iter()
-            .filter(|slice| slice.family == family)
+            // Without a port that it names, an endpoint cannot answer anybody.
+            .filter(|slice| slice.family == family && !slice.ports.is_empty())
             .flat_map(|slice| slice.endpoints.iter())
             .filter(|endpoint| endpoint.local && endpoint.ready)
             .map(|endpoint| endpoint.addr)
@@ -220,3 +221,6 @@ pub fn share_zones(zones: Vec<Box<str>>, last: &mut Option<Arc<[Box<str>]>>) -> 
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
