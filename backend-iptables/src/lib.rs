@@ -1,1 +1,21 @@
-//! The iptables backend: kube-proxy's chains, written in less time
+//! The iptables backend: kube-proxy's chains, written in less time.
+//!
+//! [`Planner`] decides which chains to write (`rules.rs` writes those of one Service port, `scaffold.rs` those that
+//! exist once), [`restore`] makes them text, [`Executor`] feeds that to `iptables-restore`.
+
+pub mod chains;
+mod cleanup;
+mod kernel;
+mod plan;
+pub mod restore;
+mod rules;
+mod scaffold;
+mod survey;
+pub mod variant;
+
+pub use cleanup::{CleanupError, cleanup};
+pub use kernel::{Executor, OpenError};
+pub use plan::Planner;
+pub use restore::Op;
+pub use survey::{Found, Host};
+pub use variant::Variant;

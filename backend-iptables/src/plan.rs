@@ -1,0 +1,355 @@
+//! Changes of routes become chains to write and to delete: those that differ, and a dispatch chain only when a line of
+//! it differs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    mem,
+    sync::Arc,
+    time::Instant,
+};
+
+use proxy_core::{
+    backend::{self, Change, Effect, Owned, Plan, Planned, Step},
+    environment::Environment,
+    model::{Family, ServicePortName},
+    route::Route,
+};
+
+use crate::{
+    chains::{
+        CANARY, Dispatcher, IPVS_CHAINS, IPVS_JUMPS, JUMPS, KUBELET_FIREWALL, KUBELET_JUMPS, ServiceChain,
+        Table, is_service_chain,
+    },
+    restore::Op,
+    rules::{self, Dispatch, EndpointComments, Rules},
+    scaffold,
+    survey::{Found, Host},
+};
+
+/// With more endpoints than this, rules carry no comments that name them.
+const LARGE_CLUSTER_ENDPOINTS: usize = 1000;
+
+/// Decides which chains to write. One per family.
+#[derive(Debug)]
+pub struct Planner {
+    family: Family,
+    /// What the last plan that took effect installed; `None` before the first.
+    installed: Option<Installed>,
+    /// How to undo the plan that was handed out and is not settled yet.
+    pending: Option<Undo>,
+    doubt: Doubt,
+}
+
+#[derive(Debug)]
+struct Installed {
+    environment: Environment,
+    host: Host,
+    /// The lines of every Service port in the dispatch chains: those are written whole, so they must be known.
+    dispatch: BTreeMap<ServicePortName, Dispatch>,
+    endpoints: usize,
+}
+
+#[derive(Debug)]
+enum Undo {
+    Full(Option<Installed>),
+    Change {
+        environment: Option<Environment>,
+        dispatch: Vec<(ServicePortName, Option<Dispatch>)>,
+        endpoints: usize,
+        wrote_filter: bool,
+    },
+}
+
+/// What a plan that failed may have left behind: a restore commits one table after the other, `nat` last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    None,
+    /// The dispatch chains and the fixed chains of table `filter`.
+    Filter,
+    /// Everything but `nat`.
+    All,
+}
+
+impl Planner {
+    pub fn new(family: Family) -> Self {
+        Self { family, installed: None, pending: None, doubt: Doubt::None }
+    }
+
+    /// How many rules a table holds of ours, by what was planned last (for metrics).
+    pub fn family(&self) -> Family {
+        self.family
+    }
+}
+
+impl backend::Planner for Planner {
+    type Op = Op;
+    type Found = Found;
+
+    fn plan(&mut self, changes: &[Change], environment: &Environment, _now: Instant) -> Planned<Op> {
+        let Some(installed) = &mut self.installed else {
+            return Planned::StartOver("nothing is installed yet");
+        };
+        if self.doubt == Doubt::All {
+            return Planned::StartOver("the last full write failed");
+        }
+        if shapes_every_service(&installed.environment) != shapes_every_service(environment) {
+            return Planned::StartOver("the configuration that all Services' rules depend on has changed");
+        }
+
+        let endpoints = installed.endpoints;
+        for change in changes {
+            installed.endpoints -= change.before.as_deref().map_or(0, rules::endpoint_count);
+            installed.endpoints += change.after.as_deref().map_or(0, rules::endpoint_count);
+        }
+        let comments = endpoint_comments(installed.endpoints);
+
+        let mut step = Step::default();
+        let mut moved = BTreeSet::new();
+        let mut undo = Vec::new();
+        for (owner, change) in changes.iter().enumerate() {
+            let owner = u32::try_from(owner).ok();
+            let written = |route: &Option<Arc<Route>>| {
+                route.as_deref().map(|route| rules::write(&change.name, route, environment, comments))
+            };
+            let before = written(&change.before);
+            let after = written(&change.after);
+            plan_chains(&mut step, before.as_ref(), after.as_ref(), owner);
+            plan_dispatch(installed, &change.name, after.map(|rules| rules.dispatch), &mut moved, &mut undo);
+        }
+
+        if self.doubt == Doubt::Filter {
+            moved
+                .extend(Dispatcher::ALL.into_iter().filter(|dispatcher| dispatcher.table() == Table::Filter));
+        }
+        let tail = scaffold::to_node_ports(environment);
+        if tail != scaffold::to_node_ports(&installed.environment) {
+            moved.insert(Dispatcher::NatServices);
+        }
+        let owners: HashMap<&ServicePortName, u32> =
+            changes.iter().zip(0..).map(|(change, owner)| (&change.name, owner)).collect();
+        for &dispatcher in &moved {
+            write_dispatcher(&mut step, dispatcher, &installed.dispatch, &tail, |name| {
+                owners.get(name).copied()
+            });
+        }
+        let old = scaffold::fixed_chains(&installed.environment, installed.host);
+        for fixed in scaffold::fixed_chains(environment, installed.host) {
+            if !old.contains(&fixed) || (self.doubt == Doubt::Filter && fixed.table == Table::Filter) {
+                write_fixed(&mut step, fixed);
+            }
+        }
+
+        let wrote_filter = step.ops.iter().any(|owned| owned.op.table() == Some(Table::Filter));
+        let environment_before = (installed.environment != *environment)
+            .then(|| mem::replace(&mut installed.environment, environment.clone()));
+        self.pending =
+            Some(Undo::Change { environment: environment_before, dispatch: undo, endpoints, wrote_filter });
+        Planned::Plan(Plan { steps: if step.ops.is_empty() { Vec::new() } else { vec![step] } })
+    }
+
+    fn plan_full(
+        &mut self,
+        routes: &[(ServicePortName, Arc<Route>)],
+        environment: &Environment,
+        found: Found,
+        _now: Instant,
+    ) -> Plan<Op> {
+        let endpoints = routes.iter().map(|(_, route)| rules::endpoint_count(route)).sum();
+        let comments = endpoint_comments(endpoints);
+        let mut installed = Installed {
+            environment: environment.clone(),
+            host: found.host,
+            dispatch: BTreeMap::new(),
+            endpoints,
+        };
+
+        let mut step = Step::default();
+        for table in Table::ALL {
+            step.push(Op::Declare { table, chain: CANARY }, None);
+        }
+        if !environment.localhost_node_ports && !found.has_chain(Table::Filter, KUBELET_FIREWALL) {
+            step.push(Op::Declare { table: Table::Filter, chain: KUBELET_FIREWALL }, None);
+        }
+        for fixed in scaffold::fixed_chains(environment, found.host) {
+            write_fixed(&mut step, fixed);
+        }
+
+        let mut wanted = HashSet::new();
+        let mut owners = HashMap::new();
+        for (owner, (name, route)) in (0..).zip(routes) {
+            let mut rules = rules::write(name, route, environment, comments);
+            let dispatch = mem::take(&mut rules.dispatch);
+            let (chains, rules) = rules.into_text();
+            wanted.extend(chains.iter().copied());
+            if !chains.is_empty() {
+                step.push(Op::Fill { chains, rules }, Some(owner));
+            }
+            installed.dispatch.insert(name.clone(), dispatch);
+            owners.insert(name, owner);
+        }
+        let tail = scaffold::to_node_ports(environment);
+        for dispatcher in Dispatcher::ALL {
+            write_dispatcher(&mut step, dispatcher, &installed.dispatch, &tail, |name| {
+                owners.get(name).copied()
+            });
+        }
+        write_jumps(&mut step, &found);
+        drop_stale(&mut step, &found, &wanted);
+        if environment.localhost_node_ports {
+            step.push(Op::RouteLocalnet, None);
+        }
+
+        let before = self.installed.replace(installed);
+        self.pending = Some(Undo::Full(before));
+        Plan { steps: vec![step] }
+    }
+
+    fn settle(&mut self, effect: Effect) {
+        match (self.pending.take(), effect) {
+            (None, _) => {}
+            (Some(_), Effect::Applied) => self.doubt = Doubt::None,
+            (Some(Undo::Full(before)), Effect::Nothing) => {
+                self.installed = before;
+                self.doubt = Doubt::All;
+            }
+            (Some(Undo::Change { environment, dispatch, endpoints, wrote_filter }), Effect::Nothing) => {
+                let Some(installed) = &mut self.installed else { return };
+                if let Some(environment) = environment {
+                    installed.environment = environment;
+                }
+                for (name, lines) in dispatch {
+                    match lines {
+                        Some(lines) => installed.dispatch.insert(name, lines),
+                        None => installed.dispatch.remove(&name),
+                    };
+                }
+                installed.endpoints = endpoints;
+                if wrote_filter {
+                    self.doubt = Doubt::Filter;
+                }
+            }
+        }
+    }
+
+    fn plan_upkeep(&mut self, _now: Instant) -> Option<Plan<Op>> {
+        None
+    }
+
+    fn next_upkeep(&self) -> Option<Instant> {
+        None
+    }
+}
+
+/// The part of the environment that is written into the chains of Services.
+fn shapes_every_service(environment: &Environment) -> impl PartialEq {
+    (
+        environment.masquerade_all,
+        environment.local_pods.clone(),
+        environment.localhost_node_ports,
+        // Only then do chains of Services clear the mark themselves.
+        matches!(&environment.local_pods, proxy_core::environment::LocalPods::Cidrs(cidrs) if cidrs.len() > 1)
+            .then_some(environment.masquerade_mark),
+    )
+}
+
+fn endpoint_comments(endpoints: usize) -> EndpointComments {
+    if endpoints > LARGE_CLUSTER_ENDPOINTS { EndpointComments::LeftOut } else { EndpointComments::Written }
+}
+
+/// Writes the chains that differ and drops those that are no longer wanted.
+fn plan_chains(step: &mut Step<Op>, before: Option<&Rules>, after: Option<&Rules>, owner: Option<u32>) {
+    let mut gone: HashMap<ServiceChain, &str> = before.into_iter().flat_map(Rules::chains).collect();
+    let mut chains = Vec::new();
+    let mut text = String::new();
+    for (chain, rules) in after.into_iter().flat_map(Rules::chains) {
+        if gone.remove(&chain) != Some(rules) {
+            chains.push(chain);
+            text.push_str(rules);
+        }
+    }
+    if !chains.is_empty() {
+        step.push(Op::Fill { chains: chains.into(), rules: text.into() }, owner);
+    }
+    if !gone.is_empty() {
+        let mut chains: Box<[ServiceChain]> = gone.into_keys().collect();
+        chains.sort_unstable();
+        step.push(Op::Drop { chains }, owner);
+    }
+}
+
+/// Remembers a port's new lines in the dispatch chains, and which of these chains they move.
+fn plan_dispatch(
+    installed: &mut Installed,
+    name: &ServicePortName,
+    after: Option<Dispatch>,
+    moved: &mut BTreeSet<Dispatcher>,
+    undo: &mut Vec<(ServicePortName, Option<Dispatch>)>,
+) {
+    let before = installed.dispatch.get(name);
+    if before == after.as_ref() {
+        return;
+    }
+    let lines = |of: Option<&Dispatch>, dispatcher| of.and_then(|of| of.lines(dispatcher)).cloned();
+    moved.extend(
+        Dispatcher::ALL
+            .into_iter()
+            .filter(|&dispatcher| lines(before, dispatcher) != lines(after.as_ref(), dispatcher)),
+    );
+    let before = match after {
+        Some(after) => installed.dispatch.insert(name.clone(), after),
+        None => installed.dispatch.remove(name),
+    };
+    undo.push((name.clone(), before));
+}
+
+/// Writes a dispatch chain whole, from the remembered lines.
+fn write_dispatcher(
+    step: &mut Step<Op>,
+    dispatcher: Dispatcher,
+    dispatch: &BTreeMap<ServicePortName, Dispatch>,
+    to_node_ports: &str,
+    owner: impl Fn(&ServicePortName) -> Option<u32>,
+) {
+    let (table, chain) = (dispatcher.table(), dispatcher.chain());
+    step.push(Op::Declare { table, chain }, None);
+    step.ops.extend(dispatch.iter().filter_map(|(name, lines)| {
+        let rules = lines.lines(dispatcher)?.clone();
+        Some(Owned { op: Op::Append { table, chain, rules, standing: false }, owner: owner(name) })
+    }));
+    if dispatcher == Dispatcher::NatServices && !to_node_ports.is_empty() {
+        step.push(Op::Append { table, chain, rules: to_node_ports.into(), standing: true }, None);
+    }
+}
+
+fn write_fixed(step: &mut Step<Op>, fixed: scaffold::Fixed) {
+    let scaffold::Fixed { table, chain, rules } = fixed;
+    step.push(Op::Declare { table, chain }, None);
+    step.push(Op::Append { table, chain, rules: rules.into(), standing: true }, None);
+}
+
+/// Inserts the jumps that are missing, and removes what kube-proxy's ipvs mode left.
+fn write_jumps(step: &mut Step<Op>, found: &Found) {
+    for jump in IPVS_JUMPS.iter().filter(|jump| found.has_jump(jump)) {
+        step.push(Op::Remove(*jump), None);
+    }
+    for jump in JUMPS.iter().chain(&KUBELET_JUMPS).filter(|jump| !found.has_jump(jump)) {
+        step.push(Op::Insert(*jump), None);
+    }
+}
+
+/// Deletes chains of Services that are not wanted, and chains that only kube-proxy's ipvs mode has.
+fn drop_stale(step: &mut Step<Op>, found: &Found, wanted: &HashSet<ServiceChain>) {
+    let mut stale: Vec<(Table, &str)> = found
+        .chains(Table::Nat)
+        .filter(|chain| {
+            is_service_chain(chain)
+                && !ServiceChain::parse(chain).is_some_and(|chain| wanted.contains(&chain))
+        })
+        .map(|chain| (Table::Nat, chain))
+        .collect();
+    stale.sort_unstable();
+    stale.extend(IPVS_CHAINS.into_iter().filter(|(table, chain)| found.has_chain(*table, chain)));
+    for (table, chain) in stale {
+        step.push(Op::DropNamed { table, chain: chain.into() }, None);
+    }
+}

@@ -1,0 +1,99 @@
+//! Rules that do not depend on any Service: marking and masquerading, forwarding, the guard of 127.0.0.0/8, and the
+//! end of `KUBE-SERVICES`, which leads to the node ports.
+
+use std::net::IpAddr;
+
+use proxy_core::{
+    environment::{Environment, NodePortAddresses},
+    model::Family,
+};
+
+use crate::{
+    chains::{FORWARD, KUBELET_FIREWALL, MARK_MASQUERADE, NODE_PORTS, POSTROUTING, SERVICES, Table},
+    survey::Host,
+};
+
+/// A chain and its rules as restore lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fixed {
+    pub(crate) table: Table,
+    pub(crate) chain: &'static str,
+    pub(crate) rules: String,
+}
+
+/// The chains that hold nothing but such rules.
+pub(crate) fn fixed_chains(environment: &Environment, host: Host) -> Vec<Fixed> {
+    let mark = environment.masquerade_mark;
+    let random = if host.random_fully { " --random-fully" } else { "" };
+    let mut chains = Vec::new();
+    let mut add = |table, chain, rules: String| chains.push(Fixed { table, chain, rules });
+
+    // nf_conntrack_tcp_be_liberal != 0 means that the operator wants out-of-window packets to pass.
+    let invalid = if host.tcp_be_liberal {
+        String::new()
+    } else {
+        format!("-A {FORWARD} -m conntrack --ctstate INVALID -j DROP\n")
+    };
+    add(
+        Table::Filter,
+        FORWARD,
+        format!(
+            "{invalid}\
+             -A {FORWARD} -m comment --comment \"kubernetes forwarding rules\" -m mark --mark {mark:#x}/{mark:#x} -j ACCEPT\n\
+             -A {FORWARD} -m comment --comment \"kubernetes forwarding conntrack rule\" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
+        ),
+    );
+    if environment.localhost_node_ports {
+        // route_localnet would let neighbours reach what listens on 127.0.0.1 only (CVE-2020-8558).
+        add(
+            Table::Filter,
+            KUBELET_FIREWALL,
+            format!(
+                "-A {KUBELET_FIREWALL} -m comment --comment \"block incoming localnet connections\" -d 127.0.0.0/8 ! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP\n"
+            ),
+        );
+    }
+    // The mark is cleared, so that a packet that passes the stack again (in a tunnel) is not masqueraded again.
+    add(
+        Table::Nat,
+        POSTROUTING,
+        format!(
+            "-A {POSTROUTING} -m mark ! --mark {mark:#x}/{mark:#x} -j RETURN\n\
+             -A {POSTROUTING} -j MARK --xor-mark {mark:#x}\n\
+             -A {POSTROUTING} -m comment --comment \"kubernetes service traffic requiring SNAT\" -j MASQUERADE{random}\n"
+        ),
+    );
+    add(Table::Nat, MARK_MASQUERADE, format!("-A {MARK_MASQUERADE} -j MARK --or-mark {mark:#x}\n"));
+    chains
+}
+
+/// The last rules of `KUBE-SERVICES` in table `nat`.
+pub(crate) fn to_node_ports(environment: &Environment) -> String {
+    let rule = |matched: &str| {
+        format!(
+            "-A {SERVICES} -m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\"{matched} -j {NODE_PORTS}\n"
+        )
+    };
+    match &environment.node_ports {
+        NodePortAddresses::Any => rule(match environment.family {
+            Family::V6 => " -m addrtype --dst-type LOCAL ! -d ::1/128",
+            Family::V4 if environment.localhost_node_ports => " -m addrtype --dst-type LOCAL",
+            Family::V4 => " -m addrtype --dst-type LOCAL ! -d 127.0.0.0/8",
+        }),
+        NodePortAddresses::Only(addresses) => addresses
+            .iter()
+            .copied()
+            .chain(loopback(environment))
+            .map(|addr| rule(&format!(" -d {addr}")))
+            .collect(),
+    }
+}
+
+/// Loopback addresses on which node ports answer.
+fn loopback(environment: &Environment) -> impl Iterator<Item = IpAddr> {
+    environment
+        .interface_addresses
+        .iter()
+        .copied()
+        .filter(|addr| environment.localhost_node_ports && addr.is_ipv4() && addr.is_loopback())
+}
