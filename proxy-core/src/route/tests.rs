@@ -4,6 +4,12 @@ use crate::model::{Slice, SlicePort};
 const V4: Family = Family::V4;
 const V6: Family = Family::V6;
 
+/// What is special, the endpoints, and the last octets of those expected under policy Cluster and Local.
+type LocalCase<'a> = (&'a str, &'a [&'a str], &'a [u8], &'a [u8]);
+
+/// What is special, the ranges given, the family, and the ranges expected.
+type RangesCase<'a> = (&'a str, Option<&'a [&'a str]>, Family, Option<&'a [&'a str]>);
+
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
@@ -126,7 +132,7 @@ fn cluster_traffic_uses_ready_endpoints_and_else_those_that_drain() {
 #[test]
 fn local_traffic_uses_this_nodes_endpoints_and_falls_back_on_its_own() {
     #[rustfmt::skip]
-    let cases: &[(&str, &[&str], &[u8], &[u8])] = &[
+    let cases: &[LocalCase<'_>] = &[
         ("local ready", &["10.0.0.1 ready", "10.0.0.2 ready local"], &[1, 2], &[2]),
         ("local draining while others are ready", &["10.0.0.1 ready", "10.0.0.2 serving terminating local"], &[1], &[2]),
         ("local ready goes before local draining", &["10.0.0.1 ready local", "10.0.0.2 serving terminating local"], &[1], &[1]),
@@ -310,7 +316,7 @@ fn source_ranges_restrict_load_balancer_addresses_only() {
 #[test]
 fn source_ranges_of_each_family() {
     #[rustfmt::skip]
-    let cases: &[(&str, Option<&[&str]>, Family, Option<&[&str]>)] = &[
+    let cases: &[RangesCase<'_>] = &[
         ("no list", None, V4, None),
         ("ranges of the family only", Some(&["10.0.0.0/8", "fd00::/8"]), V4, Some(&["10.0.0.0/8"])),
         ("everybody of the family", Some(&["10.0.0.0/8", "0.0.0.0/0"]), V4, None),
