@@ -9,7 +9,7 @@ mod known;
 
 /// How far along a feature is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub(crate) enum Stage {
     Alpha,
     Beta,
     Stable,
@@ -18,7 +18,7 @@ pub enum Stage {
 
 impl Stage {
     /// The `stage` label of `kubernetes_feature_enabled`.
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Alpha => "ALPHA",
             Self::Beta => "BETA",
@@ -37,7 +37,7 @@ struct Gate {
 
 /// A gate that changes what this program does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Feature {
+pub(crate) enum Feature {
     /// Off: `spec.externalIPs` of Services is ignored (KEP-5707).
     AllowServiceExternalIPs,
     /// Off: `/statusz` is not served.
@@ -61,13 +61,13 @@ impl Feature {
 
 /// The gates as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct FeatureGates {
+pub(crate) struct FeatureGates {
     set: BTreeMap<&'static str, bool>,
 }
 
 impl FeatureGates {
     /// Takes what was configured. The errors name the gate; the second value is what deserves a line in the log.
-    pub fn new(wanted: &BTreeMap<String, bool>) -> Result<(Self, Vec<String>), Vec<String>> {
+    pub(crate) fn new(wanted: &BTreeMap<String, bool>) -> Result<(Self, Vec<String>), Vec<String>> {
         let mut set = BTreeMap::new();
         let mut errors = Vec::new();
         let mut notices = Vec::new();
@@ -96,12 +96,12 @@ impl FeatureGates {
         if errors.is_empty() { Ok((Self { set }, notices)) } else { Err(errors) }
     }
 
-    pub fn enabled(&self, feature: Feature) -> bool {
+    pub(crate) fn enabled(&self, feature: Feature) -> bool {
         find(feature.name()).is_some_and(|gate| self.resolve(gate))
     }
 
     /// Every known gate: name, stage, whether it is on. Sorted by name.
-    pub fn all(&self) -> impl Iterator<Item = (&'static str, Stage, bool)> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, Stage, bool)> {
         known::KNOWN.iter().map(|gate| (gate.name, gate.stage, self.resolve(gate)))
     }
 

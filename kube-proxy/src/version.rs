@@ -1,20 +1,20 @@
 //! Which Kubernetes release this program stands in for, and which release it is itself.
 
 /// The release whose kube-proxy this one replaces.
-pub const COMPATIBLE: &str = "v1.36.2";
+pub(crate) const COMPATIBLE: &str = "v1.36.2";
 pub(crate) const MAJOR: u32 = 1;
 pub(crate) const MINOR: u32 = 36;
 
 /// Our own release.
-pub const OWN: &str = env!("CARGO_PKG_VERSION");
+pub(crate) const OWN: &str = env!("CARGO_PKG_VERSION");
 
 /// What `--version` prints; scripts compare this line.
-pub fn short() -> String {
+pub(crate) fn short() -> String {
     format!("Kubernetes {COMPATIBLE}")
 }
 
 /// What `--version=raw` prints: the release as kube-proxy spells it, then ours.
-pub fn raw() -> String {
+pub(crate) fn raw() -> String {
     format!(
         "version.Info{{Major:\"{MAJOR}\", Minor:\"{MINOR}\", GitVersion:\"{COMPATIBLE}\", Platform:\"linux/{}\"}}\n\
          Switchyard {OWN}",
@@ -23,7 +23,7 @@ pub fn raw() -> String {
 }
 
 /// The name of this processor architecture as Kubernetes uses it.
-pub fn go_architecture() -> &'static str {
+pub(crate) fn go_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

@@ -36,7 +36,9 @@ pub(super) fn decode(text: &str) -> Result<Decoded, DecodeError> {
     let mut fields = Fields::new("", fields, &mut findings);
     let (kind, version) = (fields.string("kind"), fields.string("apiVersion"));
     match (kind.as_deref(), version.as_deref()) {
-        (None | Some(""), _) => return Err(DecodeError::Document(format!("kind is missing: must be {KIND}"))),
+        (None | Some(""), _) => {
+            return Err(DecodeError::Document(format!("kind is missing: must be {KIND}")));
+        }
         (_, None | Some("")) => {
             return Err(DecodeError::Document(format!("apiVersion is missing: must be {API_VERSION}")));
         }
@@ -148,8 +150,7 @@ fn read(fields: &mut Fields<'_>) -> Configuration {
     to.port_range = text(fields, "portRange");
     to.windows_run_as_service = fields.boolean("windowsRunAsService").unwrap_or_default();
 
-    to.masquerade_all =
-        if to.mode == "nftables" { nftables.masquerade_all } else { iptables.masquerade_all };
+    to.masquerade_all = if to.mode == "nftables" { nftables.masquerade_all } else { iptables.masquerade_all };
     let selected = match to.mode.as_str() {
         "ipvs" => {
             // The one mode whose minimum is zero by default.

@@ -236,10 +236,7 @@ mod tests {
     #[test]
     fn lists_and_nested_maps_are_written_as_blocks() {
         let value = json!({ "b": ["x", "1"], "a": { "d": [], "c": null }, "e": [{ "f": 1, "g": "h" }] });
-        assert_eq!(
-            to_yaml(&value),
-            "a:\n  c: null\n  d: []\nb:\n- x\n- \"1\"\ne:\n- f: 1\n  g: h\n"
-        );
+        assert_eq!(to_yaml(&value), "a:\n  c: null\n  d: []\nb:\n- x\n- \"1\"\ne:\n- f: 1\n  g: h\n");
         assert_eq!(serde_saphyr::from_str::<Value>(&to_yaml(&value)).expect("YAML"), value);
     }
 }

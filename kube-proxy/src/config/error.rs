@@ -4,12 +4,12 @@ use std::{fmt, io, path::PathBuf};
 
 /// One field that has a value it may not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FieldError {
+pub(crate) struct FieldError {
     /// As in the file, for example `iptables.masqueradeBit`.
-    pub field: String,
+    pub(crate) field: String,
     /// As JSON.
-    pub value: String,
-    pub allowed: String,
+    pub(crate) value: String,
+    pub(crate) allowed: String,
 }
 
 impl FieldError {
@@ -26,7 +26,7 @@ impl fmt::Display for FieldError {
 
 /// Why no command results. The process prints it and exits with 1.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
+pub(crate) enum ConfigError {
     /// The command line itself.
     #[error("{0}")]
     Flag(String),

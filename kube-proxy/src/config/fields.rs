@@ -50,7 +50,10 @@ impl<'a> Fields<'a> {
 
     pub(super) fn level(&mut self, name: &str) -> Option<u32> {
         self.take(name, "must be a whole number from 0 to 2147483647", |value| {
-            value.as_u64().and_then(|number| i32::try_from(number).ok()).and_then(|number| u32::try_from(number).ok())
+            value
+                .as_u64()
+                .and_then(|number| i32::try_from(number).ok())
+                .and_then(|number| u32::try_from(number).ok())
         })
     }
 

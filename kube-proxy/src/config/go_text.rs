@@ -12,20 +12,20 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// A duration in nanoseconds; negative ones can be written, and are refused where they make no sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct GoDuration(pub i64);
+pub(crate) struct GoDuration(pub(crate) i64);
 
 impl GoDuration {
-    pub const fn from_secs(secs: i64) -> Self {
+    pub(crate) const fn from_secs(secs: i64) -> Self {
         Self(secs * 1_000_000_000)
     }
 
     /// `None` for a negative one.
-    pub fn to_std(self) -> Option<Duration> {
+    pub(crate) fn to_std(self) -> Option<Duration> {
         u64::try_from(self.0).ok().map(Duration::from_nanos)
     }
 
     /// Reads `1h2m3.5s`, `300ms`, `-5s` or `0`. A number without a unit is refused.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let invalid = || format!("invalid duration {text:?}");
         let (negative, mut rest) = match text.as_bytes().first() {
             Some(b'-') => (true, &text[1..]),
@@ -112,7 +112,7 @@ fn decimal(value: u64, unit: u64) -> String {
 }
 
 /// `1 t T TRUE true True` and their opposites.
-pub fn parse_bool(text: &str) -> Result<bool, String> {
+pub(crate) fn parse_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
@@ -121,7 +121,7 @@ pub fn parse_bool(text: &str) -> Result<bool, String> {
 }
 
 /// Decimal, `0x`, `0o`, `0b` or `0`-octal, with a sign.
-pub fn parse_i32(text: &str) -> Result<i32, String> {
+pub(crate) fn parse_i32(text: &str) -> Result<i32, String> {
     let invalid = || format!("{text:?} is not a whole number between {} and {}", i32::MIN, i32::MAX);
     let (sign, digits) = match text.as_bytes().first() {
         Some(b'-') => (-1, &text[1..]),
@@ -147,7 +147,7 @@ pub fn parse_i32(text: &str) -> Result<i32, String> {
 }
 
 /// A verbosity: a decimal number that fits into 31 bits.
-pub fn parse_level(text: &str) -> Result<u32, String> {
+pub(crate) fn parse_level(text: &str) -> Result<u32, String> {
     match text.parse::<u32>() {
         Ok(level) if i32::try_from(level).is_ok() && !text.starts_with('+') => Ok(level),
         _ => Err(format!("{text:?} is not a verbosity: must be a number from 0 to {}", i32::MAX)),
@@ -155,7 +155,7 @@ pub fn parse_level(text: &str) -> Result<u32, String> {
 }
 
 /// A number of bytes such as `64Ki`, `10M` or `0`.
-pub fn parse_quantity(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_quantity(text: &str) -> Result<u64, String> {
     let invalid = || format!("{text:?} is not a quantity: must be a number of bytes such as 0, 512Ki or 10M");
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..digits].parse().map_err(|_| invalid())?;
@@ -175,7 +175,7 @@ pub fn parse_quantity(text: &str) -> Result<u64, String> {
 }
 
 /// An address; leading zeros of IPv4 are decimal, as Kubernetes still reads them, and `::ffff:a.b.c.d` is IPv4.
-pub fn parse_ip(text: &str) -> Option<IpAddr> {
+pub(crate) fn parse_ip(text: &str) -> Option<IpAddr> {
     if let Ok(addr) = text.parse::<IpAddr>() {
         return Some(addr.to_canonical());
     }
@@ -184,13 +184,17 @@ pub fn parse_ip(text: &str) -> Option<IpAddr> {
     for octet in &mut octets {
         let part = parts.next()?;
         let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-        *octet = if digits { part.parse::<u64>().ok()?.try_into().ok()? } else { return None };
+        *octet = if digits {
+            part.parse::<u64>().ok()?.try_into().ok()?
+        } else {
+            return None;
+        };
     }
     parts.next().is_none().then(|| Ipv4Addr::from(octets).into())
 }
 
 /// A network; host bits are cleared.
-pub fn parse_cidr(text: &str) -> Option<IpNet> {
+pub(crate) fn parse_cidr(text: &str) -> Option<IpNet> {
     let (addr, bits) = text.split_once('/')?;
     if bits.is_empty() || !bits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
@@ -205,7 +209,7 @@ pub fn parse_cidr(text: &str) -> Option<IpNet> {
 }
 
 /// Splits `host:port` or `[host]:port` without judging either part.
-pub fn split_host_port(text: &str) -> Option<(&str, &str)> {
+pub(crate) fn split_host_port(text: &str) -> Option<(&str, &str)> {
     if let Some(rest) = text.strip_prefix('[') {
         let (host, port) = rest.split_once(']')?;
         return Some((host, port.strip_prefix(':')?)).filter(|(_, port)| !port.contains(':'));
@@ -215,7 +219,7 @@ pub fn split_host_port(text: &str) -> Option<(&str, &str)> {
 }
 
 /// `IP:port`, with a port from 1 to 65535.
-pub fn parse_ip_port(text: &str) -> Result<SocketAddr, &'static str> {
+pub(crate) fn parse_ip_port(text: &str) -> Result<SocketAddr, &'static str> {
     let (host, port) = split_host_port(text).ok_or("must be IP:port")?;
     let addr = parse_ip(host).ok_or("must be IP:port with a valid IP")?;
     match port.parse::<u16>() {
@@ -225,7 +229,7 @@ pub fn parse_ip_port(text: &str) -> Result<SocketAddr, &'static str> {
 }
 
 /// Appends the port to an address that has none; anything else is left for validation to judge.
-pub fn with_port(text: &str, port: u16) -> String {
+pub(crate) fn with_port(text: &str, port: u16) -> String {
     if split_host_port(text).is_some() {
         return text.to_owned();
     }
@@ -266,7 +270,8 @@ mod tests {
 
     #[test]
     fn integers_may_be_hexadecimal_octal_or_binary() {
-        for (text, value) in [("14", 14), ("0x0e", 14), ("016", 14), ("0b1110", 14), ("-999", -999), ("0", 0)] {
+        for (text, value) in [("14", 14), ("0x0e", 14), ("016", 14), ("0b1110", 14), ("-999", -999), ("0", 0)]
+        {
             assert_eq!(parse_i32(text), Ok(value), "{text}");
         }
         for text in ["", "x", "1.0", "2147483648", "--1", "0x", "9a"] {

@@ -139,7 +139,11 @@ impl Check {
             self.refuse_text(
                 &field("syncPeriod"),
                 &from.sync_period.to_string(),
-                format!("must be greater than or equal to {} ({})", field("minSyncPeriod"), from.min_sync_period),
+                format!(
+                    "must be greater than or equal to {} ({})",
+                    field("minSyncPeriod"),
+                    from.min_sync_period
+                ),
             );
         }
         (sync, min.filter(|_| from.min_sync_period_given))
@@ -192,7 +196,11 @@ impl Check {
         for (at, (pattern, _)) in from.vmodule.iter().enumerate() {
             if pattern.is_empty() || pattern.contains(['=', ',']) {
                 let field = format!("logging.vmodule[{at}].filePattern");
-                self.refuse_text(&field, pattern, "must not be empty, and must not contain an equal sign or comma");
+                self.refuse_text(
+                    &field,
+                    pattern,
+                    "must not be empty, and must not contain an equal sign or comma",
+                );
             }
         }
         for (name, streams) in [("text", &from.text), ("json", &from.json)] {
@@ -245,10 +253,10 @@ impl Check {
     }
 
     fn cluster_cidrs(&mut self, texts: &[String]) -> Vec<IpNet> {
-        const ALLOWED: &str =
-            "must be one CIDR, or one of each family (such as 10.100.0.0/16 or 10.100.0.0/16,fde4:8dba:82e1::/48)";
+        const ALLOWED: &str = "must be one CIDR, or one of each family (such as 10.100.0.0/16 or 10.100.0.0/16,fde4:8dba:82e1::/48)";
         let nets: Vec<IpNet> = texts.iter().filter_map(|text| parse_cidr(text)).collect();
-        let one_family = nets.len() == 2 && matches!(nets[0], IpNet::V4(_)) == matches!(nets[1], IpNet::V4(_));
+        let one_family =
+            nets.len() == 2 && matches!(nets[0], IpNet::V4(_)) == matches!(nets[1], IpNet::V4(_));
         if nets.len() != texts.len() || texts.len() > 2 || one_family {
             self.refuse_text("clusterCIDR", &texts.join(","), ALLOWED);
         }
@@ -258,7 +266,8 @@ impl Check {
     fn interface(&mut self, field: &str, name: &str) {
         if name.is_empty() {
             self.refuse_text(field, name, "must not be empty in this detectLocalMode");
-        } else if name.len() > INTERFACE_NAME_LIMIT || name.contains(|c: char| c == '/' || c.is_whitespace()) {
+        } else if name.len() > INTERFACE_NAME_LIMIT || name.contains(|c: char| c == '/' || c.is_whitespace())
+        {
             self.refuse_text(field, name, "must be at most 15 characters, without spaces and slashes");
         }
     }
@@ -273,7 +282,10 @@ impl Check {
                 "all" => all = true,
                 "localhost" => selection.localhost = true,
                 _ => match parse_cidr(text) {
-                    Some(net) => nets.push(net),
+                    Some(net) => {
+                        selection.localhost |= net.addr().is_loopback();
+                        nets.push(net);
+                    }
                     None => self.refuse_text(
                         &format!("nodePortAddresses[{at}]"),
                         text,
@@ -331,7 +343,8 @@ impl Check {
             min: self.not_negative("conntrack.min", from.min),
             tcp_established_timeout: self
                 .timeout("conntrack.tcpEstablishedTimeout", from.tcp_established_timeout),
-            tcp_close_wait_timeout: self.timeout("conntrack.tcpCloseWaitTimeout", from.tcp_close_wait_timeout),
+            tcp_close_wait_timeout: self
+                .timeout("conntrack.tcpCloseWaitTimeout", from.tcp_close_wait_timeout),
             tcp_be_liberal: from.tcp_be_liberal,
             udp_timeout: self.timeout("conntrack.udpTimeout", from.udp_timeout),
             udp_stream_timeout: self.timeout("conntrack.udpStreamTimeout", from.udp_stream_timeout),
