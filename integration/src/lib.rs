@@ -1,1 +1,6 @@
-//! Embedded API server, namespace rig, packet oracle, cross-backend tests, scale benchmark
+//! What the tests and benchmarks of all backends share: an API server to watch, a network to send packets through,
+//! and an oracle that says where each packet may go.
+
+pub mod apiserver;
+pub mod manifest;
+pub mod real_apiserver;

@@ -1,0 +1,158 @@
+//! A real kube-apiserver with its etcd, from the folder that KUBEBUILDER_ASSETS names, on loopback, for one test.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+const TOKEN: &str = "conformance";
+/// Tries, a tenth of a second apart, until a server must be up.
+const PATIENCE: usize = 600;
+
+/// Both processes and their folder; all go when this is dropped.
+#[derive(Debug)]
+pub struct RealApiServer {
+    folder: PathBuf,
+    port: u16,
+    processes: Vec<Child>,
+}
+
+impl RealApiServer {
+    /// Starts one, or answers `None` where no binaries are installed.
+    pub fn start_if_installed() -> Result<Option<Self>> {
+        let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) else { return Ok(None) };
+        Self::start(&assets).map(Some)
+    }
+
+    fn start(assets: &Path) -> Result<Self> {
+        let [port, etcd_client, etcd_peer] = free_ports()?;
+        let folder = std::env::temp_dir().join(format!("apiserver-{}-{port}", std::process::id()));
+        fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        let mut server = Self { folder, port, processes: Vec::new() };
+        server.write_credentials()?;
+        let etcd_url = format!("http://127.0.0.1:{etcd_client}");
+        let peer_url = format!("http://127.0.0.1:{etcd_peer}");
+        server.spawn(
+            &assets.join("etcd"),
+            "etcd",
+            &[
+                format!("--data-dir={}", server.folder.join("etcd").display()),
+                format!("--listen-client-urls={etcd_url}"),
+                format!("--advertise-client-urls={etcd_url}"),
+                format!("--listen-peer-urls={peer_url}"),
+                format!("--initial-advertise-peer-urls={peer_url}"),
+                format!("--initial-cluster=default={peer_url}"),
+                "--unsafe-no-fsync=true".to_owned(),
+            ],
+        )?;
+        wait_for("etcd", || TcpStream::connect(("127.0.0.1", etcd_client)).is_ok())?;
+        let file = |name: &str| server.folder.join(name).display().to_string();
+        let arguments = [
+            format!("--etcd-servers={etcd_url}"),
+            format!("--secure-port={port}"),
+            "--bind-address=127.0.0.1".to_owned(),
+            "--advertise-address=127.0.0.1".to_owned(),
+            format!("--cert-dir={}", file("certificates")),
+            format!("--token-auth-file={}", file("tokens.csv")),
+            "--authorization-mode=RBAC".to_owned(),
+            "--service-cluster-ip-range=10.0.0.0/16".to_owned(),
+            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+            format!("--service-account-key-file={}", file("accounts.key")),
+            format!("--service-account-signing-key-file={}", file("accounts.key")),
+            "--disable-admission-plugins=ServiceAccount".to_owned(),
+        ];
+        server.spawn(&assets.join("kube-apiserver"), "kube-apiserver", &arguments)?;
+        wait_for("kube-apiserver", || server.is_ready())?;
+        Ok(server)
+    }
+
+    pub fn kubeconfig(&self) -> String {
+        format!(
+            "apiVersion: v1\nkind: Config\nclusters:\n- name: real\n  cluster:\n    server: https://127.0.0.1:{}\n    \
+             insecure-skip-tls-verify: true\ncontexts:\n- name: real\n  context: {{cluster: real, user: admin, namespace: default}}\n\
+             current-context: real\nusers:\n- name: admin\n  user:\n    token: {TOKEN}\n",
+            self.port
+        )
+    }
+
+    fn write_credentials(&self) -> Result<()> {
+        let mut tokens = File::create(self.folder.join("tokens.csv"))?;
+        writeln!(tokens, "{TOKEN},admin,1,\"system:masters\"")?;
+        let made = Command::new("openssl")
+            .args(["genrsa", "-out"])
+            .arg(self.folder.join("accounts.key"))
+            .arg("2048")
+            .stderr(Stdio::null())
+            .status()
+            .context("running openssl")?;
+        if made.success() { Ok(()) } else { bail!("openssl genrsa failed: {made}") }
+    }
+
+    fn spawn(&mut self, program: &Path, name: &str, arguments: &[String]) -> Result<()> {
+        let log = File::create(self.folder.join(format!("{name}.log")))?;
+        let child = Command::new(program)
+            .args(arguments)
+            .current_dir(&self.folder)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("starting {}", program.display()))?;
+        self.processes.push(child);
+        Ok(())
+    }
+
+    /// Asks `/readyz` through openssl, so that this needs no TLS of its own.
+    fn is_ready(&self) -> bool {
+        let connect = format!("127.0.0.1:{}", self.port);
+        let spawned = Command::new("openssl")
+            .args(["s_client", "-quiet", "-connect", &connect])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
+        let Ok(mut child) = spawned else { return false };
+        let request = format!(
+            "GET /readyz HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
+        );
+        let mut answer = String::new();
+        if let (Some(mut stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) {
+            drop(stdin.write_all(request.as_bytes()));
+            drop(stdout.read_to_string(&mut answer));
+        }
+        drop(child.kill());
+        drop(child.wait());
+        answer.starts_with("HTTP/1.1 200")
+    }
+}
+
+impl Drop for RealApiServer {
+    fn drop(&mut self) {
+        for process in self.processes.iter_mut().rev() {
+            drop(process.kill());
+            drop(process.wait());
+        }
+        drop(fs::remove_dir_all(&self.folder));
+    }
+}
+
+fn free_ports() -> Result<[u16; 3]> {
+    let bind = || TcpListener::bind(("127.0.0.1", 0));
+    let held = [bind()?, bind()?, bind()?];
+    Ok([held[0].local_addr()?.port(), held[1].local_addr()?.port(), held[2].local_addr()?.port()])
+}
+
+fn wait_for(what: &str, mut ready: impl FnMut() -> bool) -> Result<()> {
+    for _ in 0..PATIENCE {
+        if ready() {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(100));
+    }
+    bail!("{what} was not ready in time")
+}
