@@ -51,20 +51,6 @@ pub(crate) struct Settings {
     pub(crate) flags: Vec<(&'static str, String)>,
 }
 
-impl Settings {
-    /// Whether NodePorts are to answer on 127.0.0.0/8: in iptables mode by default, elsewhere where it is asked for.
-    pub(crate) fn node_ports_on_localhost(&self) -> bool {
-        let ports = &self.node_port_addresses;
-        match self.mode {
-            Mode::Iptables => {
-                self.localhost_node_ports && (ports.localhost || ports.addresses == NodePortAddressSet::Any)
-            }
-            Mode::Nftables => ports.localhost,
-            Mode::Ipvs => false,
-        }
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Mode {
     Nftables,

@@ -145,7 +145,7 @@ fn the_arguments_of_kubeadm_work() {
     assert_eq!(settings.sync_period, Duration::from_secs(30));
     assert_eq!(settings.min_sync_period, None);
     assert_eq!(settings.node_port_addresses.addresses, NodePortAddressSet::Any);
-    assert!(settings.node_ports_on_localhost());
+    assert!(settings.localhost_node_ports);
     assert_eq!(settings.config_file.as_deref(), Some(file.0.as_path()));
     assert_eq!(loaded.notices.len(), 1);
     assert!(loaded.notices[0].starts_with("Using iptables proxy"));
@@ -370,18 +370,18 @@ fn unknown_fields_are_worth_one_line() {
 }
 
 #[test]
-fn node_ports_answer_on_localhost_where_that_is_asked_for() {
-    for (body, expected) in [
-        ("mode: iptables\n", true),
-        ("mode: iptables\niptables: { localhostNodePorts: false }\n", false),
-        ("mode: iptables\nnodePortAddresses: [10.0.0.0/8]\n", false),
-        ("mode: iptables\nnodePortAddresses: [127.0.0.0/8, 10.0.0.0/8]\n", true),
-        ("mode: nftables\n", false),
-        ("mode: nftables\nnodePortAddresses: [primary, localhost]\n", true),
-        ("mode: nftables\nnodePortAddresses: [all]\n", false),
-        ("mode: ipvs\nnodePortAddresses: [127.0.0.0/8]\n", false),
+fn localhost_is_noticed_among_the_addresses_of_node_ports() {
+    for (addresses, expected) in [
+        ("null", false),
+        ("[primary]", false),
+        ("[all]", false),
+        ("[10.0.0.0/8]", false),
+        ("[primary, localhost]", true),
+        ("[127.0.0.0/8, 10.0.0.0/8]", true),
+        ("[0.0.0.0/0]", false),
     ] {
-        assert_eq!(file_settings(body, &[]).node_ports_on_localhost(), expected, "{body}");
+        let settings = file_settings(&format!("nodePortAddresses: {addresses}\n"), &[]);
+        assert_eq!(settings.node_port_addresses.localhost, expected, "{addresses}");
     }
     let only = file_settings("mode: nftables\nnodePortAddresses: [localhost]\n", &[]);
     assert_eq!(only.node_port_addresses.addresses, NodePortAddressSet::Cidrs(Vec::new()));
