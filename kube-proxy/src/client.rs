@@ -12,7 +12,8 @@ use crate::config::settings::ClientSettings;
 pub(crate) async fn connect(settings: &ClientSettings) -> anyhow::Result<Client> {
     let mut config = match (&settings.kubeconfig, &settings.master) {
         (Some(path), _) => {
-            let file = Kubeconfig::read_from(path).with_context(|| format!("kubeconfig {}", path.display()))?;
+            let file =
+                Kubeconfig::read_from(path).with_context(|| format!("kubeconfig {}", path.display()))?;
             Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
                 .await
                 .with_context(|| format!("kubeconfig {}", path.display()))?

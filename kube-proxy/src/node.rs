@@ -60,7 +60,8 @@ impl Node {
     pub(crate) fn ips(&self) -> Vec<IpAddr> {
         let of_kind = |kind: &'static str| {
             let all = self.status.addresses.iter().flatten();
-            all.filter(move |address| address.kind == kind).filter_map(|address| address.address.parse::<IpAddr>().ok())
+            all.filter(move |address| address.kind == kind)
+                .filter_map(|address| address.address.parse::<IpAddr>().ok())
         };
         let mut ips: Vec<IpAddr> = Vec::new();
         for ip in of_kind("InternalIP").chain(of_kind("ExternalIP")).map(|ip| ip.to_canonical()) {
@@ -150,7 +151,8 @@ mod tests {
 
     #[test]
     fn pod_cidrs_fall_back_to_the_single_one() {
-        let both = node(json!({"spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00::/64"]}}));
+        let both =
+            node(json!({"spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00::/64"]}}));
         assert_eq!(both.pod_cidrs().len(), 2);
         assert_eq!(node(json!({"spec": {"podCIDR": "10.1.0.0/24"}})).pod_cidrs().len(), 1);
     }

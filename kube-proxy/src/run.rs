@@ -1,11 +1,6 @@
 //! The main job: from the settings to a running engine.
 
-use std::{
-    net::IpAddr,
-    sync::mpsc,
-    thread,
-    time::Duration,
-};
+use std::{net::IpAddr, sync::mpsc, thread, time::Duration};
 
 use anyhow::Context as _;
 use kube::{Api, Client, runtime::watcher::Event};
@@ -63,7 +58,10 @@ async fn start(settings: Settings) -> anyhow::Result<()> {
     let ips = wait_for(&mut node, NODE_IPS_TIMEOUT, Node::ips).await;
     let ips = node::primary_first(ips, settings.bind_address);
     if ips.is_empty() {
-        tracing::error!(node = name, "Can't determine this node's IP, assuming loopback; if this is incorrect, please set the --bind-address flag");
+        tracing::error!(
+            node = name,
+            "Can't determine this node's IP, assuming loopback; if this is incorrect, please set the --bind-address flag"
+        );
     } else {
         tracing::info!(nodeIPs = ?ips, "Successfully retrieved NodeIPs");
     }
@@ -77,7 +75,10 @@ async fn start(settings: Settings) -> anyhow::Result<()> {
     };
 
     let environment = environment_settings(&settings, &pod_cidrs);
-    let pace = Pace { min_interval: settings.min_sync_period.unwrap_or(Pace::default().min_interval), ..Pace::default() };
+    let pace = Pace {
+        min_interval: settings.min_sync_period.unwrap_or(Pace::default().min_interval),
+        ..Pace::default()
+    };
     let engine_ended = start_engine(&settings, environment, pace, inbox)?;
 
     messages.send(Input::NodeIps(ips.into()).into())?;
@@ -96,7 +97,11 @@ async fn start(settings: Settings) -> anyhow::Result<()> {
 }
 
 /// Waits until the Node object shows what is asked for; empty when the time is up.
-async fn wait_for<T>(node: &mut watch::Receiver<Option<Node>>, limit: Duration, select: fn(&Node) -> Vec<T>) -> Vec<T> {
+async fn wait_for<T>(
+    node: &mut watch::Receiver<Option<Node>>,
+    limit: Duration,
+    select: fn(&Node) -> Vec<T>,
+) -> Vec<T> {
     let found = node.wait_for(|node| node.as_ref().is_some_and(|node| !select(node).is_empty()));
     match tokio::time::timeout(limit, found).await {
         Ok(Ok(node)) => node.as_ref().map(select).unwrap_or_default(),
@@ -134,7 +139,9 @@ async fn follow_node(
             if let Some(now) = now.as_ref() {
                 let cidrs = now.pod_cidrs();
                 if !pod_cidrs.is_empty() && !cidrs.is_empty() && cidrs != pod_cidrs {
-                    anyhow::bail!("the node's podCIDRs changed from {pod_cidrs:?} to {cidrs:?}: starting over with them");
+                    anyhow::bail!(
+                        "the node's podCIDRs changed from {pod_cidrs:?} to {cidrs:?}: starting over with them"
+                    );
                 }
                 messages.send(Input::Zone(now.zone().map(Into::into)).into())?;
                 let ips = node::primary_first(now.ips(), bind_address);
@@ -166,9 +173,9 @@ pub(crate) fn environment_settings(settings: &Settings, pod_cidrs: &[ipnet::IpNe
         NodePortAddressSet::Cidrs(cidrs) => NodePortSettings::Within(cidrs.clone().into()),
     };
     let names_loopback = match &selection.addresses {
-        NodePortAddressSet::Cidrs(cidrs) => {
-            cidrs.iter().any(|cidr| cidr.prefix_len() > 0 && cidr.addr().is_ipv4() && cidr.addr().is_loopback())
-        }
+        NodePortAddressSet::Cidrs(cidrs) => cidrs
+            .iter()
+            .any(|cidr| cidr.prefix_len() > 0 && cidr.addr().is_ipv4() && cidr.addr().is_loopback()),
         _ => false,
     };
     let localhost_node_ports = match settings.mode {
@@ -199,23 +206,21 @@ fn start_engine(
     inbox: mpsc::Receiver<Message>,
 ) -> anyhow::Result<EngineEnded> {
     match settings.mode {
-        Mode::Nftables => {
-            let open = |family| Ok((backend_nft::Planner::new(family), backend_nft::Executor::open(family)?));
-            spawn(open_families(open)?, environment, pace, Duration::from_millis(500), inbox)
-        }
+        Mode::Nftables => anyhow::bail!("mode nftables is not available in this build"),
         Mode::Iptables => {
-            let open = |family| Ok((backend_iptables::Planner::new(family), backend_iptables::Executor::open(family)?));
+            let open = |family| {
+                Ok((backend_iptables::Planner::new(family), backend_iptables::Executor::open(family)?))
+            };
             spawn(open_families(open)?, environment, pace, settings.sync_period, inbox)
         }
-        Mode::Ipvs => {
-            let open = |family| Ok((backend_ipvs::Planner::new(family), backend_ipvs::Executor::open(family)?));
-            spawn(open_families(open)?, environment, pace, settings.sync_period, inbox)
-        }
+        Mode::Ipvs => anyhow::bail!("mode ipvs is not available in this build"),
     }
 }
 
 /// A family that the machine does not support is left out with a log line; none at all is an error.
-fn open_families<P, X>(open: impl Fn(Family) -> anyhow::Result<(P, X)>) -> anyhow::Result<Vec<(Family, P, X)>> {
+fn open_families<P, X>(
+    open: impl Fn(Family) -> anyhow::Result<(P, X)>,
+) -> anyhow::Result<Vec<(Family, P, X)>> {
     let mut opened = Vec::new();
     let mut failed = None;
     for family in Family::BOTH {

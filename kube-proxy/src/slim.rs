@@ -3,7 +3,7 @@
 //! Decoding is lenient on purpose: one object that does not fit must not end a watch, so values are checked here, in
 //! the translation, where the object can be named and skipped. Decoded objects live only until they are translated.
 
-use std::{borrow::Cow, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -203,16 +203,16 @@ macro_rules! resource {
             type DynamicType = ();
             type Scope = $scope;
 
-            fn kind(_: &()) -> Cow<'_, str> {
+            fn kind(_: &()) -> std::borrow::Cow<'_, str> {
                 $kind.into()
             }
-            fn group(_: &()) -> Cow<'_, str> {
+            fn group(_: &()) -> std::borrow::Cow<'_, str> {
                 $group.into()
             }
-            fn version(_: &()) -> Cow<'_, str> {
+            fn version(_: &()) -> std::borrow::Cow<'_, str> {
                 "v1".into()
             }
-            fn plural(_: &()) -> Cow<'_, str> {
+            fn plural(_: &()) -> std::borrow::Cow<'_, str> {
                 $plural.into()
             }
             fn meta(&self) -> &ObjectMeta {
