@@ -95,6 +95,8 @@ pub struct SyncReport {
     pub full: Option<&'static str>,
     pub started: Instant,
     pub ended: Instant,
+    /// Services that were looked at, whether their routes differed or not; empty if the sync failed.
+    pub services: Vec<ServiceName>,
     /// Applied changes. Of a full sync: against what was installed before.
     pub changes: Vec<Change>,
     /// Services that lost an address to another in this sync.
@@ -297,6 +299,7 @@ where
             full: None,
             started,
             ended: started,
+            services: Vec::new(),
             changes: Vec::new(),
             conflicts: Vec::new(),
             set_aside: Vec::new(),
@@ -340,6 +343,7 @@ where
                 Ok(rejected) => {
                     held.extend(rejected.iter().map(|(name, _)| name.clone()));
                     self.commit(wanted, &held, &mut report);
+                    report.services = work.into_iter().collect();
                     for (name, reason) in rejected {
                         self.aside.put(name.clone(), started, true, &self.pace);
                         report.set_aside.push((name, reason));

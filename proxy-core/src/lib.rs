@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod claims;
+pub mod conntrack;
 pub mod environment;
 pub mod health;
 pub mod instance;
