@@ -16,6 +16,7 @@ use proxy_core::{
 };
 
 use crate::{
+    accounting,
     chains::{CANARY, JUMPS, KUBELET_JUMPS, Table},
     restore::{self, Op},
     survey::{Found, Host},
@@ -174,6 +175,7 @@ impl backend::Executor for Executor {
             tcp_be_liberal: fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
                 .is_ok_and(|value| value.trim() != "0"),
             random_fully: self.version.is_at_least((1, 6, 2)),
+            counters: accounting::ensure(),
         };
         let mut child = Command::new(&self.programs.save)
             .stdin(Stdio::null())

@@ -3,6 +3,7 @@
 //! [`Planner`] decides which chains to write (`rules.rs` writes those of one Service port, `scaffold.rs` those that
 //! exist once), [`restore`] makes them text, [`Executor`] feeds that to `iptables-restore`.
 
+pub mod accounting;
 pub mod chains;
 mod cleanup;
 mod kernel;

@@ -21,7 +21,7 @@ use crate::{
         Table, is_service_chain,
     },
     restore::Op,
-    rules::{self, Dispatch, EndpointComments, Rules},
+    rules::{self, Context, Dispatch, EndpointComments, Rules},
     scaffold,
     survey::{Found, Host},
 };
@@ -102,6 +102,7 @@ impl backend::Planner for Planner {
             installed.endpoints += change.after.as_deref().map_or(0, rules::endpoint_count);
         }
         let comments = endpoint_comments(installed.endpoints);
+        let context = Context { environment, host: installed.host, comments };
 
         let mut step = Step::default();
         let mut moved = BTreeSet::new();
@@ -109,7 +110,7 @@ impl backend::Planner for Planner {
         for (owner, change) in changes.iter().enumerate() {
             let owner = u32::try_from(owner).ok();
             let written = |route: &Option<Arc<Route>>| {
-                route.as_deref().map(|route| rules::write(&change.name, route, environment, comments))
+                route.as_deref().map(|route| rules::write(&change.name, route, context))
             };
             let before = written(&change.before);
             let after = written(&change.after);
@@ -155,7 +156,7 @@ impl backend::Planner for Planner {
         _now: Instant,
     ) -> Plan<Op> {
         let endpoints = routes.iter().map(|(_, route)| rules::endpoint_count(route)).sum();
-        let comments = endpoint_comments(endpoints);
+        let context = Context { environment, host: found.host, comments: endpoint_comments(endpoints) };
         let mut installed = Installed {
             environment: environment.clone(),
             host: found.host,
@@ -177,7 +178,7 @@ impl backend::Planner for Planner {
         let mut wanted = HashSet::new();
         let mut owners = HashMap::new();
         for (owner, (name, route)) in (0..).zip(routes) {
-            let mut rules = rules::write(name, route, environment, comments);
+            let mut rules = rules::write(name, route, context);
             let dispatch = mem::take(&mut rules.dispatch);
             let (chains, rules) = rules.into_text();
             wanted.extend(chains.iter().copied());

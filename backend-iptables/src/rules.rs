@@ -11,9 +11,13 @@ use proxy_core::{
     route::{AllowedSources, Frontend, FrontendKind, Route, Target},
 };
 
-use crate::chains::{
-    ChainStem, Dispatcher, EXTERNAL_SERVICES, MARK_MASQUERADE, NODE_PORTS, PROXY_FIREWALL, Role, SERVICES,
-    ServiceChain,
+use crate::{
+    accounting::LOCALHOST_ACCEPTED,
+    chains::{
+        ChainStem, Dispatcher, EXTERNAL_SERVICES, MARK_MASQUERADE, NODE_PORTS, PROXY_FIREWALL, Role,
+        SERVICES, ServiceChain,
+    },
+    survey::Host,
 };
 
 /// All rules of one Service port.
@@ -79,12 +83,15 @@ fn union(route: &Route) -> Vec<Target> {
     all
 }
 
-pub(crate) fn write(
-    name: &ServicePortName,
-    route: &Route,
-    environment: &Environment,
-    comments: EndpointComments,
-) -> Rules {
+/// What rules depend on beside the route.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Context<'a> {
+    pub(crate) environment: &'a Environment,
+    pub(crate) host: Host,
+    pub(crate) comments: EndpointComments,
+}
+
+pub(crate) fn write(name: &ServicePortName, route: &Route, context: Context<'_>) -> Rules {
     let shown = name.to_string();
     let stem = ChainStem::new(&shown, name);
     let chains = stem.hash();
@@ -96,7 +103,7 @@ pub(crate) fn write(
             (ServiceChain::endpoint(&stem, &endpoint), endpoint)
         })
         .collect();
-    let writer = Writer { name: shown, chains, route, environment, comments, targets, endpoints };
+    let writer = Writer { name: shown, chains, route, context, targets, endpoints };
     let mut rules = Rules { dispatch: writer.dispatch(), ..Rules::default() };
     if route.any_endpoint {
         rules.text.reserve(1024 + 384 * writer.endpoints.len());
@@ -110,8 +117,7 @@ struct Writer<'a> {
     name: String,
     chains: [u8; 16],
     route: &'a Route,
-    environment: &'a Environment,
-    comments: EndpointComments,
+    context: Context<'a>,
     /// Sorted; `endpoints` has the same order.
     targets: Vec<Target>,
     endpoints: Vec<(ServiceChain, Endpoint)>,
@@ -206,11 +212,20 @@ impl Writer<'_> {
         for frontend in self.frontends(FrontendKind::NodePort) {
             let protocol = self.route.protocol;
             if self.route.any_endpoint {
+                let matched = [" -m ", protocol.as_str(), " -p ", protocol.as_str()];
+                if self.context.environment.localhost_node_ports
+                    && self.context.host.counters.localhost_accepted
+                {
+                    append(&mut nat_node_ports, NODE_PORTS, name);
+                    push(&mut nat_node_ports, &matched);
+                    push(&mut nat_node_ports, &[" -d 127.0.0.0/8 --dport "]);
+                    push_port(&mut nat_node_ports, frontend.port);
+                    push(&mut nat_node_ports, &[" -m nfacct --nfacct-name ", LOCALHOST_ACCEPTED]);
+                    end(&mut nat_node_ports, self.chain(Role::External));
+                }
                 append(&mut nat_node_ports, NODE_PORTS, name);
-                push(
-                    &mut nat_node_ports,
-                    &[" -m ", protocol.as_str(), " -p ", protocol.as_str(), " --dport "],
-                );
+                push(&mut nat_node_ports, &matched);
+                push(&mut nat_node_ports, &[" --dport "]);
                 push_port(&mut nat_node_ports, frontend.port);
                 end(&mut nat_node_ports, self.chain(Role::External));
             }
@@ -305,7 +320,7 @@ impl Writer<'_> {
             }
             TrafficPolicy::Local => {
                 let anywhere = self.chain(Role::Cluster);
-                for source in local_pods(&self.environment.local_pods) {
+                for source in local_pods(&self.context.environment.local_pods) {
                     commented(text, "pod traffic for");
                     push(text, &[" ", &source]);
                     end(text, anywhere);
@@ -365,7 +380,7 @@ impl Writer<'_> {
 
     fn to_endpoint(&self, text: &mut String, chain: &str, endpoint: &Endpoint) {
         push(text, &["-A ", chain]);
-        if self.comments == EndpointComments::Written {
+        if self.context.comments == EndpointComments::Written {
             push(text, &[" -m comment --comment \"", &self.name, " -> ", &endpoint.text, "\""]);
         }
     }
@@ -386,19 +401,19 @@ impl Writer<'_> {
             push(&mut matched, &["-A ", chain, " -m comment --comment \"", &self.name, " cluster IP\""]);
             self.destination(&mut matched, frontend);
             let mark = [" -j ", MARK_MASQUERADE, "\n"];
-            if self.environment.masquerade_all {
+            if self.context.environment.masquerade_all {
                 push(text, &[&matched]);
                 push(text, &mark);
                 continue;
             }
-            match &self.environment.local_pods {
+            match &self.context.environment.local_pods {
                 LocalPods::Unknown => {}
                 LocalPods::Cidrs(cidrs) if cidrs.len() > 1 => {
                     // One rule cannot exclude two networks: mark all, then clear what turns out to be local.
                     push(text, &[&matched]);
                     push(text, &mark);
-                    let clear = format!("0x0/{:#x}", self.environment.masquerade_mark);
-                    for source in local_pods(&self.environment.local_pods) {
+                    let clear = format!("0x0/{:#x}", self.context.environment.masquerade_mark);
+                    for source in local_pods(&self.context.environment.local_pods) {
                         push(text, &[&matched, " ", &source, " -j MARK --set-xmark ", &clear, "\n"]);
                     }
                 }
@@ -416,7 +431,7 @@ impl Writer<'_> {
         let start = |text: &mut String| {
             push(text, &["-A "]);
             chain.write(text);
-            if self.comments == EndpointComments::Written {
+            if self.context.comments == EndpointComments::Written {
                 push(text, &[" -m comment --comment ", &self.name]);
             }
         };

@@ -9,6 +9,7 @@ use proxy_core::{
 };
 
 use crate::{
+    accounting::INVALID_DROPPED,
     chains::{FORWARD, KUBELET_FIREWALL, MARK_MASQUERADE, NODE_PORTS, POSTROUTING, SERVICES, Table},
     survey::Host,
 };
@@ -29,10 +30,15 @@ pub(crate) fn fixed_chains(environment: &Environment, host: Host) -> Vec<Fixed> 
     let mut add = |table, chain, rules: String| chains.push(Fixed { table, chain, rules });
 
     // nf_conntrack_tcp_be_liberal != 0 means that the operator wants out-of-window packets to pass.
+    let counted = if host.counters.invalid_dropped {
+        format!(" -m nfacct --nfacct-name {INVALID_DROPPED}")
+    } else {
+        String::new()
+    };
     let invalid = if host.tcp_be_liberal {
         String::new()
     } else {
-        format!("-A {FORWARD} -m conntrack --ctstate INVALID -j DROP\n")
+        format!("-A {FORWARD} -m conntrack --ctstate INVALID{counted} -j DROP\n")
     };
     add(
         Table::Filter,

@@ -3,7 +3,10 @@
 
 use std::{collections::HashSet, io::BufRead};
 
-use crate::chains::{Jump, Table};
+use crate::{
+    accounting::Counters,
+    chains::{Jump, Table},
+};
 
 /// The kernel's tables as far as they concern us, and the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,11 +24,12 @@ pub struct Host {
     pub tcp_be_liberal: bool,
     /// `MASQUERADE --random-fully` is known (iptables 1.6.2).
     pub random_fully: bool,
+    pub counters: Counters,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self { tcp_be_liberal: false, random_fully: true }
+        Self { tcp_be_liberal: false, random_fully: true, counters: Counters::default() }
     }
 }
 
