@@ -2,6 +2,7 @@
 //!
 //! `attr` writes and reads messages, `socket` and `pipeline` carry them, the rest speaks one kernel subsystem each.
 
+pub mod address;
 pub mod attr;
 pub mod message;
 pub mod pipeline;

@@ -1,0 +1,166 @@
+//! The addresses of this network namespace's interfaces, and the news that they changed.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
+
+use crate::{
+    error::Error,
+    message::Messages,
+    socket::{Dump, Protocol, Socket},
+};
+
+/// From linux/rtnetlink.h.
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_GETADDR: u16 = 22;
+const RTMGRP_IPV4_IFADDR: u32 = 0x10;
+const RTMGRP_IPV6_IFADDR: u32 = 0x100;
+/// From linux/if_addr.h; `IFA_LOCAL` is the own address of a point-to-point link, where `IFA_ADDRESS` is the peer's.
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_FLAGS: u16 = 8;
+const IFA_F_DADFAILED: u32 = 0x08;
+const IFA_F_TENTATIVE: u32 = 0x40;
+const IFA_F_OPTIMISTIC: u32 = 0x04;
+/// `struct ifaddrmsg`.
+const HEADER: usize = 8;
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// An address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InterfaceAddress {
+    pub address: IpAddr,
+    pub prefix: u8,
+    /// Index of the interface.
+    pub interface: u32,
+    /// `RT_SCOPE_*` of linux/rtnetlink.h.
+    pub scope: u8,
+    /// Not usable (yet): IPv6 duplicate address detection is running or has failed.
+    pub unusable: bool,
+}
+
+/// All addresses of both families, in the kernel's order.
+pub fn list(socket: &mut Socket) -> Result<Vec<InterfaceAddress>, Error> {
+    // An address that comes or goes meanwhile interrupts the dump; the list is short, so it is simply read again.
+    const TRIES: usize = 5;
+    let mut found = Vec::new();
+    for _ in 0..TRIES {
+        found.clear();
+        let outcome = socket.dump(
+            RTM_GETADDR,
+            |writer| writer.raw(&[0; HEADER]),
+            |message| {
+                if message.kind == RTM_NEWADDR {
+                    found.extend(parse(message.payload));
+                }
+            },
+        )?;
+        if outcome == Dump::Complete {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+fn parse(payload: &[u8]) -> Option<InterfaceAddress> {
+    let &[family, prefix, flags, scope, i0, i1, i2, i3] = payload.first_chunk::<HEADER>()?;
+    let attributes = crate::attr::Attributes::new(&payload[HEADER..]);
+    let value = attributes.get(IFA_LOCAL).or_else(|| attributes.get(IFA_ADDRESS))?.value;
+    let address = match family {
+        AF_INET => IpAddr::from(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?)),
+        AF_INET6 => IpAddr::from(Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?)),
+        _ => return None,
+    };
+    let flags = attributes.get(IFA_FLAGS).and_then(|flags| flags.u32()).unwrap_or(u32::from(flags));
+    let tentative = flags & IFA_F_TENTATIVE != 0 && flags & IFA_F_OPTIMISTIC == 0;
+    let interface = u32::from_ne_bytes([i0, i1, i2, i3]);
+    Some(InterfaceAddress {
+        address,
+        prefix,
+        interface,
+        scope,
+        unusable: tentative || flags & IFA_F_DADFAILED != 0,
+    })
+}
+
+/// Says when addresses come and go.
+#[derive(Debug)]
+pub struct AddressMonitor(Socket);
+
+impl AddressMonitor {
+    pub fn open() -> Result<Self, Error> {
+        let socket = Socket::join(Protocol::Route, RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR)?;
+        Ok(Self(socket))
+    }
+
+    /// Waits until something changed, or until the time is up. Lost news count as a change.
+    pub fn wait(&mut self, limit: Duration) -> Result<bool, Error> {
+        self.0.set_patience(limit.max(Duration::from_millis(1)))?;
+        let changed = match self.0.receive() {
+            Ok(messages) => tells_of_address(messages),
+            Err(Error::RepliesLost) => true,
+            Err(Error::TimedOut) => false,
+            Err(Error::Os { source, .. }) if source.kind() == io::ErrorKind::Interrupted => false,
+            Err(error) => return Err(error),
+        };
+        // What is queued behind it is part of the same news.
+        let mut more = false;
+        loop {
+            match self.0.receive_now() {
+                Ok(Some(messages)) => more |= tells_of_address(messages),
+                Ok(None) => return Ok(changed || more),
+                Err(Error::RepliesLost) => more = true,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn tells_of_address(messages: Messages<'_>) -> bool {
+    messages.fold(false, |known, message| known || matches!(message.kind, RTM_NEWADDR | RTM_DELADDR))
+}
+
+impl AsFd for AddressMonitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    fn ip(arguments: &str) {
+        let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip runs");
+        assert!(status.success(), "ip {arguments}");
+    }
+
+    #[test]
+    fn addresses_are_listed_and_their_changes_are_told() {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace (needs root)");
+        let mut monitor = AddressMonitor::open().expect("a monitor");
+        ip("link set lo up");
+        ip("address add 192.0.2.1/24 dev lo");
+        assert!(monitor.wait(Duration::from_secs(5)).expect("news"));
+        let mut socket = Socket::open(Protocol::Route).expect("a socket");
+        let addresses: Vec<IpAddr> =
+            list(&mut socket).expect("a list").iter().map(|found| found.address).collect();
+        let expected: [IpAddr; 3] =
+            ["127.0.0.1", "192.0.2.1", "::1"].map(|text| text.parse().expect("literal"));
+        assert!(expected.iter().all(|address| addresses.contains(address)), "{addresses:?}");
+        assert!(!monitor.wait(Duration::from_millis(50)).expect("silence"), "nothing changed meanwhile");
+        ip("address del 192.0.2.1/24 dev lo");
+        assert!(monitor.wait(Duration::from_secs(5)).expect("news"));
+        assert!(!list(&mut socket).expect("a list").iter().any(|found| found.address == expected[1]));
+    }
+}
