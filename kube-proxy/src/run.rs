@@ -4,6 +4,7 @@ use std::{net::IpAddr, sync::mpsc, thread, time::Duration};
 
 use anyhow::Context as _;
 use kube::{Api, Client, runtime::watcher::Event};
+use netlink::address::{self, AddressMonitor};
 use proxy_core::{
     backend::{Executor, Planner},
     environment::{EnvironmentSettings, LocalPods, NodePortSettings},
@@ -22,6 +23,8 @@ use crate::{
 };
 
 const NODE_IPS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often the thread that follows addresses looks whether anybody still listens.
+const INTERFACE_RECHECK: Duration = Duration::from_secs(60);
 const POD_CIDRS_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Runs until a signal or a failure ends it. What is in the kernel stays.
@@ -268,8 +271,34 @@ where
     Ok(receiver)
 }
 
-/// Follows the addresses of the node's interfaces.
+/// Follows the addresses of the node's interfaces; a list goes to the engine before this returns.
 fn start_interface_watch(messages: mpsc::Sender<Message>) -> anyhow::Result<()> {
-    drop(messages);
+    // The monitor first: what changes while the list is read is told afterwards.
+    let mut monitor = AddressMonitor::open().context("interface addresses cannot be watched")?;
+    let mut socket =
+        netlink::Socket::open(netlink::Protocol::Route).context("interface addresses cannot be read")?;
+    let mut tell = move || -> anyhow::Result<bool> {
+        let all = address::list(&mut socket).context("interface addresses cannot be read")?;
+        let usable = all.iter().filter(|found| !found.unusable).map(|found| found.address).collect();
+        Ok(messages.send(Input::InterfaceAddresses(usable).into()).is_ok())
+    };
+    tell()?;
+    thread::Builder::new().name("addresses".to_owned()).spawn(move || {
+        loop {
+            let told = match monitor.wait(INTERFACE_RECHECK) {
+                Ok(false) => Ok(true),
+                Ok(true) => tell(),
+                Err(error) => Err(error.into()),
+            };
+            match told {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::error!(error = %format!("{error:#}"), "Interface addresses cannot be followed; trying again");
+                    thread::sleep(Duration::from_secs(1));
+                }
+            }
+        }
+    })?;
     Ok(())
 }
