@@ -3,4 +3,5 @@
 
 pub mod apiserver;
 pub mod manifest;
+pub mod network;
 pub mod real_apiserver;
