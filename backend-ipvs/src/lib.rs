@@ -1,1 +1,23 @@
-//! The IPVS backend: virtual servers and local routes
+//! The IPVS backend: virtual servers for every Service port, virtual IPs as local routes, and nftables sets for what
+//! IPVS cannot decide: masquerading, source ranges, traffic policies.
+//!
+//! Read [`render`] first (what a route is in the kernel), then [`plan`] (from one state to another).
+
+pub mod found;
+pub mod marks;
+pub mod op;
+pub mod options;
+pub mod plan;
+pub mod settings;
+
+#[cfg(any(test, feature = "model"))]
+pub mod model;
+
+mod drain;
+mod journal;
+mod render;
+
+pub use drain::Reaped;
+pub use plan::IpvsPlanner;
+pub use render::OURS;
+pub use settings::{Binding, Settings};

@@ -1,0 +1,171 @@
+//! Whatever happened before, the kernel ends up as after a fresh start.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::Model;
+
+/// One of a few dozen routes of a Service whose address is its own, or shared with the other Services.
+fn a_route(service: usize) -> impl Strategy<Value = Route> {
+    let endpoints = proptest::collection::btree_set((1..5_u8, any::<bool>()), 0..4);
+    let policies = prop_oneof![Just(TrafficPolicy::Cluster), Just(TrafficPolicy::Local)];
+    (
+        endpoints,
+        policies.clone(),
+        policies,
+        any::<[bool; 3]>(),
+        prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)],
+        0..3_u8,
+    )
+        .prop_map(move |(endpoints, internal_policy, external_policy, has, protocol, ranges)| {
+            let mut all: Vec<Target> = endpoints
+                .into_iter()
+                .map(|(last, local)| target(&format!("10.{}.0.{last}", if local { 1 } else { 2 }), local))
+                .collect();
+            all.sort_unstable();
+            all.dedup();
+            let local: Vec<Target> = all.iter().copied().filter(|target| target.local).collect();
+            let own = format!("10.96.0.{}", service + 1);
+            let mut frontends = vec![frontend(FrontendKind::ClusterIp, Some(&own), 80)];
+            if has[0] {
+                let mut balancer =
+                    frontend(FrontendKind::LoadBalancerIp, Some("198.51.100.1"), 1000 + service as u16);
+                if ranges > 0 {
+                    let range = if ranges == 1 { "203.0.0.0/16" } else { "203.0.113.0/24" };
+                    let sources = AllowedSources {
+                        ranges: [range.parse().expect("a network")].into(),
+                        own_vips: Box::default(),
+                    };
+                    balancer.sources = Some(Arc::new(sources));
+                }
+                frontends.push(balancer);
+            }
+            if has[1] {
+                frontends.push(frontend(FrontendKind::NodePort, None, 30000 + service as u16));
+            }
+            Route {
+                protocol,
+                frontends: frontends.into(),
+                internal_policy,
+                external_policy: if has[0] || has[1] { external_policy } else { TrafficPolicy::Cluster },
+                any_endpoint: !all.is_empty(),
+                cluster: all.into(),
+                local: local.into(),
+                affinity: has[2].then_some(600),
+                health_check_node_port: None,
+                options: Box::default(),
+            }
+        })
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Route(usize, Option<Box<Route>>),
+    /// The kernel refuses what comes next.
+    Refusal,
+    /// Upkeep some seconds later.
+    Upkeep(u64),
+    /// A new process starts over what there is.
+    Restart,
+}
+
+fn an_event() -> impl Strategy<Value = Event> {
+    let route = (0..3_usize).prop_flat_map(|service| {
+        proptest::option::weighted(0.8, a_route(service).prop_map(Box::new))
+            .prop_map(move |route| Event::Route(service, route))
+    });
+    prop_oneof![6 => route, 1 => Just(Event::Refusal), 1 => (1..2000_u64).prop_map(Event::Upkeep), 1 => Just(Event::Restart)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn any_history_ends_where_a_fresh_start_begins(events in proptest::collection::vec(an_event(), 1..14)) {
+        let mut now = start();
+        let mut planner = IpvsPlanner::alone(Settings::default());
+        let mut model = Model::default();
+        let first = planner.plan_full(&[], &environment(), Found::default(), now);
+        model.apply(&first).expect("an empty start");
+        planner.settle(Effect::Applied);
+        let mut installed: [Option<Route>; 3] = [None, None, None];
+        let mut refuse = false;
+        for event in events {
+            now += Duration::from_secs(1);
+            match event {
+                Event::Refusal => refuse = true,
+                Event::Upkeep(seconds) => {
+                    now += Duration::from_secs(seconds);
+                    if let Some(plan) = planner.plan_upkeep(now) {
+                        prop_assert_eq!(model.apply(&plan), Ok(()));
+                        for reaped in reaped(&plan) {
+                            if let Some(key) = planner.state.drains.reaped(&reaped)
+                                && let Some(addr) = planner.state.held.get(&key).copied()
+                            {
+                                planner.state.held.set(key, None);
+                                planner.state.released.push(addr);
+                            }
+                        }
+                        planner.settle(Effect::Applied);
+                    }
+                }
+                Event::Restart => {
+                    planner = IpvsPlanner::alone(Settings::default());
+                    let routes = routes(&installed);
+                    let plan = planner.plan_full(&routes, &environment(), model.found(Binding::Routes), now);
+                    let before = model.settled();
+                    prop_assert_eq!(model.apply(&plan), Ok(()));
+                    prop_assert_eq!(model.settled(), before, "a restart changes nothing");
+                    planner.settle(Effect::Applied);
+                }
+                Event::Route(service, after) => {
+                    let before = installed[service].clone();
+                    let after = after.map(|route| *route);
+                    if before == after {
+                        continue;
+                    }
+                    let names = ["a", "b", "c"];
+                    let plan = plan_at(&mut planner, &[(names[service], before.as_ref(), after.as_ref())], now);
+                    if mem::take(&mut refuse) {
+                        planner.settle(Effect::Nothing);
+                        continue;
+                    }
+                    prop_assert_eq!(model.apply(&plan), Ok(()), "{}", plan);
+                    planner.settle(Effect::Applied);
+                    installed[service] = after;
+                }
+            }
+        }
+        let mut fresh = IpvsPlanner::alone(Settings::default());
+        let mut wanted = Model::default();
+        let plan = fresh.plan_full(&routes(&installed), &environment(), Found::default(), now);
+        wanted.apply(&plan).expect("an empty start");
+        prop_assert_eq!(model.settled(), wanted.settled());
+        prop_assert!(wanted.bound().is_subset(model.bound()));
+        for addr in model.bound() {
+            prop_assert!(model.is_guarded(*addr));
+            // What the last upkeep released goes with the next.
+            let owed = model.drains(*addr) || planner.state.released.contains(addr);
+            prop_assert!(wanted.bound().contains(addr) || owed, "{} is bound for nothing", addr);
+        }
+    }
+}
+
+fn routes(installed: &[Option<Route>; 3]) -> Vec<(ServicePortName, Arc<Route>)> {
+    let named = ["a", "b", "c"].into_iter().zip(installed);
+    named.filter_map(|(service, route)| Some((name(service), Arc::new(route.clone()?)))).collect()
+}
+
+/// What the executor would report: nothing has connections.
+fn reaped(plan: &Plan<Op>) -> Vec<Reaped> {
+    let mut all = Vec::new();
+    for owned in plan.steps.iter().flat_map(|step| &step.ops) {
+        if let Op::Reap { key, destinations, server, .. } = &owned.op {
+            all.extend(destinations.iter().map(|(addr, port)| Reaped::Destination(*key, *addr, *port)));
+            if *server {
+                all.push(Reaped::Server(*key));
+            }
+        }
+    }
+    all
+}

@@ -1,0 +1,213 @@
+//! What a route is in the kernel: virtual servers, bound addresses and set elements. Pure, one route at a time.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use ipvs_netlink::{Destination, Scheduler, Service, ServiceFlags, ServiceKey};
+use proxy_core::{
+    environment::{Environment, NodePortAddresses},
+    model::Protocol,
+    route::{Answer, Frontend, FrontendKind, Route, Target},
+};
+
+use crate::{
+    op::{Element, Spot},
+    options::Options,
+};
+
+/// A flag of every virtual server that we made. The kernel hands it to the scheduler, and none reads the third
+/// (`IP_VS_SVC_F_SCHED3`: `ip_vs_sh.c` and `ip_vs_mh.c` know the first two), so that it tells ours from others'.
+pub const OURS: ServiceFlags = ServiceFlags::SCHEDULER_3;
+
+/// A virtual server with its destinations, sorted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Server {
+    pub(crate) service: Service,
+    pub(crate) destinations: Vec<Destination>,
+    /// Its connections are worth draining: those of UDP end at once.
+    pub(crate) drains: bool,
+}
+
+/// Everything that a route wants of the kernel.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rendered {
+    pub(crate) servers: Vec<Server>,
+    pub(crate) vips: Vec<IpAddr>,
+    pub(crate) elements: Vec<Element>,
+}
+
+/// Renders a route. `mark` is that of its short-circuit virtual server, should it need one.
+pub(crate) fn render(
+    route: &Route,
+    environment: &Environment,
+    default: Scheduler,
+    mark: Option<u32>,
+) -> Rendered {
+    let mut render = Renderer {
+        route,
+        environment,
+        options: Options::read(&route.options, default),
+        mark,
+        rendered: Rendered::default(),
+        short_circuit: None,
+    };
+    for frontend in &route.frontends {
+        match frontend.at {
+            Some(addr) => render.frontend(frontend, addr),
+            None => {
+                for addr in node_port_addresses(environment) {
+                    render.frontend(frontend, *addr);
+                }
+            }
+        }
+    }
+    render.hairpins();
+    let mut rendered = render.rendered;
+    rendered.servers.extend(render.short_circuit);
+    rendered.vips.sort_unstable();
+    rendered.vips.dedup();
+    rendered
+}
+
+/// Whether the route needs a mark: external traffic under policy Local splits by where it comes from.
+pub(crate) fn needs_mark(route: &Route) -> bool {
+    route.frontends.iter().any(
+        |frontend| matches!(route.answer(frontend), Answer::Local { anywhere, .. } if !anywhere.is_empty()),
+    )
+}
+
+/// The addresses on which NodePorts answer.
+pub(crate) fn node_port_addresses(environment: &Environment) -> impl Iterator<Item = &IpAddr> {
+    let all = match &environment.node_ports {
+        NodePortAddresses::Any => &environment.interface_addresses,
+        NodePortAddresses::Only(only) => only,
+    };
+    all.iter().filter(|addr| answers_node_ports(**addr))
+}
+
+/// IPVS cannot translate what comes in on loopback, and a link-local address is ambiguous without its link.
+fn answers_node_ports(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(addr) => !addr.is_loopback(),
+        IpAddr::V6(addr) => !addr.is_loopback() && !addr.is_unicast_link_local(),
+    }
+}
+
+struct Renderer<'a> {
+    route: &'a Route,
+    environment: &'a Environment,
+    options: Options,
+    mark: Option<u32>,
+    rendered: Rendered,
+    short_circuit: Option<Server>,
+}
+
+impl Renderer<'_> {
+    fn frontend(&mut self, frontend: &Frontend, addr: IpAddr) {
+        let spot = Spot { addr, protocol: self.route.protocol, port: frontend.port };
+        // An external IP may be an address that the node has anyway: then it is not ours to bind, and the node's
+        // other ports on it stay open.
+        if self.environment.interface_addresses.binary_search(&addr).is_err() {
+            self.rendered.vips.push(addr);
+        }
+        self.sources(frontend, spot);
+        let elements = &mut self.rendered.elements;
+        if frontend.kind == FrontendKind::ClusterIp {
+            elements.push(Element::ClusterIp(addr));
+        } else if self.route.masquerades_always(frontend) {
+            elements.push(Element::Masquerade(spot));
+        }
+        match self.route.answer(frontend) {
+            Answer::To(targets) => self.server(spot, targets),
+            Answer::Local { here, anywhere } => self.local(spot, here, anywhere),
+            // No virtual server: the guard refuses on our addresses, the node itself on its own.
+            Answer::Reject => {}
+            Answer::Drop => elements.push(Element::Drop(spot)),
+        }
+    }
+
+    fn sources(&mut self, frontend: &Frontend, spot: Spot) {
+        let Some(sources) = &frontend.sources else { return };
+        let elements = &mut self.rendered.elements;
+        elements.push(Element::Restricted(spot));
+        let mut allowed: Vec<IpNet> = sources.ranges.iter().map(IpNet::trunc).collect();
+        allowed.extend(sources.own_vips.iter().copied().map(IpNet::from));
+        elements.extend(aggregate(allowed).into_iter().map(|net| Element::Allowed(spot, net)));
+    }
+
+    fn server(&mut self, spot: Spot, targets: &[Target]) {
+        let key = ServiceKey::new(spot.addr, spot.port, protocol(spot.protocol));
+        let server = self.make(key, targets);
+        self.rendered.servers.push(server);
+    }
+
+    fn local(&mut self, spot: Spot, here: &[Target], anywhere: &[Target]) {
+        if here.is_empty() {
+            self.rendered.elements.push(Element::DropOutside(spot));
+        } else {
+            self.server(spot, here);
+        }
+        let Some(mark) = self.mark.filter(|_| !anywhere.is_empty()) else { return };
+        self.rendered.elements.push(Element::ShortCircuit(spot, mark));
+        if self.short_circuit.is_none() {
+            let family = match spot.addr {
+                IpAddr::V4(_) => ipvs_netlink::Family::V4,
+                IpAddr::V6(_) => ipvs_netlink::Family::V6,
+            };
+            self.short_circuit = Some(self.make(ServiceKey::Mark { family, mark }, anywhere));
+        }
+    }
+
+    fn make(&self, key: ServiceKey, targets: &[Target]) -> Server {
+        let mut service = Service::new(key, self.options.scheduler);
+        service.flags = OURS;
+        if self.options.scheduler == Scheduler::MH {
+            // As kube-proxy: without the port all connections of a client would go to one endpoint.
+            service.flags = service.flags.union(ServiceFlags::SCHEDULER_2);
+        }
+        if let Some(seconds) = self.route.affinity {
+            service = service.persistent(seconds);
+        }
+        let weight =
+            |target: &Target| if target.local { self.options.local_weight } else { self.options.weight };
+        let destinations =
+            targets.iter().map(|target| Destination::new(target.addr, target.port, weight(target))).collect();
+        Server { service, destinations, drains: self.route.protocol != Protocol::Udp }
+    }
+
+    /// Endpoints of this node can reach themselves; a host's own address is no pod and needs nothing.
+    fn hairpins(&mut self) {
+        let mut local: Vec<IpAddr> = self
+            .route
+            .cluster
+            .iter()
+            .chain(&self.route.local)
+            .filter(|target| target.local)
+            .map(|target| target.addr)
+            .collect();
+        local.sort_unstable();
+        local.dedup();
+        local.retain(|addr| self.environment.interface_addresses.binary_search(addr).is_err());
+        self.rendered.elements.extend(local.into_iter().map(Element::Hairpin));
+    }
+}
+
+/// Networks without those that another one holds: interval sets refuse overlaps.
+fn aggregate(mut nets: Vec<IpNet>) -> Vec<IpNet> {
+    nets.sort_unstable_by_key(|net| (net.prefix_len(), *net));
+    let mut kept: Vec<IpNet> = Vec::with_capacity(nets.len());
+    for net in nets {
+        if !kept.iter().any(|wider| wider.contains(&net)) {
+            kept.push(net);
+        }
+    }
+    kept
+}
+
+fn protocol(protocol: Protocol) -> ipvs_netlink::Protocol {
+    match protocol {
+        Protocol::Tcp => ipvs_netlink::Protocol::Tcp,
+        Protocol::Udp => ipvs_netlink::Protocol::Udp,
+        Protocol::Sctp => ipvs_netlink::Protocol::Sctp,
+    }
+}

@@ -1,0 +1,53 @@
+//! What the user may choose about this backend: the `ipvs` section of the configuration, and our own additions.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use ipvs_netlink::{Scheduler, Timeouts};
+
+/// How the backend works, the same for both families.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// For Services that do not choose their own.
+    pub scheduler: Scheduler,
+    /// Answer ARP for a virtual IP on no interface (`arp_ignore` 1, `arp_announce` 2), as MetalLB needs it.
+    pub strict_arp: bool,
+    /// Virtual servers in these networks are never touched.
+    pub exclude_cidrs: Box<[IpNet]>,
+    /// What is `None` or 0 stays as the kernel has it.
+    pub timeouts: Timeouts,
+    pub binding: Binding,
+    /// The longest an endpoint that is gone may keep its connections.
+    pub drain_limit: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            scheduler: Scheduler::RR,
+            strict_arp: false,
+            exclude_cidrs: Box::default(),
+            timeouts: Timeouts::default(),
+            binding: Binding::Routes,
+            // An idle TCP connection is forgotten by IPVS after 15 minutes (its default timeout); twice that.
+            drain_limit: Duration::from_secs(1800),
+        }
+    }
+}
+
+/// How a virtual IP is made this node's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Binding {
+    /// A local route to the device: linear in their number.
+    #[default]
+    Routes,
+    /// An address of the device, as kube-proxy does: quadratic, but tools that list addresses see it.
+    Addresses,
+}
+
+/// The device that virtual IPs are bound to; kube-proxy's name, which tools and manifests know.
+pub const DEVICE: &str = "kube-ipvs0";
+
+/// The protocol number of our local routes (`rtm_protocol`): free in iproute2's `rt_protos`, and how a start in
+/// another mode knows which routes are ours.
+pub const ROUTE_PROTOCOL: u8 = 89;
