@@ -8,8 +8,11 @@ use std::{
 };
 
 use crate::{
+    attr::Writer,
     error::Error,
-    message::Messages,
+    ip::{family, full_length, write_ip},
+    message::{Messages, flags},
+    pipeline::Pipeline,
     socket::{Dump, Protocol, Socket},
 };
 
@@ -23,6 +26,7 @@ const RTMGRP_IPV6_IFADDR: u32 = 0x100;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
+const IFA_F_NODAD: u32 = 0x02;
 const IFA_F_DADFAILED: u32 = 0x08;
 const IFA_F_TENTATIVE: u32 = 0x40;
 const IFA_F_OPTIMISTIC: u32 = 0x04;
@@ -68,6 +72,27 @@ pub fn list(socket: &mut Socket) -> Result<Vec<InterfaceAddress>, Error> {
     Ok(found)
 }
 
+/// Gives an interface an address with the longest prefix; `EEXIST` if it has it. Answers the request's index.
+pub fn push_add(pipeline: &mut Pipeline, address: IpAddr, interface: u32) -> usize {
+    pipeline.push(RTM_NEWADDR, flags::CREATE | flags::EXCLUSIVE, |writer| write(writer, address, interface))
+}
+
+/// Takes an address with the longest prefix from an interface; `EADDRNOTAVAIL` if it does not have it.
+pub fn push_delete(pipeline: &mut Pipeline, address: IpAddr, interface: u32) -> usize {
+    pipeline.push(RTM_DELADDR, 0, |writer| write(writer, address, interface))
+}
+
+fn write(writer: &mut Writer, address: IpAddr, interface: u32) {
+    writer.raw(&[family(address), full_length(address), 0, 0]);
+    writer.raw(&interface.to_ne_bytes());
+    write_ip(writer, IFA_LOCAL, address);
+    write_ip(writer, IFA_ADDRESS, address);
+    if address.is_ipv6() {
+        // The address is shared by many hosts on purpose; nobody is to be asked whether it is taken.
+        writer.u32(IFA_FLAGS, IFA_F_NODAD);
+    }
+}
+
 fn parse(payload: &[u8]) -> Option<InterfaceAddress> {
     let &[family, prefix, flags, scope, i0, i1, i2, i3] = payload.first_chunk::<HEADER>()?;
     let attributes = crate::attr::Attributes::new(&payload[HEADER..]);
@@ -77,7 +102,7 @@ fn parse(payload: &[u8]) -> Option<InterfaceAddress> {
         AF_INET6 => IpAddr::from(Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?)),
         _ => return None,
     };
-    let flags = attributes.get(IFA_FLAGS).and_then(|flags| flags.u32()).unwrap_or(u32::from(flags));
+    let flags = attributes.get(IFA_FLAGS).and_then(|flags| flags.u32()).unwrap_or_else(|| flags.into());
     let tentative = flags & IFA_F_TENTATIVE != 0 && flags & IFA_F_OPTIMISTIC == 0;
     let interface = u32::from_ne_bytes([i0, i1, i2, i3]);
     Some(InterfaceAddress {
@@ -110,20 +135,25 @@ impl AddressMonitor {
             Err(error) => return Err(error),
         };
         // What is queued behind it is part of the same news.
-        let mut more = false;
+        Ok(self.drain()? || changed)
+    }
+
+    /// Takes what is queued, without waiting: for a caller that polls the descriptor. Lost news count as a change.
+    pub fn drain(&mut self) -> Result<bool, Error> {
+        let mut changed = false;
         loop {
             match self.0.receive_now() {
-                Ok(Some(messages)) => more |= tells_of_address(messages),
-                Ok(None) => return Ok(changed || more),
-                Err(Error::RepliesLost) => more = true,
+                Ok(Some(messages)) => changed |= tells_of_address(messages),
+                Ok(None) => return Ok(changed),
+                Err(Error::RepliesLost) => changed = true,
                 Err(error) => return Err(error),
             }
         }
     }
 }
 
-fn tells_of_address(messages: Messages<'_>) -> bool {
-    messages.fold(false, |known, message| known || matches!(message.kind, RTM_NEWADDR | RTM_DELADDR))
+fn tells_of_address(mut messages: Messages<'_>) -> bool {
+    messages.any(|message| matches!(message.kind, RTM_NEWADDR | RTM_DELADDR))
 }
 
 impl AsFd for AddressMonitor {

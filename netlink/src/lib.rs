@@ -4,11 +4,16 @@
 
 pub mod address;
 pub mod attr;
+pub mod conntrack;
+pub mod link;
 pub mod message;
+pub mod nftables;
 pub mod pipeline;
+pub mod route;
 pub mod socket;
 
 mod error;
+mod ip;
 
 pub use attr::{Attribute, Attributes, Nest, Writer};
 pub use error::{Error, Failure};
