@@ -4,4 +4,5 @@
 pub mod apiserver;
 pub mod manifest;
 pub mod network;
+pub mod oracle;
 pub mod real_apiserver;
