@@ -1,1 +1,40 @@
-//! The nftables backend: size-class dispatch maps
+//! The nftables backend: a handful of maps that hold the Services, and chains that all Services of a size share.
+//!
+//! Read [`value`] (what a packet carries between two look-ups), [`scaffold`] and [`class_chain`] (the rules),
+//! [`placement`] (where endpoints stand), [`draft`] and [`plan`] (changes), [`full`] (everything anew).
+
+mod census;
+mod class_chain;
+mod cleanup;
+mod draft;
+mod element;
+mod encode;
+mod encode_rule;
+mod encode_set;
+mod found;
+mod full;
+mod ids;
+mod kernel;
+mod name;
+mod operation;
+mod placement;
+mod plan;
+mod probe;
+mod read;
+mod scaffold;
+mod shared_keys;
+mod size_class;
+mod slots;
+mod state;
+mod statement;
+mod sticky;
+mod text;
+mod upkeep;
+mod value;
+
+pub use cleanup::{CleanupError, cleanup};
+pub use found::Found;
+pub use kernel::Executor;
+pub use operation::Op;
+pub use plan::Planner;
+pub use probe::{Missing, probe};

@@ -1,0 +1,335 @@
+//! A plan in the making: turns one Service port's change into operations and keeps the state in step.
+
+use std::{net::IpAddr, sync::Arc, time::Instant};
+
+use proxy_core::{
+    backend::{Owned, Step},
+    model::{Protocol, ServicePortName},
+    route::Route,
+};
+
+use crate::{
+    class_chain::Class,
+    element::{Element, Key},
+    name::Set,
+    operation::{List, Op, Operation, slot_element},
+    placement::{Group, Place, Placement, Uses, derived, places, source_elements, uses},
+    slots::refill,
+    state::{Owed, Remains, State, Undo},
+};
+
+/// How long elements that nothing points to any more stay for packets on their way.
+pub(crate) const GRACE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Operations gathered so far. Deletions come before additions, so that a key may change hands.
+pub(crate) struct Draft<'a> {
+    pub(crate) state: &'a mut State,
+    pub(crate) undo: &'a mut Undo,
+    pub(crate) generation: u32,
+    pub(crate) now: Instant,
+    /// Nothing is in the kernel yet: whole lists are added at once, and nothing is noted for undoing.
+    pub(crate) fresh: bool,
+    /// Index of the change being worked at.
+    pub(crate) owner: Option<u32>,
+    /// Classes whose chains must be made first, and for whom.
+    pub(crate) classes: Vec<(Class, Option<u32>)>,
+    pub(crate) deletes: Vec<Owned<Op>>,
+    pub(crate) adds: Vec<Owned<Op>>,
+    /// Why the change does not fit what is installed.
+    pub(crate) misfit: Option<&'static str>,
+}
+
+impl Draft<'_> {
+    /// Turns `before` into `after`.
+    pub(crate) fn change(
+        &mut self,
+        name: &ServicePortName,
+        before: Option<&Arc<Route>>,
+        after: Option<&Arc<Route>>,
+    ) {
+        let old = self.state.placements.remove(name);
+        if !self.fresh {
+            self.undo.placements.push((name.clone(), old.clone()));
+        }
+        let mut had = Vec::new();
+        if let (Some(before), Some(old)) = (before, &old) {
+            derived(name, before, old, &mut had);
+        }
+        let protocol = before.or(after).map_or(name.protocol, |route| route.protocol);
+        let placement = self.place(name, old.unwrap_or_default(), after, protocol);
+        let mut wanted = Vec::new();
+        if let Some(after) = after {
+            derived(name, after, &placement, &mut wanted);
+        }
+        self.exchange(had, wanted);
+        self.sources(before, after);
+        self.shared_keys(before, after);
+        if after.is_some() {
+            self.state.placements.insert(name.clone(), placement);
+        }
+    }
+
+    /// Deletes what is only in the first list, adds what is only in the second.
+    fn exchange(&mut self, mut had: Vec<Element>, mut wanted: Vec<Element>) {
+        had.sort_unstable();
+        wanted.sort_unstable();
+        let mut wanted = wanted.into_iter().peekable();
+        for old in had {
+            while wanted.peek().is_some_and(|new| *new < old) {
+                let new = wanted.next().expect("just peeked");
+                self.add(new);
+            }
+            if wanted.peek() == Some(&old) {
+                wanted.next();
+            } else {
+                self.delete(old);
+            }
+        }
+        for new in wanted {
+            self.add(new);
+        }
+    }
+
+    pub(crate) fn add(&mut self, element: Element) {
+        let mut new = Vec::new();
+        self.state.added(&element, self.undo, &mut new);
+        self.classes.extend(new.into_iter().map(|class| (class, self.owner)));
+        let op = Op(Operation::Add { generation: self.generation, element });
+        self.adds.push(Owned { op, owner: self.owner });
+    }
+
+    pub(crate) fn delete(&mut self, element: Element) {
+        self.state.deleted(&element, self.now, self.undo);
+        let op = Op(Operation::Delete { generation: self.generation, element });
+        self.deletes.push(Owned { op, owner: self.owner });
+    }
+
+    /// Decides where a Service port's endpoints stand.
+    fn place(
+        &mut self,
+        name: &ServicePortName,
+        old: Placement,
+        route: Option<&Arc<Route>>,
+        protocol: Protocol,
+    ) -> Placement {
+        let wanted = route.map(|route| uses(route)).unwrap_or_default();
+        let mut new = Placement::default();
+        let Placement { cluster, local, sticky } = old;
+        if let Some(route) = route
+            && let Some(seconds) = route.affinity
+            && (wanted.cluster || wanted.local)
+        {
+            // Without a free id the Service port is served without stickiness.
+            new.sticky = self.place_sticky(name, sticky.as_deref(), route, wanted, seconds);
+        }
+        if let Some(sticky) = sticky
+            && new.sticky.as_ref().is_none_or(|new| (new.port, new.wide) != (sticky.port, sticky.wide))
+        {
+            self.retire_sticky(&sticky, protocol);
+        }
+        let plain = if new.sticky.is_some() { Uses::default() } else { wanted };
+        new.cluster = self.place_group(cluster, route, List::Cluster, plain.cluster, protocol);
+        new.local = self.place_group(local, route, List::Local, plain.local, protocol);
+        new
+    }
+
+    fn place_group(
+        &mut self,
+        old: Option<Group>,
+        route: Option<&Arc<Route>>,
+        list: List,
+        wanted: bool,
+        protocol: Protocol,
+    ) -> Option<Group> {
+        let (Some(route), true) = (route, wanted) else {
+            if let Some(Group { id, slots }) = old {
+                self.owe(Remains::Group { id, protocol, slots: slots.len() as u32 });
+            }
+            return None;
+        };
+        let targets = list.of(route);
+        let wanted = places(targets);
+        let Some(mut group) = old else {
+            let Some(id) = self.state.groups.take() else {
+                self.misfit = Some("all group ids have been used");
+                return None;
+            };
+            if wanted.len() == targets.len() {
+                self.state.counts[Set::Endpoints as usize] += wanted.len() as u32;
+                let route = Arc::clone(route);
+                let op = Operation::AddGroup { generation: self.generation, group: id, route, list };
+                self.adds.push(Owned { op: Op(op), owner: self.owner });
+                return Some(Group { id, slots: wanted });
+            }
+            return Some(self.refill(Group { id, slots: Vec::new() }, &wanted, protocol));
+        };
+        group = self.refill(group, &wanted, protocol);
+        Some(group)
+    }
+
+    fn refill(&mut self, mut group: Group, wanted: &[Place], protocol: Protocol) -> Group {
+        for change in refill(&mut group.slots, wanted) {
+            let element = |(addr, port): Place| {
+                let target = proxy_core::route::Target { addr, port, local: false };
+                slot_element(group.id, protocol, change.slot, &target)
+            };
+            if let Some(place) = change.before {
+                self.delete(element(place));
+            }
+            if let Some(place) = change.after {
+                self.add(element(place));
+            }
+        }
+        group
+    }
+
+    pub(crate) fn owe(&mut self, what: Remains) {
+        self.state.owed.push_back(Owed { due: self.now + GRACE, what });
+        self.undo.owed_added += 1;
+    }
+
+    /// Source ranges. They can be many: nothing is computed where they are the same ones.
+    fn sources(&mut self, before: Option<&Arc<Route>>, after: Option<&Arc<Route>>) {
+        let (had, wanted) = (frontends(before), frontends(after));
+        if had.iter().chain(wanted).all(|frontend| frontend.sources.is_none()) || had == wanted {
+            return;
+        }
+        let elements = |route: Option<&Arc<Route>>| {
+            let mut elements = Vec::new();
+            for frontend in frontends(route) {
+                let protocol = route.map_or(Protocol::Tcp, |route| route.protocol);
+                source_elements(protocol, frontend, &mut elements);
+            }
+            elements
+        };
+        self.exchange(elements(before), elements(after));
+    }
+
+    /// Keys that other Service ports may need as well.
+    fn shared_keys(&mut self, before: Option<&Arc<Route>>, after: Option<&Arc<Route>>) {
+        let (had, wanted) = (cluster_ips(before), cluster_ips(after));
+        for addr in difference(&had, &wanted) {
+            if self.state.cluster_ips.leave(*addr) {
+                self.delete(Element::member(Set::ClusterIps, Key::Address(*addr)));
+            }
+        }
+        for addr in difference(&wanted, &had) {
+            if self.state.cluster_ips.join(*addr) {
+                self.add(Element::member(Set::ClusterIps, Key::Address(*addr)));
+            }
+        }
+        let (had, wanted) = (endpoints(before, true), endpoints(after, true));
+        let protocol = |route: Option<&Arc<Route>>| route.map_or(Protocol::Tcp, |route| route.protocol);
+        for (addr, port) in difference(&had, &wanted) {
+            let key = (*addr, protocol(before), *port);
+            if self.state.hairpins.leave(key) {
+                self.delete(Element::member(Set::Hairpin, Key::Hairpin(key.0, key.1, key.2)));
+            }
+        }
+        for (addr, port) in difference(&wanted, &had) {
+            let key = (*addr, protocol(after), *port);
+            if self.state.hairpins.join(key) {
+                self.add(Element::member(Set::Hairpin, Key::Hairpin(key.0, key.1, key.2)));
+            }
+        }
+        self.endpoint_sources(before, after);
+    }
+
+    /// Every TCP endpoint, for packets that conntrack takes for INVALID.
+    fn endpoint_sources(&mut self, before: Option<&Arc<Route>>, after: Option<&Arc<Route>>) {
+        let tcp = |route: Option<&Arc<Route>>| match route {
+            Some(route) if route.protocol == Protocol::Tcp => endpoints(Some(route), false),
+            _ => Vec::new(),
+        };
+        let (had, wanted) = (tcp(before), tcp(after));
+        if self.fresh
+            && let Some(route) = after
+            && !wanted.is_empty()
+        {
+            self.fresh_sources(route, &wanted);
+            return;
+        }
+        for (addr, port) in difference(&had, &wanted) {
+            if self.state.sources.leave(*addr, *port) {
+                self.delete(Element::member(Set::EndpointSources, Key::AddressPort(*addr, *port)));
+            }
+        }
+        for (addr, port) in difference(&wanted, &had) {
+            if self.state.sources.join(*addr, *port) {
+                self.add(Element::member(Set::EndpointSources, Key::AddressPort(*addr, *port)));
+            }
+        }
+    }
+
+    /// Adding an element that is there already is no error, so a fresh table takes whole lists.
+    fn fresh_sources(&mut self, route: &Arc<Route>, wanted: &[Place]) {
+        let mut new = false;
+        for (addr, port) in wanted {
+            new |= self.state.sources.join(*addr, *port);
+        }
+        self.state.counts[Set::EndpointSources as usize] = self.state.sources.len() as u32;
+        if !new {
+            return;
+        }
+        let uses = uses(route);
+        for (list, used) in [(List::Cluster, uses.cluster), (List::Local, uses.local)] {
+            if used && !list.of(route).is_empty() {
+                let route = Arc::clone(route);
+                let op = Operation::AddSources { generation: self.generation, route, list };
+                self.adds.push(Owned { op: Op(op), owner: self.owner });
+            }
+        }
+    }
+
+    /// Deletions, then additions: one transaction.
+    pub(crate) fn into_step(self) -> Step<Op> {
+        let mut ops = self.deletes;
+        ops.extend(self.adds);
+        Step { ops }
+    }
+}
+
+fn frontends(route: Option<&Arc<Route>>) -> &[proxy_core::route::Frontend] {
+    route.map_or(&[], |route| &route.frontends)
+}
+
+fn cluster_ips(route: Option<&Arc<Route>>) -> Vec<IpAddr> {
+    let mut addresses: Vec<_> = route
+        .iter()
+        .flat_map(|route| &route.frontends)
+        .filter(|frontend| frontend.kind == proxy_core::route::FrontendKind::ClusterIp)
+        .filter_map(|frontend| frontend.at)
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+/// The endpoints that traffic of the route may reach, sorted, each once.
+fn endpoints(route: Option<&Arc<Route>>, local_only: bool) -> Vec<Place> {
+    let Some(route) = route else { return Vec::new() };
+    let uses = uses(route);
+    let list = |list: List, used: bool| if used { list.of(route) } else { &[] };
+    let mut places: Vec<Place> = list(List::Cluster, uses.cluster)
+        .iter()
+        .chain(list(List::Local, uses.local))
+        .filter(|target| target.local || !local_only)
+        .map(|target| (target.addr, target.port))
+        .collect();
+    if !places.is_sorted() {
+        places.sort_unstable();
+    }
+    places.dedup();
+    places
+}
+
+/// What is in the first sorted list only.
+pub(crate) fn difference<'t, T: Ord>(of: &'t [T], without: &'t [T]) -> impl Iterator<Item = &'t T> {
+    let mut rest = without;
+    of.iter().filter(move |item| {
+        while rest.first().is_some_and(|first| first < *item) {
+            rest = &rest[1..];
+        }
+        rest.first() != Some(*item)
+    })
+}

@@ -1,0 +1,284 @@
+//! Applies plans: one step, one transaction, one answer.
+
+use std::io;
+
+use netlink::{Protocol as SocketProtocol, Socket};
+use nft_netlink::{Batch, CommitError, Refusal};
+use proxy_core::{
+    backend::{ApplyError, Executor as Seam, Outcome, Owned, Plan, Step},
+    model::Family,
+};
+
+use crate::{
+    census::Census,
+    encode::{Encoder, encoding, table},
+    found::{Found, FoundChain, FoundHook, FoundSticky, generation_of},
+    name::{ChainName, Hook, Place, Set, SetName},
+    operation::{Op, Operation},
+    read,
+};
+
+// asm-generic/errno.h
+const ENOENT: i32 = 2;
+const EEXIST: i32 = 17;
+
+/// Refusals that no single object can be blamed for.
+const NOBODYS_FAULT: [i32; 10] = [
+    1,   // EPERM
+    4,   // EINTR
+    11,  // EAGAIN
+    12,  // ENOMEM
+    16,  // EBUSY
+    23,  // ENFILE: a set is full
+    85,  // ERESTART
+    105, // ENOBUFS
+    110, // ETIMEDOUT
+    90,  // EMSGSIZE
+];
+
+/// How often a step is tried again without deletions of what is not there.
+const TRIES: usize = 4;
+
+/// Writes one family's table.
+#[derive(Debug)]
+pub struct Executor {
+    family: Family,
+    socket: Socket,
+    batch: Batch,
+    encoder: Encoder,
+    census: Census,
+    /// The rule set's generation after our last commit, if nobody else committed since the last look.
+    generation: Option<u32>,
+}
+
+impl Executor {
+    /// Opens a socket in the network namespace of the calling thread.
+    pub fn open(family: Family) -> Result<Self, netlink::Error> {
+        Ok(Self {
+            family,
+            socket: Socket::open(SocketProtocol::Netfilter)?,
+            batch: Batch::new(),
+            encoder: Encoder::new(family),
+            census: Census::default(),
+            generation: None,
+        })
+    }
+
+    fn number(&self) -> read::Family {
+        read::Family(encoding(self.family) as u8)
+    }
+
+    fn read_found(&mut self) -> Result<Found, netlink::Error> {
+        let family = self.number();
+        let chains = read::chains(&mut self.socket, family)?;
+        let sets = read::sets(&mut self.socket, family)?;
+        // The generation that the base chains lead to: one that was never switched to has rules but no jumps to it.
+        let entrance = format!("{}-", ChainName { place: Place::ToService, generation: 0 })
+            .trim_end_matches("0-")
+            .to_owned();
+        let live = chains
+            .iter()
+            .filter(|chain| chain.name.starts_with(&entrance))
+            .max_by_key(|chain| chain.uses)
+            .and_then(|chain| generation_of(&chain.name));
+        let sticky = live.map_or_else(|| Ok(FoundSticky::default()), |live| self.read_sticky(live))?;
+        let chains = chains
+            .into_iter()
+            .map(|chain| {
+                let hook = chain.base.map(|base| {
+                    let hook = Hook { nat: base.nat, number: base.number, priority: base.priority };
+                    let like = (base.nat || base.filter) && base.accepts;
+                    if like { FoundHook::Like(hook) } else { FoundHook::Other }
+                });
+                FoundChain { name: chain.name, hook }
+            })
+            .collect();
+        Ok(Found { chains, sets, sticky })
+    }
+
+    fn read_sticky(&mut self, generation: u32) -> Result<FoundSticky, netlink::Error> {
+        let family = self.number();
+        let v4 = self.family == Family::V4;
+        let mut read = |set| {
+            let name = SetName { set, generation }.to_string();
+            read::elements(&mut self.socket, family, &name)
+        };
+        let id = |bytes: &[u8]| bytes.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+        let mut sticky = FoundSticky::default();
+        for set in [Set::StickySizes, Set::StickyLocalSizes] {
+            for element in read(set)? {
+                if let (Some(base), Some(comment)) = (id(&element.key), element.comment) {
+                    sticky.ports.push((comment, base));
+                }
+            }
+        }
+        for set in [Set::StickyEndpoints, Set::StickyLocal] {
+            for element in read(set)? {
+                if let (Some(id), Some((addr, port))) = (id(&element.key), read::target(&element.data, v4)) {
+                    sticky.endpoints.push((id, addr, port));
+                }
+            }
+        }
+        sticky.ports.sort_unstable();
+        sticky.ports.dedup();
+        Ok(sticky)
+    }
+
+    /// Commits a step. What is to be deleted and is not there counts as done.
+    fn commit(&mut self, step: &Step<Op>) -> Result<(), CommitError> {
+        let mut done = Vec::new();
+        for _ in 0..TRIES {
+            self.batch.clear();
+            self.encoder.encode(&step.ops, &done, &mut self.batch);
+            let refusals = match self.batch.commit(&mut self.socket) {
+                Err(CommitError::Refused(refusals)) => refusals,
+                other => return other,
+            };
+            let gone = |refusal: &Refusal| {
+                let at = self.encoder.operation_at(refusal.position?)?;
+                (refusal.errno == ENOENT && deletes(&step.ops[at].op.0)).then_some(at)
+            };
+            let missing: Option<Vec<usize>> = refusals.iter().map(gone).collect();
+            match missing {
+                // A whole group's slots are one operation: leave them be rather than some of them.
+                Some(missing) if !missing.is_empty() => done.extend(missing),
+                _ => return Err(CommitError::Refused(refusals)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What a refusal of a step means to the engine.
+    fn judge(&self, step: &Step<Op>, refusals: &[Refusal]) -> ApplyError {
+        let at = |refusal: &Refusal| self.encoder.operation_at(refusal.position?);
+        let state_differs = |refusal: &&Refusal| [ENOENT, EEXIST].contains(&refusal.errno);
+        if let Some(refusal) = refusals.iter().find(state_differs) {
+            // Somebody else changed the table.
+            return ApplyError::Lost(self.described(step, refusal));
+        }
+        let blamable = refusals.iter().find(|refusal| !NOBODYS_FAULT.contains(&refusal.errno));
+        let culprit = blamable.and_then(at).and_then(|at| step.ops[at].owner);
+        let first = blamable.or(refusals.first());
+        let reason = first.map_or_else(String::new, |refusal| self.described(step, refusal).to_string());
+        ApplyError::Refused { reason, culprit }
+    }
+
+    fn described(&self, step: &Step<Op>, refusal: &Refusal) -> io::Error {
+        let errno = io::Error::from_raw_os_error(refusal.errno);
+        let what = refusal
+            .position
+            .and_then(|position| self.encoder.operation_at(position))
+            .map_or_else(|| "the transaction".to_owned(), |at| first_line(&step.ops[at].op));
+        let detail = refusal.message.as_deref().map_or(String::new(), |text| format!(" ({text})"));
+        io::Error::new(errno.kind(), format!("{what}: {errno}{detail}"))
+    }
+
+    /// Our commit moves the generation on by one; if it is another then, somebody else committed as well.
+    fn committed(&mut self, step: &Step<Op>) {
+        for owned in &step.ops {
+            self.census.note(&owned.op);
+        }
+        self.generation = self.generation.map(|generation| generation.wrapping_add(1).max(1));
+    }
+}
+
+fn first_line(op: &Op) -> String {
+    op.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+fn deletes(operation: &Operation) -> bool {
+    matches!(
+        operation,
+        Operation::Delete { .. }
+            | Operation::DeleteGroup { .. }
+            | Operation::FlushChain { .. }
+            | Operation::DeleteChain { .. }
+            | Operation::DeleteSet { .. }
+    )
+}
+
+/// Whether a step only clears away chains and sets of the past.
+fn clears_away(step: &Step<Op>) -> bool {
+    step.ops.iter().all(|Owned { op, .. }| {
+        matches!(
+            op.0,
+            Operation::FlushChain { .. } | Operation::DeleteChain { .. } | Operation::DeleteSet { .. }
+        )
+    })
+}
+
+fn write_parameter(path: &str, value: &str) {
+    let file = format!("/proc/sys/{path}");
+    if let Err(error) = std::fs::write(&file, value) {
+        tracing::warn!(%error, "could not write {value} to {file}");
+    }
+}
+
+impl Seam for Executor {
+    type Op = Op;
+    type Found = Found;
+
+    fn survey(&mut self) -> Result<Found, ApplyError> {
+        self.census = Census::default();
+        self.generation = None;
+        self.read_found().map_err(lost)
+    }
+
+    fn apply(&mut self, plan: &Plan<Op>) -> Result<Outcome, ApplyError> {
+        for step in &plan.steps {
+            for owned in &step.ops {
+                if let Operation::Parameter { path, value } = &owned.op.0 {
+                    write_parameter(path, value);
+                }
+            }
+            match self.commit(step) {
+                Ok(()) => self.committed(step),
+                Err(CommitError::Refused(refusals)) if clears_away(step) => {
+                    let error = self.judge(step, &refusals);
+                    tracing::warn!(table = %table(self.family).family.name(), %error, "left old rules behind");
+                }
+                Err(CommitError::Refused(refusals)) => return Err(self.judge(step, &refusals)),
+                Err(CommitError::Lost(error)) => return Err(lost(error)),
+                Err(CommitError::Invalid(error)) => {
+                    return Err(ApplyError::Refused { reason: error.to_string(), culprit: None });
+                }
+            }
+        }
+        Ok(Outcome::default())
+    }
+
+    fn intact(&mut self) -> Result<bool, ApplyError> {
+        let now = read::generation(&mut self.socket).map_err(lost)?;
+        if self.census.is_empty() {
+            return Ok(true);
+        }
+        if self.generation == Some(now) {
+            return Ok(true);
+        }
+        let family = self.number();
+        if !read::table_is_awake(&mut self.socket, family).map_err(lost)? {
+            return Ok(false);
+        }
+        let chains = read::chains(&mut self.socket, family).map_err(lost)?;
+        let found = |name: &str| chains.iter().find(|chain| &*chain.name == name);
+        let stands = self.census.uses().into_iter().all(|(name, uses)| {
+            found(name).is_some_and(|chain| {
+                let same_hook = Place::base(name).is_none_or(|base| {
+                    chain.base.is_some_and(|read| {
+                        let hook = Hook { nat: read.nat, number: read.number, priority: read.priority };
+                        read.accepts && hook == base.hook()
+                    })
+                });
+                chain.uses == uses && same_hook
+            })
+        });
+        if stands {
+            self.generation = Some(now);
+        }
+        Ok(stands)
+    }
+}
+
+fn lost(error: netlink::Error) -> ApplyError {
+    ApplyError::Lost(io::Error::other(error))
+}

@@ -1,0 +1,205 @@
+//! Service ports with session affinity: endpoint ids that stay the same as long as the endpoint does.
+
+use std::sync::Arc;
+
+use proxy_core::{
+    model::{Protocol, ServicePortName},
+    route::Route,
+};
+
+use crate::{
+    draft::{Draft, difference},
+    element::{Data, Element, Key},
+    name::Set,
+    operation::List,
+    placement::{Place, StickyPort, Uses, comment, places},
+    slots::refill,
+    state::Remains,
+    value::{INDEX_BITS, WIDE_INDEX_BITS, sticky_base},
+};
+
+/// More endpoints than this make a Service port wide; it stays so down to half of it.
+const NARROW: usize = (1 << INDEX_BITS) - 64;
+
+/// What a former generation knew of a sticky Service port, by its comment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Remembered {
+    pub(crate) port: u16,
+    /// Endpoint ids without the base of a narrow port, so those of a wide one may exceed 4,095.
+    pub(crate) members: Vec<(u32, Place)>,
+}
+
+impl Draft<'_> {
+    /// `None` if there is no id left.
+    pub(crate) fn place_sticky(
+        &mut self,
+        name: &ServicePortName,
+        old: Option<&StickyPort>,
+        route: &Arc<Route>,
+        uses: Uses,
+        seconds: u32,
+    ) -> Option<Box<StickyPort>> {
+        let list = |list: List, used| if used { places(list.of(route)) } else { Vec::new() };
+        let (cluster, local) = (list(List::Cluster, uses.cluster), list(List::Local, uses.local));
+        let mut all: Vec<Place> = cluster.iter().chain(&local).copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        let wide = match old {
+            Some(old) if old.wide => all.len() > NARROW / 2,
+            _ => all.len() > NARROW,
+        };
+        let kept = old.filter(|old| old.wide == wide);
+        let local_port = match kept.and_then(|old| old.local.as_ref()) {
+            Some((port, _)) => Some(*port),
+            None if local.is_empty() => None,
+            None => Some(self.state.ports.take(false)?),
+        };
+        let mut sticky = match kept {
+            Some(old) => old.clone(),
+            None => self.new_sticky(name, wide)?,
+        };
+        sticky.timeout = self.state.timeout(seconds);
+        sticky.assign(&all);
+        let indices = |places: &[Place], sticky: &StickyPort| {
+            let mut indices: Vec<u32> = places.iter().filter_map(|place| sticky.index_of(*place)).collect();
+            indices.sort_unstable();
+            indices
+        };
+        let protocol = route.protocol;
+        let in_cluster = indices(&cluster, &sticky);
+        let (had, before) = kept.map_or((Vec::new(), None), |old| (sorted(&old.cluster), Some(old)));
+        self.usable(Set::StickyEndpoints, &sticky, before, &had, &in_cluster, protocol);
+        let mut slots = std::mem::take(&mut sticky.cluster);
+        self.refill_sticky(sticky.port, sticky.base(), &mut slots, &in_cluster);
+        sticky.cluster = slots;
+
+        let here = indices(&local, &sticky);
+        let had = kept.and_then(|old| old.local.as_ref()).map_or_else(Vec::new, |(_, slots)| sorted(slots));
+        self.usable(Set::StickyLocal, &sticky, before, &had, &here, protocol);
+        if let Some(port) = local_port {
+            let mut slots = sticky.local.take().map_or_else(Vec::new, |(_, slots)| slots);
+            self.refill_sticky(port, sticky.base(), &mut slots, &here);
+            sticky.local = Some((port, slots));
+        }
+        Some(Box::new(sticky))
+    }
+
+    /// A Service port that begins to be sticky, or was so in an earlier generation.
+    fn new_sticky(&mut self, name: &ServicePortName, wide: bool) -> Option<StickyPort> {
+        let mut sticky = StickyPort {
+            port: 0,
+            wide,
+            timeout: 0,
+            members: Vec::new(),
+            cursor: 1,
+            cluster: Vec::new(),
+            local: None,
+        };
+        let remembered = self.state.remembered.remove(&comment(name));
+        match remembered {
+            Some(remembered) if self.state.ports.claim(remembered.port, wide) => {
+                sticky.port = remembered.port;
+                sticky.members = remembered.members.iter().map(|(index, place)| (*place, *index)).collect();
+                sticky.members.sort_unstable();
+                sticky.members.dedup_by_key(|(place, _)| *place);
+                let largest = sticky.members.iter().map(|(_, index)| *index).max();
+                sticky.cursor = largest.map_or(1, |largest| largest + 1);
+            }
+            _ => sticky.port = self.state.ports.take(wide)?,
+        }
+        Some(sticky)
+    }
+
+    /// Which endpoint ids may be used, and where they lead.
+    fn usable(
+        &mut self,
+        set: Set,
+        sticky: &StickyPort,
+        before: Option<&StickyPort>,
+        had: &[u32],
+        wanted: &[u32],
+        protocol: Protocol,
+    ) {
+        let element = |port: &StickyPort, index: u32| {
+            let (addr, number) = port.place_of(index)?;
+            let key = Key::IdProtocol(port.base() | index, protocol);
+            Some(Element::target(set, key, addr, number))
+        };
+        for index in difference(had, wanted) {
+            if let Some(element) = before.and_then(|before| element(before, *index)) {
+                self.delete(element);
+            }
+        }
+        for index in difference(wanted, had) {
+            if let Some(element) = element(sticky, *index) {
+                self.add(element);
+            }
+        }
+    }
+
+    fn refill_sticky(&mut self, port: u16, base: u32, slots: &mut Vec<u32>, wanted: &[u32]) {
+        for change in refill(slots, wanted) {
+            let key = Key::IdSlot(sticky_base(port), change.slot);
+            let element = |index: u32| Element::id(Set::StickySlots, key, base | index);
+            if let Some(index) = change.before {
+                self.delete(element(index));
+            }
+            if let Some(index) = change.after {
+                self.add(element(index));
+            }
+        }
+    }
+
+    /// Takes a sticky Service port away, in a moment.
+    pub(crate) fn retire_sticky(&mut self, sticky: &StickyPort, protocol: Protocol) {
+        let mut elements = Vec::new();
+        let gone = |set, key| Element { set, key, data: Data::None };
+        let mut list = |set, port: u16, slots: &[u32]| {
+            for (slot, index) in (0..).zip(slots) {
+                elements.push(gone(Set::StickySlots, Key::IdSlot(sticky_base(port), slot)));
+                elements.push(gone(set, Key::IdProtocol(sticky.base() | index, protocol)));
+            }
+        };
+        list(Set::StickyEndpoints, sticky.port, &sticky.cluster);
+        let mut ports = vec![(sticky.port, sticky.wide)];
+        if let Some((port, slots)) = &sticky.local {
+            list(Set::StickyLocal, *port, slots);
+            ports.push((*port, false));
+        }
+        self.owe(Remains::Sticky { elements, ports });
+    }
+}
+
+fn sorted(indices: &[u32]) -> Vec<u32> {
+    let mut indices = indices.to_vec();
+    indices.sort_unstable();
+    indices
+}
+
+impl StickyPort {
+    /// Gives every place an index: those that had one keep it; a freed one is not another's at once.
+    fn assign(&mut self, all: &[Place]) {
+        let limit = (1 << if self.wide { WIDE_INDEX_BITS } else { INDEX_BITS }) - 1;
+        let new: Vec<Place> = all.iter().filter(|place| self.index_of(**place).is_none()).copied().collect();
+        if !new.is_empty() {
+            let mut taken: Vec<u32> = self.members.iter().map(|(_, index)| *index).collect();
+            taken.sort_unstable();
+            let mut added = Vec::with_capacity(new.len());
+            for place in new {
+                let free = (0..limit)
+                    .map(|step| (self.cursor - 1 + step) % limit + 1)
+                    .find(|index| taken.binary_search(index).is_err());
+                // The list is shorter than the range of indices, or there is none left until the next change.
+                let Some(index) = free else { break };
+                self.cursor = index % limit + 1;
+                if let Err(at) = taken.binary_search(&index) {
+                    taken.insert(at, index);
+                }
+                added.push((place, index));
+            }
+            self.members.extend(added);
+        }
+        self.members.retain(|(place, _)| all.binary_search(place).is_ok());
+        self.members.sort_unstable();
+    }
+}

@@ -1,0 +1,114 @@
+//! Work owed to the past: elements that nothing points to any more, and chains that no Service uses.
+
+use std::time::{Duration, Instant};
+
+use proxy_core::backend::{Owned, Plan, Step};
+
+use crate::{
+    class_chain::Class,
+    full::chunks,
+    name::Set,
+    operation::{Op, Operation},
+    plan::{Pending, Planner},
+    scaffold::Scaffold,
+    state::{Owed, Remains},
+};
+
+/// Chains stay this long for Services of the same size to come.
+const IDLE: Duration = Duration::from_secs(60);
+/// Elements deleted in one transaction.
+const CHUNK: usize = 4096;
+
+impl Planner {
+    pub(crate) fn upkeep_due(&self) -> Option<Instant> {
+        let state = &self.installed.state;
+        let owed = state.owed.front().map(|owed| owed.due);
+        let idle =
+            state.classes.values().filter_map(|usage| usage.idle_since).min().map(|since| since + IDLE);
+        [owed, idle].into_iter().flatten().min()
+    }
+
+    pub(crate) fn upkeep(&mut self, now: Instant) -> Option<Plan<Op>> {
+        if self.upkeep_due().is_none_or(|due| due > now) {
+            return None;
+        }
+        let installed = &mut self.installed;
+        let environment = installed.environment.as_ref()?;
+        let (generation, state) = (installed.generation, &mut installed.state);
+        let mut undo = state.begin();
+        let mut ops = Vec::new();
+        while state.owed.front().is_some_and(|owed| owed.due <= now)
+            && let Some(owed) = state.owed.pop_front()
+        {
+            remove(&owed, generation, &mut ops);
+            for (set, count) in deleted(&owed) {
+                state.counts[set as usize] -= count;
+            }
+            if let Remains::Sticky { ports, .. } = &owed.what {
+                for (port, wide) in ports {
+                    state.ports.give_back(*port, *wide);
+                }
+            }
+            undo.owed_taken.push(owed);
+        }
+        let idle: Vec<Class> = state
+            .classes
+            .iter()
+            .filter(|(_, usage)| usage.idle_since.is_some_and(|since| since + IDLE <= now))
+            .map(|(class, _)| *class)
+            .collect();
+        let scaffold = Scaffold { generation, environment };
+        let chains = take_down(&scaffold, idle.iter().copied());
+        for class in idle {
+            state.forget(class, now, &mut undo);
+        }
+        let mut steps = chunks(ops, CHUNK);
+        steps.push(chains);
+        steps.retain(|step| !step.ops.is_empty());
+        let environment = installed.environment.clone();
+        self.pending = Pending::Change { undo, environment };
+        Some(Plan { steps })
+    }
+}
+
+fn remove(owed: &Owed, generation: u32, ops: &mut Vec<Owned<Op>>) {
+    let mut push = |operation| ops.push(Owned { op: Op(operation), owner: None });
+    match &owed.what {
+        Remains::Group { slots: 0, .. } => {}
+        Remains::Group { id, protocol, slots } => {
+            push(Operation::DeleteGroup { generation, group: *id, protocol: *protocol, slots: *slots });
+        }
+        Remains::Sticky { elements, .. } => {
+            for element in elements {
+                push(Operation::Delete { generation, element: element.clone() });
+            }
+        }
+    }
+}
+
+fn deleted(owed: &Owed) -> Vec<(Set, u32)> {
+    match &owed.what {
+        Remains::Group { slots, .. } => vec![(Set::Endpoints, *slots)],
+        Remains::Sticky { elements, .. } => elements.iter().map(|element| (element.set, 1)).collect(),
+    }
+}
+
+/// Removes the chains of classes: what leads to them, their rules, then the chains.
+fn take_down(scaffold: &Scaffold<'_>, classes: impl Iterator<Item = Class>) -> Step<Op> {
+    let (mut lead, mut flush, mut delete) = (Vec::new(), Vec::new(), Vec::new());
+    for class in classes {
+        for element in scaffold.class_elements(class) {
+            lead.push(Operation::Delete { generation: scaffold.generation, element });
+        }
+        for (chain, _) in scaffold.class_chains(class) {
+            let name: Box<str> = chain.to_string().into();
+            flush.push(Operation::FlushChain { name: name.clone() });
+            delete.push(Operation::DeleteChain { name });
+        }
+    }
+    let mut step = Step::default();
+    for operation in lead.into_iter().chain(flush).chain(delete) {
+        step.push(Op(operation), None);
+    }
+    step
+}
