@@ -141,10 +141,11 @@ impl Batch {
 
     // === tables ===
 
-    /// Makes a table unless it exists.
+    /// Makes a table unless it exists; one that was put to sleep (`flags dormant`) is woken.
     pub fn add_table(&mut self, table: Table<'_>, comment: Option<&str>) -> Position {
         self.message(message::NEW_TABLE, flags::CREATE, table, |writer| {
             writer.str(table_uapi::NAME, table.name);
+            writer.be32(table_uapi::FLAGS, 0);
             if let Some(comment) = comment {
                 crate::datatype::put_comment(writer, table_uapi::USERDATA, comment);
             }
@@ -351,7 +352,7 @@ impl Batch {
         Position { message: (self.starts.len() - 1) as u32, element }
     }
 
-    fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         if let Some((start, nest)) = self.open.take().and_then(|open| open.started) {
             self.writer.end(nest);
             self.writer.end_message(start);

@@ -6,6 +6,7 @@ pub mod batch;
 pub mod datatype;
 pub mod element;
 pub mod expression;
+pub mod list;
 pub mod object;
 pub mod rule;
 pub mod set;

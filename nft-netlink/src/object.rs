@@ -17,6 +17,18 @@ pub enum Family {
 }
 
 impl Family {
+    pub(crate) const fn from_raw(raw: u8) -> Option<Self> {
+        Some(match raw {
+            1 => Self::Inet,
+            2 => Self::Ip,
+            3 => Self::Arp,
+            5 => Self::Netdev,
+            7 => Self::Bridge,
+            10 => Self::Ip6,
+            _ => return None,
+        })
+    }
+
     /// The word nft uses.
     pub const fn name(self) -> &'static str {
         match self {

@@ -113,6 +113,20 @@ impl<'a> Set<'a> {
         self
     }
 
+    /// nft's number for the type of the key.
+    pub fn key_type(&self) -> u32 {
+        type_number(self.key)
+    }
+
+    /// nft's number for the type of the data, as a [`crate::list::FoundSet`] has it.
+    pub fn data_type(&self) -> u32 {
+        match self.data {
+            Some(Data::Value(fields)) => type_number(fields),
+            Some(Data::Verdict) => data_uapi::VERDICT_TYPE,
+            None => 0,
+        }
+    }
+
     /// Bytes of a key.
     pub const fn key_length(&self) -> u32 {
         key_length(self.key)

@@ -14,14 +14,19 @@ pub(crate) const fn message_kind(message: u16) -> u16 {
 /// `NFT_MSG_*`.
 pub(crate) mod message {
     pub(crate) const NEW_TABLE: u16 = 0;
+    pub(crate) const GET_TABLE: u16 = 1;
     pub(crate) const DELETE_TABLE: u16 = 2;
     pub(crate) const NEW_CHAIN: u16 = 3;
+    pub(crate) const GET_CHAIN: u16 = 4;
     pub(crate) const DELETE_CHAIN: u16 = 5;
     pub(crate) const NEW_RULE: u16 = 6;
+    pub(crate) const GET_RULE: u16 = 7;
     pub(crate) const DELETE_RULE: u16 = 8;
     pub(crate) const NEW_SET: u16 = 9;
+    pub(crate) const GET_SET: u16 = 10;
     pub(crate) const DELETE_SET: u16 = 11;
     pub(crate) const NEW_ELEMENT: u16 = 12;
+    pub(crate) const GET_ELEMENT: u16 = 13;
     pub(crate) const DELETE_ELEMENT: u16 = 14;
     // Linux 6.3: as the deletes above, but what is not there is no error.
     pub(crate) const DESTROY_TABLE: u16 = 26;
@@ -36,15 +41,19 @@ pub(crate) const LIST_ELEMENT: u16 = 1;
 /// `NFTA_TABLE_*`.
 pub(crate) mod table {
     pub(crate) const NAME: u16 = 1;
+    pub(crate) const FLAGS: u16 = 2;
+    pub(crate) const HANDLE: u16 = 4;
     pub(crate) const USERDATA: u16 = 6;
 }
 
 /// `NFTA_CHAIN_*` and `NFTA_HOOK_*`.
 pub(crate) mod chain {
     pub(crate) const TABLE: u16 = 1;
+    pub(crate) const HANDLE: u16 = 2;
     pub(crate) const NAME: u16 = 3;
     pub(crate) const HOOK: u16 = 4;
     pub(crate) const POLICY: u16 = 5;
+    pub(crate) const USE: u16 = 6;
     pub(crate) const TYPE: u16 = 7;
     pub(crate) const USERDATA: u16 = 12;
     pub(crate) const HOOK_NUMBER: u16 = 1;
@@ -74,6 +83,9 @@ pub(crate) mod set {
     pub(crate) const TIMEOUT: u16 = 11;
     pub(crate) const GC_INTERVAL: u16 = 12;
     pub(crate) const USERDATA: u16 = 13;
+    pub(crate) const HANDLE: u16 = 16;
+    /// Linux 6.17.
+    pub(crate) const COUNT: u16 = 20;
     pub(crate) const DESCRIPTION_SIZE: u16 = 1;
     pub(crate) const DESCRIPTION_CONCAT: u16 = 2;
     pub(crate) const FIELD_LENGTH: u16 = 1;
@@ -97,6 +109,7 @@ pub(crate) mod element {
     pub(crate) const DATA: u16 = 2;
     pub(crate) const FLAGS: u16 = 3;
     pub(crate) const TIMEOUT: u16 = 4;
+    pub(crate) const EXPIRATION: u16 = 5;
     pub(crate) const USERDATA: u16 = 6;
     pub(crate) const KEY_END: u16 = 10;
     pub(crate) const INTERVAL_END: u32 = 1;

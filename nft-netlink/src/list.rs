@@ -1,0 +1,400 @@
+//! Reading back what the kernel has: tables, chains, rules, sets, and the elements of small sets.
+//!
+//! The kernel starts a dump of elements over from the first bucket for every datagram, so reading a set takes time that
+//! grows with the square of its size (1,000,000 elements: 45 s). Never read a large set to learn what is in it.
+
+use std::time::Duration;
+
+use netlink::{Attribute, Attributes, Dump, Error, Message, Socket, Writer};
+
+pub use netlink::nftables::generation;
+
+use crate::{
+    expression::Verdict,
+    object::{Family, Table},
+    uapi::{FAMILY_HEADER, LIST_ELEMENT, chain, data, element, message, message_kind, rule, set, table},
+};
+
+/// A table there is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundTable {
+    pub family: Family,
+    pub name: Box<str>,
+    pub handle: u64,
+    pub comment: Option<Box<str>>,
+}
+
+/// A chain there is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundChain {
+    pub name: Box<str>,
+    pub handle: u64,
+    /// Hook number and priority of a base chain.
+    pub hook: Option<(u32, i32)>,
+    /// Rules in it, and rules and elements that lead to it.
+    pub uses: u32,
+}
+
+/// A rule there is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundRule {
+    pub chain: Box<str>,
+    pub handle: u64,
+    /// Names of its expressions, in order.
+    pub expressions: Vec<Box<str>>,
+    pub comment: Option<Box<str>>,
+}
+
+/// A set or map there is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundSet {
+    pub name: Box<str>,
+    pub handle: u64,
+    /// `NFT_SET_*`
+    pub flags: u32,
+    /// nft's number, see [`crate::Set::key_type`].
+    pub key_type: u32,
+    pub key_length: u32,
+    pub data_type: u32,
+    pub data_length: u32,
+    pub size: Option<u32>,
+    pub timeout: Option<Duration>,
+    /// What nft (or [`crate::Set`]) noted about types and comment.
+    pub userdata: Vec<u8>,
+    /// Number of elements, where the kernel tells (Linux 6.17).
+    pub elements: Option<u32>,
+}
+
+impl FoundSet {
+    pub const fn is_map(&self) -> bool {
+        self.flags & set::MAP != 0
+    }
+
+    pub const fn is_anonymous(&self) -> bool {
+        self.flags & set::ANONYMOUS != 0
+    }
+}
+
+/// An element there is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundElement {
+    pub key: Vec<u8>,
+    pub key_end: Option<Vec<u8>>,
+    pub data: FoundData,
+    pub interval_end: bool,
+    pub timeout: Option<Duration>,
+    pub expires: Option<Duration>,
+    pub comment: Option<Box<str>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FoundData {
+    None,
+    Value(Vec<u8>),
+    Verdict(Verdict),
+}
+
+/// The tables of one family.
+pub fn tables(socket: &mut Socket, family: Family) -> Result<Vec<FoundTable>, Error> {
+    collect(socket, message::GET_TABLE, family, |_| {}, FoundTable::decode)
+}
+
+/// The chains of a table; none if there is no such table.
+pub fn chains(socket: &mut Socket, of: Table<'_>) -> Result<Vec<FoundChain>, Error> {
+    // The kernel cannot select chains by table.
+    collect(
+        socket,
+        message::GET_CHAIN,
+        of.family,
+        |_| {},
+        |message| FoundChain::decode(message).filter(|_| names_table(message, of)),
+    )
+}
+
+/// The rules of a table, or of one of its chains; none if there is no such thing.
+pub fn rules(socket: &mut Socket, of: Table<'_>, chain: Option<&str>) -> Result<Vec<FoundRule>, Error> {
+    collect(
+        socket,
+        message::GET_RULE,
+        of.family,
+        |writer| {
+            writer.str(rule::TABLE, of.name);
+            if let Some(chain) = chain {
+                writer.str(rule::CHAIN, chain);
+            }
+        },
+        FoundRule::decode,
+    )
+}
+
+/// The sets and maps of a table; none if there is no such table.
+pub fn sets(socket: &mut Socket, of: Table<'_>) -> Result<Vec<FoundSet>, Error> {
+    collect(socket, message::GET_SET, of.family, |writer| writer.str(set::TABLE, of.name), FoundSet::decode)
+}
+
+/// Hands the elements of a set to `each`; `ENOENT` if there is no such set.
+pub fn elements(
+    socket: &mut Socket,
+    of: Table<'_>,
+    name: &str,
+    mut each: impl FnMut(FoundElement),
+) -> Result<Dump, Error> {
+    socket.dump(
+        message_kind(message::GET_ELEMENT),
+        |writer| {
+            writer.raw(&[of.family as u8, 0, 0, 0]);
+            writer.str(element::LIST_TABLE, of.name);
+            writer.str(element::LIST_SET, name);
+        },
+        |message| FoundElement::decode_list(message).for_each(&mut each),
+    )
+}
+
+/// A dump that is begun anew when something changed meanwhile, a few times.
+fn collect<T>(
+    socket: &mut Socket,
+    kind: u16,
+    family: Family,
+    fill: impl Fn(&mut Writer),
+    decode: impl Fn(&Message<'_>) -> Option<T>,
+) -> Result<Vec<T>, Error> {
+    const TRIES: u32 = 5;
+    let mut found = Vec::new();
+    for _ in 0..TRIES {
+        found.clear();
+        let outcome = socket.dump(
+            message_kind(kind),
+            |writer| {
+                writer.raw(&[family as u8, 0, 0, 0]);
+                fill(writer);
+            },
+            |message| found.extend(decode(message)),
+        );
+        match outcome {
+            Ok(Dump::Complete) => return Ok(found),
+            Ok(Dump::Interrupted) => {}
+            // No such table.
+            Err(error) if error.refused() == Some(ENOENT) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+const ENOENT: i32 = 2;
+
+impl FoundTable {
+    fn decode(message: &Message<'_>) -> Option<Self> {
+        let attributes = of_kind(message, message::NEW_TABLE)?;
+        Some(Self {
+            family: Family::from_raw(*message.payload.first()?)?,
+            name: text(&attributes, table::NAME)?,
+            handle: attributes.get(table::HANDLE)?.be64()?,
+            comment: comment(&attributes, table::USERDATA),
+        })
+    }
+}
+
+impl FoundChain {
+    fn decode(message: &Message<'_>) -> Option<Self> {
+        let attributes = of_kind(message, message::NEW_CHAIN)?;
+        let hook = attributes.get(chain::HOOK).map(|hook| hook.nested());
+        let number = |kind| hook.as_ref().and_then(|hook| hook.get(kind)).and_then(|number| number.be32());
+        Some(Self {
+            name: text(&attributes, chain::NAME)?,
+            handle: attributes.get(chain::HANDLE)?.be64()?,
+            hook: number(chain::HOOK_NUMBER)
+                .map(|hook| (hook, number(chain::HOOK_PRIORITY).unwrap_or(0).cast_signed())),
+            uses: attributes.get(chain::USE).and_then(|uses| uses.be32()).unwrap_or(0),
+        })
+    }
+}
+
+impl FoundRule {
+    fn decode(message: &Message<'_>) -> Option<Self> {
+        const NAME: u16 = 1;
+        let attributes = of_kind(message, message::NEW_RULE)?;
+        let expressions = attributes.get(rule::EXPRESSIONS).map(|list| list.nested());
+        Some(Self {
+            chain: text(&attributes, rule::CHAIN)?,
+            handle: attributes.get(rule::HANDLE)?.be64()?,
+            expressions: expressions
+                .into_iter()
+                .flatten()
+                .filter_map(|expression| text(&expression.nested(), NAME))
+                .collect(),
+            comment: comment(&attributes, rule::USERDATA),
+        })
+    }
+}
+
+impl FoundSet {
+    fn decode(message: &Message<'_>) -> Option<Self> {
+        let attributes = of_kind(message, message::NEW_SET)?;
+        let number = |kind| attributes.get(kind).and_then(|number: Attribute<'_>| number.be32());
+        Some(Self {
+            name: text(&attributes, set::NAME)?,
+            handle: attributes.get(set::HANDLE)?.be64()?,
+            flags: number(set::FLAGS).unwrap_or(0),
+            key_type: number(set::KEY_TYPE).unwrap_or(0),
+            key_length: number(set::KEY_LENGTH)?,
+            data_type: number(set::DATA_TYPE).unwrap_or(0),
+            data_length: number(set::DATA_LENGTH).unwrap_or(0),
+            size: attributes
+                .get(set::DESCRIPTION)
+                .and_then(|description| description.nested().get(set::DESCRIPTION_SIZE))
+                .and_then(|size| size.be32()),
+            timeout: time(&attributes, set::TIMEOUT),
+            userdata: attributes.get(set::USERDATA).map_or_else(Vec::new, |userdata| userdata.value.to_vec()),
+            elements: number(set::COUNT),
+        })
+    }
+}
+
+impl FoundElement {
+    fn decode_list<'a>(message: &Message<'a>) -> impl Iterator<Item = Self> + use<'a> {
+        of_kind(message, message::NEW_ELEMENT)
+            .and_then(|attributes| attributes.get(element::LIST_ELEMENTS))
+            .into_iter()
+            .flat_map(|list| list.nested())
+            .filter(|attribute| attribute.kind == LIST_ELEMENT)
+            .filter_map(|attribute| Self::decode(&attribute.nested()))
+    }
+
+    fn decode(attributes: &Attributes<'_>) -> Option<Self> {
+        let value = |kind| {
+            let bytes = attributes.get(kind)?.nested().get(data::VALUE)?.value;
+            Some(bytes.to_vec())
+        };
+        let verdict = || {
+            let verdict = attributes.get(element::DATA)?.nested().get(data::VERDICT)?.nested();
+            Verdict::decode(&verdict)
+        };
+        let flags = attributes.get(element::FLAGS).and_then(|flags| flags.be32()).unwrap_or(0);
+        Some(Self {
+            key: value(element::KEY)?,
+            key_end: value(element::KEY_END),
+            data: match (value(element::DATA), verdict()) {
+                (Some(bytes), _) => FoundData::Value(bytes),
+                (None, Some(verdict)) => FoundData::Verdict(verdict),
+                (None, None) => FoundData::None,
+            },
+            interval_end: flags & element::INTERVAL_END != 0,
+            timeout: time(attributes, element::TIMEOUT),
+            expires: time(attributes, element::EXPIRATION),
+            comment: comment(attributes, element::USERDATA),
+        })
+    }
+}
+
+impl Verdict {
+    fn decode(attributes: &Attributes<'_>) -> Option<Self> {
+        let chain = || text(attributes, data::VERDICT_CHAIN);
+        Some(match attributes.get(data::VERDICT_CODE)?.be32()?.cast_signed() {
+            0 => Self::Drop,
+            1 => Self::Accept,
+            -1 => Self::Continue,
+            -3 => Self::Jump(chain()?),
+            -4 => Self::Goto(chain()?),
+            -5 => Self::Return,
+            _ => return None,
+        })
+    }
+}
+
+fn of_kind<'a>(message: &Message<'a>, kind: u16) -> Option<Attributes<'a>> {
+    (message.kind == message_kind(kind)).then(|| message.attributes(FAMILY_HEADER))
+}
+
+/// Whether the object's table, its first attribute, is this one.
+fn names_table(message: &Message<'_>, of: Table<'_>) -> bool {
+    message.attributes(FAMILY_HEADER).get(chain::TABLE).and_then(|name| name.str()) == Some(of.name)
+}
+
+fn text(attributes: &Attributes<'_>, kind: u16) -> Option<Box<str>> {
+    Some(attributes.get(kind)?.str()?.into())
+}
+
+fn time(attributes: &Attributes<'_>, kind: u16) -> Option<Duration> {
+    Some(Duration::from_millis(attributes.get(kind)?.be64()?))
+}
+
+/// The comment within user data, where it has type 0.
+fn comment(attributes: &Attributes<'_>, kind: u16) -> Option<Box<str>> {
+    let &[0, length, ref rest @ ..] = attributes.get(kind)?.value else { return None };
+    let bytes = rest.get(..usize::from(length))?.strip_suffix(&[0])?;
+    Some(std::str::from_utf8(bytes).ok()?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink::{Messages, Writer};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{Batch, Element, Field, Rule, Set, expression};
+
+    /// A batch as the kernel would send it in a dump.
+    fn everything(kind: u16, payload: &[u8]) -> usize {
+        let message = Message { kind: message_kind(kind), flags: 0, sequence: 0, payload };
+        usize::from(FoundTable::decode(&message).is_some())
+            + usize::from(FoundChain::decode(&message).is_some())
+            + usize::from(FoundRule::decode(&message).is_some())
+            + usize::from(FoundSet::decode(&message).is_some())
+            + FoundElement::decode_list(&message).count()
+    }
+
+    #[test]
+    fn elements_written_are_elements_read() {
+        let of = Table::new(Family::Ip, "t");
+        let goto = Verdict::Goto("c".into());
+        let mut batch = Batch::new();
+        let mut list = batch.add_elements(of, "s");
+        list.push(&Element::value(&[1; 4], &[2; 8]).timeout(Duration::from_secs(3)).comment("x"));
+        list.push(&Element::verdict(&[3; 4], &goto));
+        list.push(&Element::key(&[4; 4]).to(&[5; 4]));
+        batch.close();
+        let message = Messages::new(batch.writer().as_bytes()).next().expect("one message");
+        let found: Vec<_> = FoundElement::decode_list(&message).collect();
+        assert_eq!(found.len(), 3);
+        assert_eq!((&found[0].key[..], &found[0].data), (&[1; 4][..], &FoundData::Value(vec![2; 8])));
+        assert_eq!(found[0].timeout, Some(Duration::from_secs(3)));
+        assert_eq!(found[0].comment.as_deref(), Some("x"));
+        assert_eq!(found[1].data, FoundData::Verdict(goto));
+        assert_eq!(found[2].key_end.as_deref(), Some(&[5; 4][..]));
+    }
+
+    proptest! {
+        #[test]
+        fn any_payload_is_decoded_without_panic(
+            kind in prop::sample::select(vec![
+                message::NEW_TABLE, message::NEW_CHAIN, message::NEW_RULE, message::NEW_SET, message::NEW_ELEMENT,
+            ]),
+            payload in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            everything(kind, &payload);
+        }
+
+        #[test]
+        fn messages_with_bytes_changed_are_decoded_without_panic(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+        ) {
+            let of = Table::new(Family::Ip, "t");
+            let mut batch = Batch::new();
+            batch.add_table(of, Some("comment"));
+            batch.add_chain(of, &crate::Chain::base("c", crate::ChainKind::Nat, crate::Hook::Output, -100));
+            batch.add_set(of, &Set::map("s", &[Field::IPV4_ADDRESS, Field::PORT], &[Field::CLASS]).size(9));
+            batch.append_rule(of, "c", &Rule::new().with(expression::accept()).comment("x"));
+            batch.add_elements(of, "s").push(&Element::value(&[1; 8], &[2; 4]).comment("y"));
+            batch.close();
+            let mut writer = Writer::new();
+            writer.raw(batch.writer().as_bytes());
+            for (index, byte) in changes {
+                writer.patch(index.index(writer.len()), &[byte]);
+            }
+            for message in Messages::new(writer.as_bytes()) {
+                everything(message.kind & 0xff, message.payload);
+            }
+        }
+    }
+}
