@@ -1,0 +1,139 @@
+use std::{
+    future::Future,
+    sync::Mutex,
+    task::{Context, Poll},
+};
+
+use http::Response;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use kube::client::Body;
+
+use super::*;
+
+/// An API server that remembers what it was asked, and answers with one code.
+#[derive(Clone)]
+struct Recorder {
+    code: u16,
+    asked: Asked,
+}
+
+impl tower_service::Service<Request<Body>> for Recorder {
+    type Response = Response<Full<Bytes>>;
+    type Error = std::io::Error;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let this = self.clone();
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.expect("a body").to_bytes();
+            let body = serde_json::from_slice(&body).expect("JSON");
+            this.asked.lock().expect("not poisoned").push((head.method, head.uri.path().to_owned(), body));
+            let text = if this.code < 300 {
+                "{}".to_owned()
+            } else {
+                json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": "Forbidden", "code": this.code }).to_string()
+            };
+            Ok(Response::builder().status(this.code).body(Full::new(text.into())).expect("a response"))
+        })
+    }
+}
+
+type Asked = Arc<Mutex<Vec<(Method, String, Value)>>>;
+
+fn start(code: u16) -> (Events, Asked) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let client = Client::new(Recorder { code, asked: Arc::clone(&asked) }, "default");
+    (Events::start(client, "node-1"), asked)
+}
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn events_have_the_form_of_kube_proxy() {
+    let (events, asked) = start(201);
+    events.send(Event::starting());
+    let service = ServiceName::new("shop", "web");
+    events.send(Event::address_conflict(&service, &ServiceName::new("shop", "old"), "192.0.2.1:80"));
+    events.flush(LIMIT).await;
+    let asked = asked.lock().expect("not poisoned");
+    let (method, path, body) = &asked[0];
+    assert_eq!((method, path.as_str()), (&Method::POST, "/apis/events.k8s.io/v1/namespaces/default/events"));
+    assert_eq!(body["reason"], "Starting");
+    assert_eq!(body["action"], "StartKubeProxy");
+    assert_eq!(body["type"], "Normal");
+    assert_eq!(body["regarding"], json!({ "apiVersion": "v1", "kind": "Node", "name": "node-1" }));
+    assert_eq!(body["reportingController"], "kube-proxy");
+    assert_eq!(body["reportingInstance"], "kube-proxy-node-1");
+    assert!(body["metadata"]["name"].as_str().is_some_and(|name| name.starts_with("node-1.")));
+    let (_, path, body) = &asked[1];
+    assert_eq!(path, "/apis/events.k8s.io/v1/namespaces/shop/events");
+    assert_eq!(body["type"], "Warning");
+    assert_eq!(body["regarding"]["name"], "web");
+    assert!(
+        body["note"].as_str().is_some_and(|note| note.contains("192.0.2.1:80") && note.contains("shop/old"))
+    );
+}
+
+#[tokio::test]
+async fn a_repeat_extends_the_series_of_the_first() {
+    let (events, asked) = start(200);
+    for _ in 0..5 {
+        events.send(Event::starting());
+    }
+    events.flush(LIMIT).await;
+    let asked = asked.lock().expect("not poisoned");
+    assert_eq!(asked.len(), 2);
+    let name = asked[0].2["metadata"]["name"].as_str().expect("a name");
+    assert_eq!(asked[1].0, Method::PATCH);
+    assert_eq!(asked[1].1, format!("/apis/events.k8s.io/v1/namespaces/default/events/{name}"));
+    assert_eq!(asked[1].2["series"]["count"], 2);
+}
+
+#[tokio::test]
+async fn where_events_are_forbidden_nobody_asks_again_for_a_while() {
+    let (events, asked) = start(403);
+    events.send(Event::starting());
+    events.send(Event::drifted("a".to_owned()));
+    events.send(Event::drifted("b".to_owned()));
+    events.flush(LIMIT).await;
+    assert_eq!(asked.lock().expect("not poisoned").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_in_trouble_is_asked_three_times() {
+    let (events, asked) = start(500);
+    events.send(Event::starting());
+    events.flush(LIMIT).await;
+    assert_eq!(asked.lock().expect("not poisoned").len(), 3);
+}
+
+#[tokio::test]
+async fn handing_over_never_waits() {
+    let (events, messages) = Events::for_tests();
+    for number in 0..QUEUE + 100 {
+        events.send(Event::drifted(number.to_string()));
+    }
+    assert_eq!(messages.len(), QUEUE);
+}
+
+#[test]
+fn long_notes_are_cut_at_a_character() {
+    let note = "ä".repeat(600);
+    let cut = shortened(&note);
+    assert_eq!(cut.len(), 1024);
+    assert_eq!(shortened("short"), "short");
+    let odd = format!("x{note}");
+    assert_eq!(shortened(&odd).len(), 1023);
+}
+
+#[test]
+fn times_have_six_digits() {
+    let at: Timestamp = "2026-11-21T01:26:13.5Z".parse().expect("a timestamp");
+    assert_eq!(micro_time(at), "2026-11-21T01:26:13.500000Z");
+}

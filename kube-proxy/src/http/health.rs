@@ -1,0 +1,291 @@
+//! Is the data plane keeping up? The verdict behind `/healthz`, `/livez` and every health check node port.
+//!
+//! kube-proxy calls itself unhealthy when an update has waited for two sync periods. Here it must also have made no
+//! progress in that time: a large first sync that goes on and on is not stuck. Where updates keep failing there is no
+//! progress either, so health turns bad as it should.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use jiff::{SignedDuration, Timestamp};
+use proxy_core::model::Family;
+use serde::Serialize;
+
+/// What one family's sync is known to have done.
+#[derive(Debug, Clone, Copy, Default)]
+struct Progress {
+    /// The last success, or the start; `None`: this family is not served.
+    updated: Option<Instant>,
+    /// Since when the oldest update that is not in the kernel has waited.
+    waiting: Option<Instant>,
+    /// The last time that a part of an update got into the kernel.
+    moved: Option<Instant>,
+}
+
+impl Progress {
+    fn healthy(&self, now: Instant, limit: Duration) -> bool {
+        let Some(waiting) = self.waiting else { return true };
+        let since = self.moved.map_or(waiting, |moved| moved.max(waiting));
+        now.saturating_duration_since(since) < limit
+    }
+}
+
+/// What the process knows about its health; shared by the thread that syncs and the servers that answer.
+#[derive(Debug, Clone)]
+pub(crate) struct HealthState {
+    shared: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    limit: Duration,
+    families: [Progress; 2],
+    eligible: bool,
+}
+
+impl HealthState {
+    /// `limit`: how long an update may wait, which is two sync periods.
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self {
+            shared: Arc::new(Mutex::new(State {
+                limit,
+                families: [Progress::default(); 2],
+                eligible: false,
+            })),
+        }
+    }
+
+    /// Follows a change of the sync period.
+    pub(crate) fn set_limit(&self, limit: Duration) {
+        self.state().limit = limit;
+    }
+
+    /// The family is served from now on.
+    pub(crate) fn started(&self, family: Family, now: Instant) {
+        self.state().families[index(family)].updated.get_or_insert(now);
+    }
+
+    /// Something came that is not in the kernel yet.
+    pub(crate) fn queued(&self, family: Family, now: Instant) {
+        self.state().families[index(family)].waiting.get_or_insert(now);
+    }
+
+    /// A part of what waits got into the kernel.
+    pub(crate) fn moved(&self, family: Family, now: Instant) {
+        self.state().families[index(family)].moved = Some(now);
+    }
+
+    /// All that waited is in the kernel.
+    pub(crate) fn updated(&self, family: Family, now: Instant) {
+        let progress = &mut self.state().families[index(family)];
+        *progress = Progress { updated: Some(now), waiting: None, moved: Some(now) };
+    }
+
+    /// Whether load balancers may send new connections to this node; not as long as the node is unknown.
+    pub(crate) fn set_eligible(&self, eligible: bool) {
+        self.state().eligible = eligible;
+    }
+
+    /// The verdict at this moment.
+    pub(crate) fn health(&self, now: Instant) -> Health {
+        let state = self.state();
+        let of = |family: Family| {
+            let progress = &state.families[index(family)];
+            let updated = progress.updated?;
+            Some(FamilyHealth { updated, healthy: progress.healthy(now, state.limit) })
+        };
+        let (v4, v6) = (of(Family::V4), of(Family::V6));
+        let healthy = [v4, v6].iter().flatten().all(|family| family.healthy);
+        Health { healthy, eligible: state.eligible, v4, v6 }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change is a single assignment, so what a panicking thread left behind is whole.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn index(family: Family) -> usize {
+    match family {
+        Family::V4 => 0,
+        Family::V6 => 1,
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Health {
+    /// Every family that is served keeps up.
+    pub(crate) healthy: bool,
+    pub(crate) eligible: bool,
+    v4: Option<FamilyHealth>,
+    v6: Option<FamilyHealth>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FamilyHealth {
+    updated: Instant,
+    healthy: bool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    last_updated: String,
+    current_time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_eligible: Option<bool>,
+    healthy: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status>,
+}
+
+#[derive(Serialize)]
+struct Status {
+    #[serde(rename = "IPv4", skip_serializing_if = "Option::is_none")]
+    v4: Option<FamilyReport>,
+    #[serde(rename = "IPv6", skip_serializing_if = "Option::is_none")]
+    v6: Option<FamilyReport>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FamilyReport {
+    last_updated: String,
+    healthy: bool,
+}
+
+impl Health {
+    /// The JSON that kube-proxy answers with. `good`: the code will be 200, and then "last updated" means now.
+    pub(crate) fn to_json(self, good: bool, with_eligibility: bool, now: Instant, wall: Timestamp) -> String {
+        let text = |at: Instant| {
+            let ago = SignedDuration::try_from(now.saturating_duration_since(at)).unwrap_or_default();
+            (wall - ago).to_string()
+        };
+        let of = |family: Option<FamilyHealth>| {
+            family.map(|family| FamilyReport { last_updated: text(family.updated), healthy: family.healthy })
+        };
+        let last =
+            if good { Some(now) } else { [self.v4, self.v6].iter().flatten().map(|one| one.updated).max() };
+        let report = Report {
+            // Go's zero time, where nothing was updated ever.
+            last_updated: last.map_or_else(|| "0001-01-01T00:00:00Z".to_owned(), text),
+            current_time: wall.to_string(),
+            node_eligible: with_eligibility.then_some(self.eligible),
+            healthy: self.healthy,
+            status: (self.v4.is_some() || self.v6.is_some())
+                .then(|| Status { v4: of(self.v4), v6: of(self.v6) }),
+        };
+        serde_json::to_string(&report).expect("strings and booleans always are JSON")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    #[expect(clippy::disallowed_methods, reason = "virtual time has to begin somewhere")]
+    fn begin() -> (HealthState, Instant) {
+        let now = Instant::now();
+        let state = HealthState::new(LIMIT);
+        for family in Family::BOTH {
+            state.started(family, now);
+        }
+        state.set_eligible(true);
+        (state, now)
+    }
+
+    fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    #[test]
+    fn a_process_without_families_is_healthy() {
+        let (_, now) = begin();
+        let health = HealthState::new(LIMIT).health(now);
+        assert!(health.healthy && !health.eligible);
+        let wall: Timestamp = "2026-11-21T01:26:13.2057Z".parse().expect("a timestamp");
+        assert_eq!(
+            health.to_json(true, false, now, wall),
+            r#"{"lastUpdated":"2026-11-21T01:26:13.2057Z","currentTime":"2026-11-21T01:26:13.2057Z","healthy":true}"#
+        );
+    }
+
+    #[test]
+    fn an_update_that_waits_too_long_is_unhealthy() {
+        let (state, now) = begin();
+        state.queued(Family::V4, now + seconds(1));
+        state.queued(Family::V4, now + seconds(30));
+        assert!(state.health(now + seconds(60)).healthy);
+        assert!(!state.health(now + seconds(61)).healthy, "counted from the oldest");
+        state.updated(Family::V4, now + seconds(70));
+        assert!(state.health(now + seconds(500)).healthy, "nothing waits");
+    }
+
+    #[test]
+    fn progress_keeps_a_long_sync_healthy_and_its_end_does_not() {
+        let (state, now) = begin();
+        state.queued(Family::V6, now);
+        for at in [50, 100, 150] {
+            state.moved(Family::V6, now + seconds(at));
+        }
+        assert!(state.health(now + seconds(209)).healthy);
+        assert!(!state.health(now + seconds(210)).healthy);
+    }
+
+    #[test]
+    fn progress_from_before_the_update_does_not_count() {
+        let (state, now) = begin();
+        state.moved(Family::V4, now);
+        state.queued(Family::V4, now + seconds(100));
+        assert!(state.health(now + seconds(159)).healthy);
+        assert!(!state.health(now + seconds(160)).healthy);
+    }
+
+    #[test]
+    fn one_stuck_family_is_enough() {
+        let (state, now) = begin();
+        state.queued(Family::V4, now);
+        state.queued(Family::V6, now);
+        state.updated(Family::V4, now + seconds(1));
+        let health = state.health(now + seconds(90));
+        assert!(!health.healthy);
+        assert_eq!(
+            (health.v4.map(|v4| v4.healthy), health.v6.map(|v6| v6.healthy)),
+            (Some(true), Some(false))
+        );
+    }
+
+    #[test]
+    fn the_limit_follows_the_configuration() {
+        let (state, now) = begin();
+        state.queued(Family::V4, now);
+        assert!(state.health(now + seconds(30)).healthy);
+        state.set_limit(seconds(20));
+        assert!(!state.health(now + seconds(30)).healthy);
+    }
+
+    #[test]
+    fn the_report_is_byte_for_byte_that_of_kube_proxy() {
+        let (state, now) = begin();
+        state.updated(Family::V4, now + seconds(2));
+        state.queued(Family::V6, now);
+        let at = now + seconds(63);
+        let wall: Timestamp = "2026-11-21T01:26:13.205707562Z".parse().expect("a timestamp");
+        let health = state.health(at);
+        assert_eq!(
+            health.to_json(false, true, at, wall),
+            "{\"lastUpdated\":\"2026-11-21T01:25:12.205707562Z\",\"currentTime\":\"2026-11-21T01:26:13.205707562Z\",\
+             \"nodeEligible\":true,\"healthy\":false,\"status\":{\
+             \"IPv4\":{\"lastUpdated\":\"2026-11-21T01:25:12.205707562Z\",\"healthy\":true},\
+             \"IPv6\":{\"lastUpdated\":\"2026-11-21T01:25:10.205707562Z\",\"healthy\":false}}}"
+        );
+        let unchanged: serde_json::Value =
+            serde_json::from_str(&health.to_json(true, false, at, wall)).expect("JSON");
+        assert_eq!(unchanged["lastUpdated"], unchanged["currentTime"]);
+        assert_eq!(unchanged.get("nodeEligible"), None);
+    }
+}

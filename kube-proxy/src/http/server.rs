@@ -1,0 +1,212 @@
+//! Binds a port and serves HTTP/1 on it; says what happens when it cannot be bound.
+
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use http::Request;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::Semaphore,
+};
+
+use super::answer::Answer;
+
+/// How long until a port that cannot be bound is tried again, as kube-proxy does.
+pub(crate) const RETRY: Duration = Duration::from_secs(5);
+/// A client that has not sent a whole request head by then is dropped.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// The ports are open to the network; more connections than this wait in the kernel.
+const MOST_CONNECTIONS: usize = 512;
+const BACKLOG: u32 = 1024;
+
+/// Which packets reach a listener on an unspecified IPv6 address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stack {
+    /// IPv4 too, as Go's `tcp` network.
+    Both,
+    /// IPv6 only, as Go's `tcp6` network.
+    Own,
+}
+
+pub(crate) fn listen(address: SocketAddr, stack: Stack) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    if address.is_ipv6() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &(stack == Stack::Own))?;
+    }
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Serves until the listener breaks.
+pub(crate) async fn serve<H, F>(listener: TcpListener, handler: H) -> io::Error
+where
+    H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let slots = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return io::Error::other("the connection limit is gone");
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) if is_passing(&error) => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+            Err(error) => return error,
+        };
+        let handler = handler.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let answer = handler(request);
+                async move { Ok::<_, Infallible>(answer.await) }
+            });
+            // A client that goes away is its own business.
+            let _ = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            drop(slot);
+        });
+    }
+}
+
+/// Whether the next connection may fare better (accept(2): errors of the connection, and lack of files or memory).
+fn is_passing(error: &io::Error) -> bool {
+    use nix::libc;
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNABORTED
+                | libc::EINTR
+                | libc::EMFILE
+                | libc::ENFILE
+                | libc::ENOBUFS
+                | libc::ENOMEM
+                | libc::EPROTO
+                | libc::ENETDOWN
+                | libc::EPERM
+        )
+    )
+}
+
+/// Binds and serves for ever. A port that cannot be bound is logged and tried again, or, with `hard_fail`, is the
+/// error that this returns.
+pub(crate) async fn keep_serving<H, F>(
+    what: &str,
+    address: SocketAddr,
+    hard_fail: bool,
+    handler: H,
+) -> io::Error
+where
+    H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
+    loop {
+        let error = match listen(address, Stack::Both) {
+            Ok(listener) => {
+                tracing::debug!(server = what, %address, "Starting HTTP server");
+                serve(listener, handler.clone()).await
+            }
+            Err(error) => error,
+        };
+        if hard_fail {
+            return io::Error::new(error.kind(), format!("failed to start {what} on {address}: {error}"));
+        }
+        tracing::error!(server = what, %address, %error, "The HTTP server could not be started; it is tried again");
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use http::StatusCode;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::http::answer;
+
+    /// Sends one request and returns the head and the body of the answer.
+    pub(crate) async fn ask(address: SocketAddr, method: &str, path: &str, body: &str) -> (String, String) {
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("a server");
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).await.expect("a request");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.expect("an answer");
+        let (head, body) = text.split_once("\r\n\r\n").expect("an answer");
+        (head.to_lowercase(), body.to_owned())
+    }
+
+    pub(crate) fn loopback() -> SocketAddr {
+        ([127, 0, 0, 1], 0).into()
+    }
+
+    /// A port that was free a moment ago.
+    pub(crate) fn free_port() -> u16 {
+        let listener = std::net::TcpListener::bind(loopback()).expect("a port");
+        listener.local_addr().expect("an address").port()
+    }
+
+    async fn hello(_: Request<Incoming>) -> Answer {
+        answer::plain(StatusCode::OK, "hello")
+    }
+
+    #[tokio::test]
+    async fn a_bound_port_is_fatal_only_where_that_is_asked_for() {
+        let taken = std::net::TcpListener::bind(loopback()).expect("a port");
+        let address = taken.local_addr().expect("an address");
+        let error = keep_serving("proxy healthz", address, true, hello).await;
+        assert!(
+            error.to_string().starts_with(&format!("failed to start proxy healthz on {address}: ")),
+            "{error}"
+        );
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bound_port_is_tried_again_every_five_seconds() {
+        let taken = std::net::TcpListener::bind(loopback()).expect("a port");
+        let address = taken.local_addr().expect("an address");
+        let server = tokio::spawn(keep_serving("test", address, false, hello));
+        tokio::time::sleep(RETRY * 2).await;
+        drop(taken);
+        tokio::time::sleep(RETRY).await;
+        tokio::time::resume();
+        assert_eq!(ask(address, "GET", "/", "").await.1, "hello");
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn families_may_share_a_port_where_each_keeps_to_its_own() {
+        let port = free_port();
+        let v4 = listen(([0, 0, 0, 0], port).into(), Stack::Own).expect("IPv4");
+        let v6 = listen(format!("[::]:{port}").parse().expect("an address"), Stack::Own).expect("IPv6");
+        drop((v4, v6));
+    }
+
+    #[tokio::test]
+    async fn an_answer_carries_what_a_go_server_sends() {
+        let listener = listen(loopback(), Stack::Both).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(serve(listener, |_| async { answer::not_found() }));
+        let (head, body) = ask(address, "GET", "/nope", "").await;
+        assert!(head.starts_with("http/1.1 404 not found"), "{head}");
+        for line in [
+            "content-type: text/plain; charset=utf-8",
+            "x-content-type-options: nosniff",
+            "content-length: 19",
+            "date: ",
+        ] {
+            assert!(head.contains(line), "{line}: {head}");
+        }
+        assert_eq!(body, "404 page not found\n");
+    }
+}
