@@ -32,6 +32,8 @@ const MOST_MESSAGES_PER_ROUND: usize = 20_000;
 
 /// What the engine tells the rest of the process: metrics, health, events, conntrack.
 pub(crate) trait Observer<P, X> {
+    /// Messages were taken in; something may be waiting now.
+    fn queued(&mut self, engine: &Reconciler<P, X>);
     /// A sync ended, well or not.
     fn synced(&mut self, report: SyncReport, engine: &mut Reconciler<P, X>);
     /// Somebody else changed what was installed; it is rebuilt next.
@@ -71,6 +73,7 @@ pub(crate) fn run<P, X>(
             }
             next_drift_check = Instant::now() + drift_interval;
         }
+        observer.queued(&engine);
         for report in engine.sync_due(&mut Instant::now) {
             observer.synced(report, &mut engine);
         }

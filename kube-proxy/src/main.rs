@@ -2,10 +2,14 @@
 
 mod client;
 mod config;
+mod conntrack;
 mod engine;
+mod events;
 mod feature_gates;
 mod flags;
+mod http;
 mod logging;
+mod metrics;
 mod node;
 mod observe;
 mod run;
@@ -44,12 +48,12 @@ fn carry_out(loaded: Loaded) -> anyhow::Result<()> {
         Command::Cleanup(_) => anyhow::bail!("--cleanup is not available in this build"),
         Command::InitOnly(_) => anyhow::bail!("--init-only is not available in this build"),
         Command::Run(settings) => {
-            let _log = logging::init(&settings.logging)?;
+            let log = logging::init(&settings.logging)?;
             for notice in loaded.notices {
                 tracing::info!("{notice}");
             }
             logging::announce(&settings);
-            run::run(*settings)
+            run::run(*settings, log)
         }
     }
 }

@@ -1,9 +1,14 @@
 //! The main job: from the settings to a running engine.
 
-use std::{net::IpAddr, sync::mpsc, thread, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
-use kube::{Api, Client, runtime::watcher::Event};
+use kube::{Api, Client, runtime::watcher::Event as WatchEvent};
 use netlink::address::{self, AddressMonitor};
 use proxy_core::{
     backend::{Executor, Planner},
@@ -11,47 +16,67 @@ use proxy_core::{
     model::{Family, Input},
     reconciler::{Pace, Reconciler},
 };
-use tokio::sync::watch;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
 
 use crate::{
     client,
     config::settings::{DetectLocal, Mode, NodePortAddressSet, Settings},
+    conntrack::{ConntrackReconciler, Pass},
     engine::{self, Message},
+    events::{Event, Events},
+    feature_gates::Feature,
+    http::{
+        health::HealthState,
+        healthz,
+        metrics_server::MetricsServer,
+        service_health::{self, Wanted},
+    },
+    logging::LogControl,
+    metrics::Metrics,
     node::{self, Node},
     observe::Observations,
     watch as watches,
 };
 
+/// How long what is worth an Event at the end of the process may take to be sent.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+/// One small exchange with the kernel, so that a flushed rule set is repaired within a second.
+const NFT_DRIFT_CHECK: Duration = Duration::from_millis(500);
 const NODE_IPS_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often the thread that follows addresses looks whether anybody still listens.
 const INTERFACE_RECHECK: Duration = Duration::from_secs(60);
 const POD_CIDRS_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Runs until a signal or a failure ends it. What is in the kernel stays.
-pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
+pub(crate) fn run(settings: Settings, log: LogControl) -> anyhow::Result<()> {
+    let metrics = Metrics::install(&settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("the asynchronous runtime could not be started")?;
-    let result = runtime.block_on(serve(settings));
+    let result = runtime.block_on(until_signal(start(settings, log, metrics)));
     // Threads that wait for the network must not keep the process.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(settings: Settings) -> anyhow::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+async fn until_signal(job: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        result = start(settings) => result,
+        result = job => result,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }
 }
 
-/// Never returns `Ok`.
-async fn start(settings: Settings) -> anyhow::Result<()> {
+/// Returns only when something ends the process.
+async fn start(settings: Settings, log: LogControl, metrics: Metrics) -> anyhow::Result<()> {
     let name = node::name(settings.hostname_override.as_deref())?;
     let client = client::connect(&settings.client).await?;
     let (messages, inbox) = mpsc::channel::<Message>();
@@ -77,25 +102,92 @@ async fn start(settings: Settings) -> anyhow::Result<()> {
         _ => Vec::new(),
     };
 
+    let health = HealthState::new(settings.sync_period * 2);
+    let events = Events::start(client.clone(), &name);
+    let (checks, wanted_checks) = watch::channel(Wanted::default());
+    let observations = Observations::new(
+        settings.mode,
+        health.clone(),
+        Some(ConntrackReconciler::spawn(report_conntrack)?),
+        checks,
+        events.clone(),
+        name.clone(),
+        Box::new(|| {}),
+    );
     let environment = environment_settings(&settings, &pod_cidrs);
-    let pace = Pace {
-        min_interval: settings.min_sync_period.unwrap_or(Pace::default().min_interval),
-        ..Pace::default()
-    };
-    let engine_ended = start_engine(&settings, environment, pace, inbox)?;
+    let engine_ended = start_engine(&settings, environment, inbox, observations, &health)?;
+
+    let settings = Arc::new(settings);
+    let (_current, shown) = watch::channel(Arc::clone(&settings));
+    let fatal = serve_http(&settings, shown, log, metrics, &health, &events);
+    tokio::spawn(service_health::run(name.clone(), wanted_checks, health.clone(), events.clone()));
+    events.send(Event::starting());
 
     messages.send(Input::NodeIps(ips.into()).into())?;
     start_interface_watch(messages.clone())?;
-    tokio::spawn(watches::services(client.clone(), true, messages.clone()));
+    let external_ips = settings.feature_gates.enabled(Feature::AllowServiceExternalIPs);
+    tokio::spawn(watches::services(client.clone(), external_ips, messages.clone()));
     tokio::spawn(watches::slices(client.clone(), name.clone(), messages.clone()));
     tokio::spawn(watches::service_cidrs(client.clone(), messages.clone()));
-    let follow = follow_node(node, settings.bind_address, pod_cidrs, messages);
-    tokio::select! {
+    let follow = follow_node(node, settings.bind_address, pod_cidrs, messages, health.clone());
+    let result = tokio::select! {
         result = follow => result,
+        error = fatal => Err(error),
         result = engine_ended => match result {
             Ok(Err(error)) => Err(error),
-            _ => anyhow::bail!("the engine ended"),
+            _ => Err(anyhow::anyhow!("the engine ended")),
         },
+    };
+    events.flush(LAST_WORDS).await;
+    result
+}
+
+fn report_conntrack(pass: Pass) {
+    if let Some(error) = &pass.error {
+        tracing::error!(ipFamily = %pass.family, %error, "Stale flows could not all be removed; trying again");
+    }
+    crate::metrics::conntrack_cleaned(pass.family, pass.took, pass.deleted as u64);
+}
+
+/// Starts the health and the metrics server. Ends only where a port cannot be bound and that is to be fatal.
+async fn serve_http(
+    settings: &Settings,
+    shown: watch::Receiver<Arc<Settings>>,
+    log: LogControl,
+    metrics: Metrics,
+    health: &HealthState,
+    events: &Events,
+) -> anyhow::Error {
+    let hard_fail = settings.bind_address_hard_fail;
+    let upkeep = metrics.clone();
+    let healthz = async {
+        match settings.healthz_address {
+            Some(address) => healthz::serve(health.clone(), address, hard_fail).await,
+            None => std::future::pending().await,
+        }
+    };
+    let metrics = async {
+        match settings.metrics_address {
+            Some(address) => MetricsServer::new(metrics, shown, log).serve(address, hard_fail).await,
+            None => std::future::pending().await,
+        }
+    };
+    let upkeep = async {
+        loop {
+            tokio::time::sleep(METRICS_UPKEEP).await;
+            upkeep.upkeep();
+        }
+    };
+    tokio::select! {
+        error = healthz => {
+            events.send(Event::health_server_failed(error.to_string()));
+            anyhow::Error::from(error).context("the health server could not be started")
+        }
+        error = metrics => {
+            events.send(Event::metrics_server_failed(error.to_string()));
+            anyhow::Error::from(error).context("the metrics server could not be started")
+        }
+        () = upkeep => unreachable!("it loops"),
     }
 }
 
@@ -117,11 +209,11 @@ async fn watch_node(client: Client, name: String, sender: watch::Sender<Option<N
     let mut listed = None;
     watches::watch(Api::<Node>::all(client), query, false, |event| {
         match event {
-            Event::Init => listed = None,
-            Event::InitApply(node) => listed = Some(node),
-            Event::InitDone => sender.send_replace(listed.take()).map_or((), drop),
-            Event::Apply(node) => sender.send_replace(Some(node)).map_or((), drop),
-            Event::Delete(_) => sender.send_replace(None).map_or((), drop),
+            WatchEvent::Init => listed = None,
+            WatchEvent::InitApply(node) => listed = Some(node),
+            WatchEvent::InitDone => sender.send_replace(listed.take()).map_or((), drop),
+            WatchEvent::Apply(node) => sender.send_replace(Some(node)).map_or((), drop),
+            WatchEvent::Delete(_) => sender.send_replace(None).map_or((), drop),
         }
         true
     })
@@ -134,10 +226,12 @@ async fn follow_node(
     bind_address: Option<IpAddr>,
     pod_cidrs: Vec<ipnet::IpNet>,
     messages: mpsc::Sender<Message>,
+    health: HealthState,
 ) -> anyhow::Result<()> {
     loop {
         {
             let now = node.borrow_and_update();
+            health.set_eligible(now.as_ref().is_some_and(Node::eligible));
             // A Node object that is gone for a moment must not take the NodePorts with it.
             if let Some(now) = now.as_ref() {
                 let cidrs = now.pod_cidrs();
@@ -205,19 +299,29 @@ type EngineEnded = tokio::sync::oneshot::Receiver<anyhow::Result<()>>;
 fn start_engine(
     settings: &Settings,
     environment: EnvironmentSettings,
-    pace: Pace,
     inbox: mpsc::Receiver<Message>,
+    observations: Observations,
+    health: &HealthState,
 ) -> anyhow::Result<EngineEnded> {
+    let start = Start { environment, pace: pace(settings), inbox, observations, health };
     match settings.mode {
-        Mode::Nftables => anyhow::bail!("mode nftables is not available in this build"),
+        Mode::Nftables => {
+            let open = |family| Ok((backend_nft::Planner::new(family), backend_nft::Executor::open(family)?));
+            start.spawn(open_families(open)?, NFT_DRIFT_CHECK)
+        }
         Mode::Iptables => {
             let open = |family| {
                 Ok((backend_iptables::Planner::new(family), backend_iptables::Executor::open(family)?))
             };
-            spawn(open_families(open)?, environment, pace, settings.sync_period, inbox)
+            start.spawn(open_families(open)?, settings.sync_period)
         }
         Mode::Ipvs => anyhow::bail!("mode ipvs is not available in this build"),
     }
+}
+
+fn pace(settings: &Settings) -> Pace {
+    let default = Pace::default();
+    Pace { min_interval: settings.min_sync_period.unwrap_or(default.min_interval), ..default }
 }
 
 /// A family that the machine does not support is left out with a log line; none at all is an error.
@@ -250,25 +354,38 @@ fn ipv6_supported() -> bool {
     std::path::Path::new("/proc/net/if_inet6").exists() && disabled.is_ok_and(|value| value.trim() == "0")
 }
 
-fn spawn<P, X>(
-    backends: Vec<(Family, P, X)>,
+/// What every mode's engine is started with.
+struct Start<'a> {
     environment: EnvironmentSettings,
     pace: Pace,
-    drift_interval: Duration,
     inbox: mpsc::Receiver<Message>,
-) -> anyhow::Result<EngineEnded>
-where
-    P: Planner + Send + 'static,
-    X: Executor<Op = P::Op, Found = P::Found> + Send + 'static,
-{
-    let (ended, receiver) = tokio::sync::oneshot::channel();
-    let reconciler = Reconciler::new(environment, pace, backends);
-    thread::Builder::new().name("engine".to_owned()).spawn(move || {
-        engine::run(reconciler, &inbox, &mut Observations::default(), drift_interval);
-        // Nobody may be listening any more.
-        let _ = ended.send(Ok(()));
-    })?;
-    Ok(receiver)
+    observations: Observations,
+    health: &'a HealthState,
+}
+
+impl Start<'_> {
+    #[expect(clippy::disallowed_methods, reason = "the health state is told when it begins")]
+    fn spawn<P, X>(
+        mut self,
+        backends: Vec<(Family, P, X)>,
+        drift_interval: Duration,
+    ) -> anyhow::Result<EngineEnded>
+    where
+        P: Planner + Send + 'static,
+        X: Executor<Op = P::Op, Found = P::Found> + Send + 'static,
+    {
+        for (family, ..) in &backends {
+            self.health.started(*family, Instant::now());
+        }
+        let (ended, receiver) = tokio::sync::oneshot::channel();
+        let reconciler = Reconciler::new(self.environment, self.pace, backends);
+        thread::Builder::new().name("engine".to_owned()).spawn(move || {
+            engine::run(reconciler, &self.inbox, &mut self.observations, drift_interval);
+            // Nobody may be listening any more.
+            let _ = ended.send(Ok(()));
+        })?;
+        Ok(receiver)
+    }
 }
 
 /// Follows the addresses of the node's interfaces; a list goes to the engine before this returns.

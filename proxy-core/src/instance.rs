@@ -145,8 +145,18 @@ where
         self.family
     }
 
+    /// What the backend is told of the node; `None` until the node's facts were first resolved.
+    pub fn environment(&self) -> Option<&Environment> {
+        self.environment.as_ref()
+    }
+
     pub fn counts(&self) -> Counts {
         self.counts
+    }
+
+    /// How many addresses Services of this family claim in vain.
+    pub fn conflicts(&self) -> usize {
+        self.addresses.conflicts()
     }
 
     pub fn queued_since(&self) -> Option<Instant> {

@@ -38,6 +38,11 @@ impl Addresses {
         Self { family, claims: Claims::default(), claimed: HashMap::new(), lost: HashMap::new() }
     }
 
+    /// How many claims another Service won.
+    pub(super) fn conflicts(&self) -> usize {
+        self.lost.values().map(Vec::len).sum()
+    }
+
     /// Whether nobody else owns it.
     pub(super) fn grants(&self, key: &ClaimKey, service: &ServiceName) -> bool {
         self.claims.winner(key).is_none_or(|winner| winner == service)
