@@ -1,6 +1,6 @@
 //! Short forms, so that a rule reads like its text in nft's language.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use super::{
     ADDRESS_TYPE_LOCAL, Comparison, ConntrackKey, Expression, FibResult, MetaKey, NatKind, NumberKind,
@@ -115,6 +115,56 @@ pub const fn destination(family: Family, to: Register) -> Expression {
         Family::Ip6 => ip6_destination(to),
         _ => ip_destination(to),
     }
+}
+
+/// Compares `ip saddr` (or `ip6 saddr`, by the kind of address) with a prefix. Two or three steps, on this register.
+pub fn source_prefix(
+    prefix: IpAddr,
+    length: u8,
+    comparison: Comparison,
+    register: Register,
+) -> Vec<Expression> {
+    let offset = if prefix.is_ipv4() { 12 } else { 8 };
+    address_prefix(offset, prefix, length, comparison, register)
+}
+
+/// Compares `ip daddr` (or `ip6 daddr`, by the kind of address) with a prefix. Two or three steps, on this register.
+pub fn destination_prefix(
+    prefix: IpAddr,
+    length: u8,
+    comparison: Comparison,
+    register: Register,
+) -> Vec<Expression> {
+    let offset = if prefix.is_ipv4() { 16 } else { 24 };
+    address_prefix(offset, prefix, length, comparison, register)
+}
+
+fn address_prefix(
+    offset: u32,
+    prefix: IpAddr,
+    length: u8,
+    comparison: Comparison,
+    register: Register,
+) -> Vec<Expression> {
+    let mut bytes = match prefix {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let mask: Vec<u8> = (0..bytes.len())
+        .map(|index| {
+            let bits = usize::from(length).saturating_sub(8 * index).min(8);
+            !(0xff_u16 >> bits) as u8
+        })
+        .collect();
+    for (byte, mask) in bytes.iter_mut().zip(&mask) {
+        *byte &= mask;
+    }
+    let mut steps = vec![network(offset, bytes.len() as u32, register)];
+    if usize::from(length) < 8 * bytes.len() {
+        steps.push(bitwise(register, register, &mask, vec![0; mask.len()]));
+    }
+    steps.push(compare(register, comparison, bytes));
+    steps
 }
 
 /// `th sport`.
@@ -248,7 +298,7 @@ pub fn conntrack_has(key: ConntrackKey, bits: u32, register: Register) -> [Expre
     [conntrack(key, register), and(register, bits), not_equal(register, [0; 4])]
 }
 
-/// `ct state != bits`: none of the bits is set. Three steps, all on this register.
+/// `ct state ! bits`: none of the bits is set. Three steps, all on this register.
 pub fn conntrack_has_not(key: ConntrackKey, bits: u32, register: Register) -> [Expression; 3] {
     [conntrack(key, register), and(register, bits), equal(register, [0; 4])]
 }
