@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use kube::{Api, Client, runtime::watcher::Event as WatchEvent};
 use netlink::address::{self, AddressMonitor};
 use proxy_core::{
@@ -224,7 +225,7 @@ async fn watch_node(client: Client, name: String, sender: watch::Sender<Option<N
 async fn follow_node(
     mut node: watch::Receiver<Option<Node>>,
     bind_address: Option<IpAddr>,
-    pod_cidrs: Vec<ipnet::IpNet>,
+    pod_cidrs: Vec<IpNet>,
     messages: mpsc::Sender<Message>,
     health: HealthState,
 ) -> anyhow::Result<()> {
@@ -252,7 +253,7 @@ async fn follow_node(
 }
 
 /// The part of the settings that backends act on.
-pub(crate) fn environment_settings(settings: &Settings, pod_cidrs: &[ipnet::IpNet]) -> EnvironmentSettings {
+pub(crate) fn environment_settings(settings: &Settings, pod_cidrs: &[IpNet]) -> EnvironmentSettings {
     let local_pods = match &settings.detect_local {
         DetectLocal::ClusterCidr(cidrs) if cidrs.is_empty() => {
             tracing::info!("Defaulting to no-op detect-local");
@@ -269,17 +270,20 @@ pub(crate) fn environment_settings(settings: &Settings, pod_cidrs: &[ipnet::IpNe
         NodePortAddressSet::Primary => NodePortSettings::Primary,
         NodePortAddressSet::Cidrs(cidrs) => NodePortSettings::Within(cidrs.clone().into()),
     };
-    let names_loopback = match &selection.addresses {
-        NodePortAddressSet::Cidrs(cidrs) => cidrs
-            .iter()
-            .any(|cidr| cidr.prefix_len() > 0 && cidr.addr().is_ipv4() && cidr.addr().is_loopback()),
-        _ => false,
+    let v4: Vec<&IpNet> = match &selection.addresses {
+        NodePortAddressSet::Cidrs(cidrs) => cidrs.iter().filter(|cidr| cidr.addr().is_ipv4()).collect(),
+        _ => Vec::new(),
+    };
+    let names_loopback = v4.iter().any(|cidr| cidr.prefix_len() > 0 && cidr.addr().is_loopback());
+    let everywhere = match &selection.addresses {
+        NodePortAddressSet::Any => true,
+        NodePortAddressSet::Primary => false,
+        NodePortAddressSet::Cidrs(_) => v4.is_empty() || v4.iter().any(|cidr| cidr.prefix_len() == 0),
     };
     let localhost_node_ports = match settings.mode {
         // As kube-proxy: on by default, where NodePorts answer on all addresses or on a loopback network.
         Mode::Iptables => {
-            settings.localhost_node_ports
-                && (selection.localhost || names_loopback || selection.addresses == NodePortAddressSet::Any)
+            settings.localhost_node_ports && (selection.localhost || names_loopback || everywhere)
         }
         // Only where it is asked for: the kernel setting behind it has a cost in safety.
         Mode::Nftables | Mode::Ipvs => selection.localhost || names_loopback,
