@@ -96,6 +96,11 @@ impl Route {
         pipeline.push(NEW, flags::CREATE | flags::EXCLUSIVE, |writer| self.write(writer))
     }
 
+    /// The same, but beside other routes to the same destination; `EEXIST` only if this very route is there.
+    pub fn push_append(&self, pipeline: &mut Pipeline) -> usize {
+        pipeline.push(NEW, flags::CREATE | flags::APPEND, |writer| self.write(writer))
+    }
+
     /// Adds to the pipeline that this route (of this protocol, table, interface) be deleted; `ESRCH` if it is not there.
     pub fn push_delete(&self, pipeline: &mut Pipeline) -> usize {
         pipeline.push(DELETE, 0, |writer| self.write(writer))

@@ -8,6 +8,7 @@ pub mod element;
 pub mod expression;
 pub mod list;
 pub mod object;
+pub mod probe;
 pub mod rule;
 pub mod set;
 

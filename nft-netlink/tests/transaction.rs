@@ -10,6 +10,7 @@ use nft_netlink::{
     Set, Table, Template, Verdict, concat,
     expression::*,
     list::{self, FoundData},
+    probe,
 };
 use nix::libc::{EEXIST, ENOENT};
 use support::{namespace, nft};
@@ -331,4 +332,16 @@ fn intervals_hold_what_lies_in_them() {
     batch.delete_elements(TABLE, "sources").push(&Element::key(&from).to(&to));
     batch.commit(&mut socket).expect("committed");
     assert!(!nft(&["list", "table", "ip", "t"]).contains("172.30.0.0/16"));
+}
+
+#[test]
+fn probing_finds_what_is_there_and_leaves_no_trace() {
+    let mut socket = namespace();
+    let generation = list::generation(&mut socket).expect("asked");
+    for family in [Family::Ip, Family::Ip6] {
+        // The kernels these tests run on have everything; what is told of one that has not is a unit test.
+        assert_eq!(probe::missing(&mut socket, family).expect("answered"), []);
+    }
+    assert_eq!(list::generation(&mut socket).expect("asked"), generation);
+    assert_eq!(nft(&["list", "ruleset"]), "");
 }
