@@ -173,7 +173,7 @@ impl Scaffold<'_> {
     /// and from the node itself, masqueraded.
     fn short_circuits(&self, to: Place) -> Vec<Vec<Statement>> {
         let mut rules: Vec<_> =
-            self.from_local_pods().into_iter().map(|from| vec![from, self.goto(to)]).collect();
+            self.local_pod_matches().into_iter().map(|from| vec![from, self.goto(to)]).collect();
         rules.push(vec![Statement::SourceIsOurs, self.set_mark(), self.goto(to)]);
         rules
     }

@@ -158,7 +158,7 @@ impl Executor {
         }
         let blamable = refusals.iter().find(|refusal| !NOBODYS_FAULT.contains(&refusal.errno));
         let culprit = blamable.and_then(at).and_then(|at| step.ops[at].owner);
-        let first = blamable.or(refusals.first());
+        let first = blamable.or_else(|| refusals.first());
         let reason = first.map_or_else(String::new, |refusal| self.described(step, refusal).to_string());
         ApplyError::Refused { reason, culprit }
     }

@@ -43,7 +43,7 @@ pub(crate) struct Installed {
 #[derive(Debug)]
 pub(crate) enum Pending {
     Nothing,
-    Change { undo: Undo, environment: Option<Environment> },
+    Change { undo: Box<Undo>, environment: Option<Environment> },
     Full(Box<Installed>),
 }
 
@@ -102,7 +102,7 @@ impl Seam for Planner {
         let mut steps = vec![class_step(&scaffold, &classes), data];
         steps.retain(|step| !step.ops.is_empty());
         let before = installed.environment.replace(environment.clone());
-        self.pending = Pending::Change { undo, environment: before };
+        self.pending = Pending::Change { undo: Box::new(undo), environment: before };
         Planned::Plan(Plan { steps })
     }
 
@@ -121,7 +121,7 @@ impl Seam for Planner {
             (Pending::Nothing, _) => {}
             (Pending::Change { .. } | Pending::Full(_), Effect::Applied) => self.installed.state.keep(),
             (Pending::Change { undo, environment }, Effect::Nothing) => {
-                self.installed.state.undo(undo);
+                self.installed.state.undo(*undo);
                 self.installed.environment = environment;
             }
             (Pending::Full(before), Effect::Nothing) => self.installed = *before,

@@ -278,7 +278,7 @@ impl Scaffold<'_> {
     }
 
     /// Matches that a packet of this node's pods meets, one rule each; empty if it cannot be told.
-    pub(crate) fn from_local_pods(&self) -> Vec<Statement> {
+    pub(crate) fn local_pod_matches(&self) -> Vec<Statement> {
         match &self.environment.local_pods {
             LocalPods::Unknown => Vec::new(),
             LocalPods::Cidrs(nets) => {
@@ -298,7 +298,7 @@ impl Scaffold<'_> {
         if self.environment.masquerade_all {
             return Some(Vec::new());
         }
-        let local = self.from_local_pods();
+        let local = self.local_pod_matches();
         if local.is_empty() {
             return None;
         }

@@ -211,10 +211,12 @@ impl State {
     }
 
     /// Forgets a class whose chains are taken down.
-    pub(crate) fn forget(&mut self, class: Class, now: Instant, undo: &mut Undo) {
-        undo.classes.push((class, self.classes.remove(&class)));
-        if let Some(needed) = class.needs() {
-            self.unused(needed, now, undo);
+    pub(crate) fn forget(&mut self, class: Class, undo: &mut Undo) {
+        let usage = self.classes.remove(&class);
+        undo.classes.push((class, usage));
+        // What it needed has been idle for as long, as far as this class goes.
+        if let (Some(needed), Some(since)) = (class.needs(), usage.and_then(|usage| usage.idle_since)) {
+            self.unused(needed, since, undo);
         }
     }
 

@@ -60,13 +60,13 @@ impl Planner {
         let scaffold = Scaffold { generation, environment };
         let chains = take_down(&scaffold, idle.iter().copied());
         for class in idle {
-            state.forget(class, now, &mut undo);
+            state.forget(class, &mut undo);
         }
         let mut steps = chunks(ops, CHUNK);
         steps.push(chains);
         steps.retain(|step| !step.ops.is_empty());
         let environment = installed.environment.clone();
-        self.pending = Pending::Change { undo, environment };
+        self.pending = Pending::Change { undo: Box::new(undo), environment };
         Some(Plan { steps })
     }
 }

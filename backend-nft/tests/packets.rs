@@ -2,38 +2,458 @@
 
 mod support;
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
-use proxy_core::model::Family;
+use proxy_core::{
+    environment::{LocalPods, NodePortAddresses},
+    model::{Family, Protocol, TrafficPolicy},
+    route::{Route, Target},
+};
 use support::{
-    Saw, enter_node, pod,
-    routes::{Build, Proxy, ip, name, route, target},
-    serve, tcp,
+    Host, Saw, enter_node, outside, pod,
+    routes::{Build, Proxy, ip, name, named, route},
+    run, serve, tcp, udp,
 };
 
-fn socket(addr: &str, port: u16) -> SocketAddr {
+/// Three pods with servers on this node, one elsewhere (behind an interface of its own), and a client outside.
+struct World {
+    family: Family,
+    pods: Vec<Host>,
+    outside: Host,
+}
+
+impl World {
+    fn new(family: Family) -> Self {
+        enter_node();
+        let pods: Vec<Host> = (1..=4).map(pod).collect();
+        for pod in &pods {
+            serve(pod, 8080);
+        }
+        Self { family, pods, outside: outside(50) }
+    }
+
+    fn of(&self, host: &Host) -> std::net::IpAddr {
+        if self.family == Family::V4 { host.v4 } else { host.v6 }
+    }
+
+    /// The pod of this index as an endpoint elsewhere.
+    fn remote(&self, index: usize) -> Target {
+        Target { addr: self.of(&self.pods[index]), port: 8080, local: false }
+    }
+
+    /// The pod of this index as an endpoint on this node.
+    fn local(&self, index: usize) -> Target {
+        Target { local: true, ..self.remote(index) }
+    }
+
+    /// `172.30.0.N` or its like.
+    fn vip(&self, number: u8) -> String {
+        if self.family == Family::V4 { format!("172.30.0.{number}") } else { format!("fd99::{number}") }
+    }
+
+    /// A load balancer's address.
+    fn external(&self, number: u8) -> String {
+        if self.family == Family::V4 { format!("198.51.100.{number}") } else { format!("fd98::{number}") }
+    }
+
+    /// The node's address towards the client outside.
+    fn node(&self) -> &'static str {
+        if self.family == Family::V4 { "192.168.50.254" } else { "fd55:50::fe" }
+    }
+
+    fn outside_addr(&self) -> std::net::IpAddr {
+        self.of(&self.outside)
+    }
+}
+
+const OUTSIDE: Option<&str> = Some("out50");
+const POD1: Option<&str> = Some("pod1");
+const NODE: Option<&str> = None;
+
+fn to(addr: &str, port: u16) -> SocketAddr {
     SocketAddr::new(ip(addr), port)
 }
 
-#[test]
-fn a_cluster_ip_reaches_every_endpoint_from_pods_and_from_the_node() {
-    enter_node();
-    let client = pod(1);
-    let servers = [pod(2), pod(3), pod(4)];
-    for server in &servers {
-        serve(server, 8080);
-    }
-    let mut proxy = Proxy::new(Family::V4);
-    let targets: Vec<_> = servers.iter().map(|server| target(&server.v4.to_string())).collect();
-    proxy.full(vec![(name("web"), route(&targets).cluster_ip("172.30.0.1"))]);
+/// Who answers in many tries.
+fn answering(from: Option<&str>, at: SocketAddr) -> BTreeSet<String> {
+    (0..30).map(|_| tcp(from, at).name().to_owned()).collect()
+}
 
-    for from in [Some(client.name.as_str()), None] {
-        let seen: BTreeSet<String> =
-            (0..40).map(|_| tcp(from, socket("172.30.0.1", 80)).name().to_owned()).collect();
-        assert_eq!(seen.len(), 3, "{seen:?}");
+fn names(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn local_policy(mut route: Route) -> Route {
+    route.external_policy = TrafficPolicy::Local;
+    route
+}
+
+macro_rules! in_both_families {
+    ($($name:ident => $v4:ident, $v6:ident;)*) => { $(
+        #[test]
+        fn $v4() { $name(World::new(Family::V4)); }
+        #[test]
+        fn $v6() { $name(World::new(Family::V6)); }
+    )* };
+}
+
+in_both_families! {
+    cluster_ips => a_cluster_ip_reaches_every_endpoint, a_cluster_ip_reaches_every_endpoint_by_ipv6;
+    external => external_traffic_is_masqueraded_under_policy_cluster, external_traffic_is_masqueraded_under_policy_cluster_by_ipv6;
+    external_local => policy_local_keeps_the_source_and_the_node, policy_local_keeps_the_source_and_the_node_by_ipv6;
+    nothing_here => without_a_local_endpoint_only_the_outside_is_dropped, without_a_local_endpoint_only_the_outside_is_dropped_by_ipv6;
+    internal_local => internal_policy_local_uses_local_endpoints_or_drops, internal_policy_local_uses_local_endpoints_or_drops_by_ipv6;
+    without_endpoints => a_service_without_endpoints_refuses, a_service_without_endpoints_refuses_by_ipv6;
+    source_ranges => source_ranges_let_in_whom_they_name, source_ranges_let_in_whom_they_name_by_ipv6;
+    hairpin => a_pod_reaches_itself_through_its_service, a_pod_reaches_itself_through_its_service_by_ipv6;
+    sticky => a_client_stays_with_its_endpoint, a_client_stays_with_its_endpoint_by_ipv6;
+    by_udp => datagrams_are_balanced_too, datagrams_are_balanced_too_by_ipv6;
+    changing => a_change_takes_effect_at_once, a_change_takes_effect_at_once_by_ipv6;
+    priority => no_packet_leaves_with_our_priority, no_packet_leaves_with_our_priority_by_ipv6;
+}
+
+fn cluster_ips(world: World) {
+    let mut proxy = Proxy::new(world.family);
+    let targets = [world.remote(1), world.remote(2), world.remote(3)];
+    proxy.full(vec![(name("web"), route(&targets).cluster_ip(&world.vip(1)))]);
+    let web = to(&world.vip(1), 80);
+    for from in [POD1, NODE, OUTSIDE] {
+        assert_eq!(answering(from, web), names(&["pod2", "pod3", "pod4"]));
     }
-    // A pod of this node is not masqueraded.
-    assert_eq!(tcp(Some("pod1"), socket("172.30.0.1", 80)).source(), client.v4);
-    assert_eq!(tcp(Some("pod1"), socket("172.30.0.1", 81)), Saw::Refused);
-    assert_eq!(tcp(Some("pod1"), socket("172.30.0.9", 80)), Saw::Silence);
+    // A pod of this node is not masqueraded, others are.
+    assert_eq!(tcp(POD1, web).source(), world.of(&world.pods[0]));
+    assert_ne!(tcp(OUTSIDE, web).source(), world.outside_addr());
+    for from in [POD1, NODE] {
+        assert_eq!(tcp(from, to(&world.vip(1), 81)), Saw::Refused, "an unknown port");
+        assert_eq!(tcp(from, to(&world.vip(9), 80)), Saw::Silence, "an address that nobody has");
+    }
+}
+
+fn external(world: World) {
+    let mut proxy = Proxy::new(world.family);
+    let web = route(&[world.remote(1), world.local(2)])
+        .cluster_ip(&world.vip(1))
+        .load_balancer(&world.external(10))
+        .node_port(30080);
+    proxy.full(vec![(name("web"), web)]);
+    for at in [to(&world.external(10), 80), to(world.node(), 30080)] {
+        for from in [OUTSIDE, POD1, NODE] {
+            assert_eq!(answering(from, at), names(&["pod2", "pod3"]), "{at}");
+            let source = tcp(from, at).source();
+            assert!(![world.outside_addr(), world.of(&world.pods[0])].contains(&source), "{source}");
+        }
+    }
+    // NodePorts do not answer on loopback.
+    let loopback = if world.family == Family::V4 { "127.0.0.1" } else { "::1" };
+    assert_eq!(tcp(NODE, to(loopback, 30080)), Saw::Refused);
+}
+
+fn external_local(world: World) {
+    let mut proxy = Proxy::new(world.family);
+    let web = local_policy(route(&[world.remote(1), world.local(2)]))
+        .cluster_ip(&world.vip(1))
+        .load_balancer(&world.external(10))
+        .node_port(30080);
+    proxy.full(vec![(name("web"), web)]);
+    for at in [to(&world.external(10), 80), to(world.node(), 30080)] {
+        assert_eq!(answering(OUTSIDE, at), names(&["pod3"]), "{at}");
+        assert_eq!(tcp(OUTSIDE, at).source(), world.outside_addr());
+        assert_eq!(answering(POD1, at), names(&["pod2", "pod3"]), "pods go anywhere: {at}");
+        assert_eq!(tcp(POD1, at).source(), world.of(&world.pods[0]), "and are not masqueraded");
+        assert_eq!(answering(NODE, at), names(&["pod2", "pod3"]), "so does the node: {at}");
+    }
+    assert_eq!(answering(POD1, to(&world.vip(1), 80)), names(&["pod2", "pod3"]));
+}
+
+fn nothing_here(world: World) {
+    let mut proxy = Proxy::new(world.family);
+    let web = local_policy(route(&[world.remote(1)]))
+        .cluster_ip(&world.vip(1))
+        .load_balancer(&world.external(10))
+        .node_port(30080);
+    let mut sticky = web.clone();
+    sticky.affinity = Some(60);
+    for web in [web, sticky] {
+        proxy.full(vec![(name("web"), web)]);
+        for at in [to(&world.external(10), 80), to(world.node(), 30080)] {
+            assert_eq!(tcp(OUTSIDE, at), Saw::Silence, "{at}");
+            assert_eq!(tcp(POD1, at).name(), "pod2", "{at}");
+            assert_eq!(tcp(NODE, at).name(), "pod2", "{at}");
+        }
+        assert_eq!(tcp(OUTSIDE, to(&world.vip(1), 80)).name(), "pod2");
+    }
+}
+
+fn internal_local(world: World) {
+    let mut proxy = Proxy::new(world.family);
+    for affinity in [None, Some(60)] {
+        let internal = |targets: &[Target], number| {
+            let mut route =
+                route(targets).cluster_ip(&world.vip(number)).load_balancer(&world.external(number));
+            route.internal_policy = TrafficPolicy::Local;
+            route.affinity = affinity;
+            route
+        };
+        proxy.full(vec![
+            (name("both"), internal(&[world.remote(1), world.local(2)], 1)),
+            (name("elsewhere"), internal(&[world.remote(1)], 2)),
+        ]);
+        assert_eq!(answering(POD1, to(&world.vip(1), 80)), names(&["pod3"]));
+        for from in [POD1, NODE] {
+            assert_eq!(tcp(from, to(&world.vip(2), 80)), Saw::Silence);
+        }
+        let external = answering(OUTSIDE, to(&world.external(1), 80));
+        if affinity.is_none() {
+            assert_eq!(external, names(&["pod2", "pod3"]));
+        } else {
+            assert_eq!(external.len(), 1);
+        }
+    }
+}
+
+fn without_endpoints(world: World) {
+    let mut proxy = Proxy::new(world.family);
+    let empty = route(&[]).cluster_ip(&world.vip(1)).load_balancer(&world.external(10)).node_port(30080);
+    proxy.full(vec![(name("empty"), empty)]);
+    for at in [to(&world.vip(1), 80), to(&world.external(10), 80), to(world.node(), 30080)] {
+        for from in [POD1, OUTSIDE, NODE] {
+            assert_eq!(tcp(from, at), Saw::Refused, "{from:?} {at}");
+        }
+    }
+}
+
+fn source_ranges(world: World) {
+    let mut proxy = Proxy::new(world.family);
+    let (yes, no) = match world.family {
+        Family::V4 => (["192.168.50.0/24", "192.168.50.0/25"], "203.0.113.0/24"),
+        Family::V6 => (["fd55:50::/64", "fd55:50::/96"], "fd77::/64"),
+    };
+    let web = |addr: u8, ranges: &[&str]| {
+        route(&[world.remote(1)]).restricted(&world.external(addr), ranges).node_port(30080 + u16::from(addr))
+    };
+    proxy.full(vec![
+        (name("open"), web(1, &yes)),
+        (name("closed"), web(2, &[no])),
+        (name("nobody"), web(3, &[])),
+    ]);
+    assert_eq!(tcp(OUTSIDE, to(&world.external(1), 80)).name(), "pod2");
+    for from in [OUTSIDE, POD1] {
+        assert_eq!(tcp(from, to(&world.external(2), 80)), Saw::Silence);
+        assert_eq!(tcp(from, to(&world.external(3), 80)), Saw::Silence);
+    }
+    // Ranges are for load balancer addresses only.
+    assert_eq!(tcp(OUTSIDE, to(world.node(), 30082)).name(), "pod2");
+    proxy.change(&name("closed"), Some(web(2, &[no, yes[0]])));
+    assert_eq!(tcp(OUTSIDE, to(&world.external(2), 80)).name(), "pod2");
+    proxy.change(&name("open"), Some(web(1, &[no])));
+    assert_eq!(tcp(OUTSIDE, to(&world.external(1), 80)), Saw::Silence);
+}
+
+fn hairpin(world: World) {
+    let mut proxy = Proxy::new(world.family);
+    proxy.full(vec![(name("self"), route(&[world.local(0)]).cluster_ip(&world.vip(1)))]);
+    let saw = tcp(POD1, to(&world.vip(1), 80));
+    assert_eq!(saw.name(), "pod1");
+    assert_ne!(saw.source(), world.of(&world.pods[0]), "it answers to the node");
+}
+
+fn sticky(world: World) {
+    let mut proxy = Proxy::new(world.family);
+    let web = |targets: &[Target]| {
+        let mut route =
+            route(targets).cluster_ip(&world.vip(1)).load_balancer(&world.external(10)).node_port(30080);
+        route.affinity = Some(600);
+        route
+    };
+    let all = [world.remote(1), world.local(2), world.remote(3)];
+    proxy.full(vec![(name("web"), web(&all))]);
+    let addresses = [to(&world.vip(1), 80), to(&world.external(10), 80), to(world.node(), 30080)];
+    let mut kept = std::collections::BTreeMap::new();
+    for from in [POD1, OUTSIDE] {
+        let seen: BTreeSet<_> = addresses.iter().flat_map(|at| answering(from, *at)).collect();
+        assert_eq!(seen.len(), 1, "one endpoint whichever address: {seen:?}");
+        kept.extend(seen.into_iter().map(|endpoint| (from, endpoint)));
+    }
+    // A start over keeps clients where they are, and so does a new process.
+    proxy.start_over();
+    let routes = proxy.routes.iter().map(|(name, route)| (name.clone(), (**route).clone())).collect();
+    let mut proxy = Proxy::new(world.family);
+    proxy.full(routes);
+    for (from, endpoint) in &kept {
+        assert_eq!(answering(*from, addresses[0]), BTreeSet::from([endpoint.clone()]));
+    }
+    // An endpoint that goes is left at once, for one that stays.
+    let gone = &kept[&POD1];
+    let rest: Vec<_> =
+        (1..4).filter(|index| world.pods[*index].name != *gone).map(|index| all[index - 1]).collect();
+    proxy.change(&name("web"), Some(web(&rest)));
+    let next = answering(POD1, addresses[0]);
+    assert_eq!(next.len(), 1);
+    assert!(!next.contains(gone));
+    // And the client does not go back when it returns.
+    proxy.change(&name("web"), Some(web(&all)));
+    assert_eq!(answering(POD1, addresses[1]), next);
+    // Nor when another policy leaves its endpoint usable.
+    proxy.change(&name("web"), Some(local_policy(web(&all))));
+    assert_eq!(answering(POD1, addresses[0]), next);
+    assert_eq!(answering(OUTSIDE, addresses[1]), names(&["pod3"]));
+    assert_eq!(answering(OUTSIDE, addresses[0]), names(&["pod3"]), "one endpoint for both policies");
+}
+
+fn by_udp(world: World) {
+    let mut proxy = Proxy::new(world.family);
+    let mut dns = route(&[world.remote(1), world.remote(2)]).cluster_ip(&world.vip(1)).node_port(30053);
+    dns.protocol = Protocol::Udp;
+    let mut empty = route(&[]).cluster_ip(&world.vip(2));
+    empty.protocol = Protocol::Udp;
+    proxy.full(vec![(named("dns", Protocol::Udp), dns), (named("empty", Protocol::Udp), empty)]);
+    let seen: BTreeSet<_> = (0..30).map(|_| udp(POD1, to(&world.vip(1), 80)).name().to_owned()).collect();
+    assert_eq!(seen, names(&["pod2", "pod3"]));
+    assert!(matches!(udp(OUTSIDE, to(world.node(), 30053)), Saw::Answer { .. }));
+    assert_eq!(udp(POD1, to(&world.vip(2), 80)), Saw::Refused);
+    assert_eq!(tcp(POD1, to(&world.vip(1), 80)), Saw::Refused, "the other protocol of the same port");
+}
+
+fn changing(world: World) {
+    let mut proxy = Proxy::new(world.family);
+    let web = |targets: &[Target]| route(targets).cluster_ip(&world.vip(1));
+    proxy.full(vec![]);
+    let at = to(&world.vip(1), 80);
+    assert_eq!(tcp(POD1, at), Saw::Silence);
+    proxy.change(&name("web"), Some(web(&[])));
+    assert_eq!(tcp(POD1, at), Saw::Refused);
+    proxy.change(&name("web"), Some(web(&[world.remote(1)])));
+    assert_eq!(answering(POD1, at), names(&["pod2"]));
+    proxy.change(&name("web"), Some(web(&[world.remote(1), world.remote(2), world.remote(3)])));
+    assert_eq!(answering(POD1, at), names(&["pod2", "pod3", "pod4"]));
+    proxy.change(&name("web"), Some(web(&[world.remote(2), world.remote(3)])));
+    assert_eq!(answering(POD1, at), names(&["pod3", "pod4"]));
+    let mut sticky = web(&[world.remote(2), world.remote(3)]);
+    sticky.affinity = Some(60);
+    proxy.change(&name("web"), Some(sticky));
+    assert_eq!(answering(POD1, at).len(), 1);
+    proxy.change(&name("web"), Some(local_policy(web(&[world.remote(1)])).load_balancer(&world.external(1))));
+    assert_eq!(answering(POD1, at), names(&["pod2"]));
+    proxy.change(&name("web"), None);
+    assert_eq!(tcp(POD1, at), Saw::Silence);
+    proxy.upkeep(Duration::from_secs(300));
+    assert!(!run("nft list ruleset").contains("chain lb-"), "unused chains are gone");
+    proxy.change(&name("web"), Some(web(&[world.remote(1)])));
+    assert_eq!(answering(POD1, at), names(&["pod2"]));
+}
+
+/// Counts packets by their priority after all of our chains.
+fn priority(world: World) {
+    let family = if world.family == Family::V4 { "ip" } else { "ip6" };
+    let count = "meta l4proto tcp meta priority != 0 counter";
+    let watch = format!(
+        "table {family} watch {{
+            chain out {{ type filter hook postrouting priority 500; tcp flags & syn == syn counter; {count}; }}
+            chain in {{ type filter hook input priority 500; {count}; }}
+        }}"
+    );
+    support::load("nft", &watch).expect("nft takes it");
+    let mut proxy = Proxy::new(world.family);
+    let mut sticky = route(&[world.remote(1), world.remote(2)]).cluster_ip(&world.vip(2)).node_port(30081);
+    sticky.affinity = Some(60);
+    proxy.full(vec![
+        (name("web"), route(&[world.remote(1), world.remote(2)]).cluster_ip(&world.vip(1)).node_port(30080)),
+        (name("sticky"), sticky),
+        (name("local"), local_policy(route(&[world.local(2)])).node_port(30082)),
+    ]);
+    for at in [
+        to(&world.vip(1), 80),
+        to(&world.vip(2), 80),
+        to(world.node(), 30080),
+        to(world.node(), 30081),
+        to(world.node(), 30082),
+        to(&world.of(&world.pods[3]).to_string(), 8080),
+    ] {
+        for from in [POD1, NODE, OUTSIDE] {
+            let _ = tcp(from, at).name();
+        }
+    }
+    let listing = run(&format!("nft list table {family} watch"));
+    let lines: Vec<&str> = listing.lines().filter(|line| line.contains("priority !=")).collect();
+    assert_eq!(lines.len(), 2);
+    for line in lines {
+        assert!(line.contains("packets 0 "), "{listing}");
+    }
+    assert!(!listing.contains("syn counter packets 0 "), "{listing}");
+}
+
+#[test]
+fn node_ports_answer_only_at_the_addresses_they_are_given() {
+    let world = World::new(Family::V4);
+    let mut environment = support::routes::environment(Family::V4);
+    environment.node_ports = NodePortAddresses::Only(Box::new([ip("192.168.50.254")]));
+    let mut proxy = Proxy::with(environment.clone());
+    proxy.full(vec![(name("web"), route(&[world.remote(1)]).node_port(30080))]);
+    assert_eq!(tcp(OUTSIDE, to("192.168.50.254", 30080)).name(), "pod2");
+    assert_eq!(tcp(OUTSIDE, to("203.0.113.254", 30080)), Saw::Refused);
+    // Addresses are followed without a start over.
+    environment.node_ports = NodePortAddresses::Only(Box::new([ip("203.0.113.254")]));
+    proxy.environment = environment;
+    proxy.change(&name("web"), Some(route(&[world.remote(2)]).node_port(30080)));
+    assert_eq!(tcp(OUTSIDE, to("203.0.113.254", 30080)).name(), "pod3");
+    assert_eq!(tcp(OUTSIDE, to("192.168.50.254", 30080)), Saw::Refused);
+}
+
+#[test]
+fn node_ports_on_localhost_are_for_the_node_alone() {
+    let world = World::new(Family::V4);
+    serve_on_loopback();
+    let mut environment = support::routes::environment(Family::V4);
+    environment.localhost_node_ports = true;
+    let mut proxy = Proxy::with(environment);
+    let empty = route(&[]).node_port(30081);
+    let web = route(&[world.remote(1)]).node_port(30080);
+    let local = local_policy(route(&[world.remote(1), world.local(2)])).node_port(30082);
+    proxy.full(vec![(name("web"), web), (name("empty"), empty), (name("local"), local)]);
+    assert_eq!(tcp(NODE, to("127.0.0.1", 30080)).name(), "pod2");
+    assert_eq!(answering(NODE, to("127.0.0.1", 30082)), names(&["pod2", "pod3"]));
+    assert_eq!(tcp(NODE, to("127.0.0.1", 30081)), Saw::Refused);
+    assert_eq!(run("cat /proc/sys/net/ipv4/conf/all/route_localnet").trim(), "1");
+    // Without the guard this would reach a server on the node's loopback address.
+    assert_eq!(tcp(NODE, to("127.0.0.1", 9999)).name(), "loopback");
+    run("ip -n out50 addr del 127.0.0.1/8 dev lo");
+    run("ip -n out50 route add 127.0.0.0/8 via 192.168.50.254 src 192.168.50.1 table 100");
+    run("ip -n out50 rule add pref 0 to 127.0.0.0/8 table 100");
+    support::within(OUTSIDE, || {
+        std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").expect("it can be written");
+    });
+    for port in [9999, 30080] {
+        assert_eq!(tcp(OUTSIDE, to("127.0.0.1", port)), Saw::Silence);
+    }
+    run("nft flush chain ip kube-proxy filter-prerouting-pre-dnat");
+    assert_eq!(tcp(OUTSIDE, to("127.0.0.1", 9999)).name(), "loopback", "the guard is what keeps it out");
+}
+
+fn serve_on_loopback() {
+    support::serve_in(None, "loopback", 9999);
+}
+
+#[test]
+fn pods_are_told_by_their_interface_where_so_configured() {
+    let world = World::new(Family::V4);
+    let web = local_policy(route(&[world.remote(1)])).cluster_ip("172.30.0.1").load_balancer("198.51.100.1");
+    for pods in [LocalPods::Bridge("vpod1".into()), LocalPods::InterfacePrefix("vpod".into())] {
+        let mut environment = support::routes::environment(Family::V4);
+        environment.local_pods = pods;
+        let mut proxy = Proxy::with(environment);
+        proxy.full(vec![(name("web"), web.clone())]);
+        assert_eq!(tcp(POD1, to("172.30.0.1", 80)).source(), world.pods[0].v4);
+        assert_eq!(tcp(POD1, to("198.51.100.1", 80)).source(), world.pods[0].v4);
+        assert_ne!(tcp(OUTSIDE, to("172.30.0.1", 80)).source(), world.outside_addr());
+        assert_eq!(tcp(OUTSIDE, to("198.51.100.1", 80)), Saw::Silence);
+    }
+    let mut environment = support::routes::environment(Family::V4);
+    environment.local_pods = LocalPods::Unknown;
+    let mut proxy = Proxy::with(environment.clone());
+    proxy.full(vec![(name("web"), web.clone())]);
+    assert_eq!(tcp(OUTSIDE, to("172.30.0.1", 80)).source(), world.outside_addr());
+    environment.masquerade_all = true;
+    let mut proxy = Proxy::with(environment);
+    proxy.full(vec![(name("web"), web)]);
+    assert_ne!(tcp(POD1, to("172.30.0.1", 80)).source(), world.pods[0].v4);
 }
