@@ -139,6 +139,12 @@ impl Batch {
         self.writer.len()
     }
 
+    /// The messages as they would be sent, without the batch's own begin and end, and not numbered.
+    pub fn bytes(&mut self) -> Vec<u8> {
+        self.close();
+        self.writer.as_bytes().to_vec()
+    }
+
     // === tables ===
 
     /// Makes a table unless it exists; one that was put to sleep (`flags dormant`) is woken.
@@ -306,6 +312,12 @@ impl Batch {
         if self.open.as_ref().is_some_and(|open| open.started.is_none()) {
             self.next_list();
         }
+        &mut self.writer
+    }
+
+    /// The buffer, with a list open at its end that has been begun already.
+    #[inline]
+    pub(crate) const fn started_writer_mut(&mut self) -> &mut Writer {
         &mut self.writer
     }
 

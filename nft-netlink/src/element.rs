@@ -180,10 +180,11 @@ impl Elements<'_> {
         if self.batch.list_has_no_room_for(template.length) {
             self.batch.next_list();
         }
-        let mut bytes = template.bytes;
-        bytes[Template::KEY..Template::KEY + key.len()].copy_from_slice(key);
-        bytes[template.data..template.data + data.len()].copy_from_slice(data);
-        self.batch.writer_mut().raw(&bytes[..template.length]);
+        let writer = self.batch.started_writer_mut();
+        let start = writer.len();
+        writer.raw(&template.bytes[..template.length]);
+        writer.patch(start + Template::KEY, key);
+        writer.patch(start + template.data, data);
         self.batch.count_element()
     }
 
