@@ -4,8 +4,10 @@
 //! Read [`render`] first (what a route is in the kernel), then [`plan`] (from one state to another).
 
 pub mod found;
+pub mod kernel;
 pub mod marks;
 pub mod op;
+pub mod open;
 pub mod options;
 pub mod plan;
 pub mod settings;
@@ -14,10 +16,17 @@ pub mod settings;
 pub mod model;
 
 mod drain;
+mod element;
 mod journal;
+mod nftables;
 mod render;
+mod scaffold;
+mod survey;
+mod sysctl;
 
 pub use drain::Reaped;
+pub use kernel::IpvsExecutor;
+pub use open::{OpenError, open};
 pub use plan::IpvsPlanner;
 pub use render::OURS;
 pub use settings::{Binding, Settings};

@@ -61,6 +61,8 @@ pub enum Element {
     Masquerade(Spot),
     /// Connections of this node and its pods go to the virtual server of this mark.
     ShortCircuit(Spot, u32),
+    /// A mark in use by a short circuit: taken off again behind IPVS.
+    Mark(u32),
     /// Dropped.
     Drop(Spot),
     /// Dropped, unless it comes from this node or its pods.
@@ -110,6 +112,7 @@ impl fmt::Display for Element {
             Self::ClusterIp(addr) => write!(f, "cluster IP {addr}"),
             Self::Masquerade(spot) => write!(f, "masquerade {spot}"),
             Self::ShortCircuit(spot, mark) => write!(f, "short circuit {spot} mark {mark:#x}"),
+            Self::Mark(mark) => write!(f, "mark {mark:#x}"),
             Self::Drop(spot) => write!(f, "drop {spot}"),
             Self::DropOutside(spot) => write!(f, "drop outside {spot}"),
             Self::Restricted(spot) => write!(f, "restricted {spot}"),

@@ -48,6 +48,7 @@ struct State {
     vips: Counts<IpAddr>,
     cluster_ips: Counts<IpAddr>,
     hairpins: Counts<IpAddr>,
+    mark_uses: Counts<u32>,
     marks: Marks,
     drains: Drains,
     /// Addresses that stay bound for virtual servers that drain.
@@ -309,6 +310,7 @@ impl State {
         for counts in [&mut self.vips, &mut self.cluster_ips, &mut self.hairpins] {
             counts.commit();
         }
+        self.mark_uses.commit();
         self.marks.commit();
         self.drains.commit();
         self.held.commit();
@@ -322,6 +324,7 @@ impl State {
         for counts in [&mut self.vips, &mut self.cluster_ips, &mut self.hairpins] {
             counts.roll_back();
         }
+        self.mark_uses.roll_back();
         self.marks.roll_back();
         self.drains.roll_back();
         self.held.roll_back();
@@ -489,6 +492,7 @@ impl State {
             let appears = match element {
                 Element::ClusterIp(addr) => self.cluster_ips.count(addr, by),
                 Element::Hairpin(addr) => self.hairpins.count(addr, by),
+                Element::Mark(mark) => self.mark_uses.count(mark, by),
                 _ => match by {
                     0 => None,
                     by => Some(by > 0),

@@ -149,6 +149,7 @@ impl Renderer<'_> {
         }
         let Some(mark) = self.mark.filter(|_| !anywhere.is_empty()) else { return };
         self.rendered.elements.push(Element::ShortCircuit(spot, mark));
+        self.rendered.elements.push(Element::Mark(mark));
         if self.short_circuit.is_none() {
             let family = match spot.addr {
                 IpAddr::V4(_) => ipvs_netlink::Family::V4,

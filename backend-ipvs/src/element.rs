@@ -1,0 +1,122 @@
+//! Set elements as nftables wants them.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use nft_netlink::{Batch, Element as NftElement, Position, Table, Template};
+
+use crate::{
+    op::{Element, Spot},
+    scaffold::{
+        ALLOWED, CLUSTER_IPS, DROP, DROP_OUTSIDE, HAIRPIN, MARKS, MASQUERADE, RESTRICTED, SHORT_CIRCUITS,
+        VIPS,
+    },
+};
+
+/// Adds an element to the batch.
+pub(crate) fn add(batch: &mut Batch, table: Table<'_>, element: &Element) -> Position {
+    let key = Key::of(element);
+    let mut elements = batch.add_elements(table, key.set);
+    match &key.end {
+        Some(end) => elements.push(&NftElement::key(key.bytes()).to(&end[..key.length])),
+        None => elements.push_fixed(&key.template(), key.bytes(), key.data()),
+    }
+}
+
+/// Takes an element out.
+pub(crate) fn delete(batch: &mut Batch, table: Table<'_>, element: &Element) -> Position {
+    let key = Key::of(element);
+    let mut elements = batch.delete_elements(table, key.set);
+    match &key.end {
+        Some(end) => elements.push(&NftElement::key(key.bytes()).to(&end[..key.length])),
+        None => elements.push_fixed(&Template::new(key.length, 0), key.bytes(), &[]),
+    }
+}
+
+/// The longest: two IPv6 addresses, protocol and port, each padded to four bytes.
+const LONGEST: usize = 40;
+
+struct Key {
+    set: &'static str,
+    start: [u8; LONGEST],
+    /// The last key of a range.
+    end: Option<[u8; LONGEST]>,
+    length: usize,
+    mark: Option<[u8; 4]>,
+}
+
+impl Key {
+    fn of(element: &Element) -> Self {
+        let mut key = Self { set: "", start: [0; LONGEST], end: None, length: 0, mark: None };
+        key.set = match *element {
+            Element::Vip(addr) => key.addr(VIPS, addr),
+            Element::ClusterIp(addr) => key.addr(CLUSTER_IPS, addr),
+            Element::Masquerade(spot) => key.spot(MASQUERADE, spot),
+            Element::ShortCircuit(spot, mark) => {
+                key.mark = Some(mark.to_ne_bytes());
+                key.spot(SHORT_CIRCUITS, spot)
+            }
+            Element::Mark(mark) => {
+                key.push(&mark.to_ne_bytes());
+                MARKS
+            }
+            Element::Drop(spot) => key.spot(DROP, spot),
+            Element::DropOutside(spot) => key.spot(DROP_OUTSIDE, spot),
+            Element::Restricted(spot) => key.spot(RESTRICTED, spot),
+            Element::Allowed(spot, net) => key.range(spot, net),
+            Element::Hairpin(addr) => {
+                key.push_addr(addr);
+                key.addr(HAIRPIN, addr)
+            }
+        };
+        key
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.start[..self.length]
+    }
+
+    fn data(&self) -> &[u8] {
+        self.mark.as_ref().map_or(&[], |mark| mark)
+    }
+
+    fn template(&self) -> Template {
+        Template::new(self.length, self.data().len())
+    }
+
+    fn addr(&mut self, set: &'static str, addr: IpAddr) -> &'static str {
+        self.push_addr(addr);
+        set
+    }
+
+    fn spot(&mut self, set: &'static str, spot: Spot) -> &'static str {
+        self.push_addr(spot.addr);
+        self.push(&[spot.protocol.number(), 0, 0, 0]);
+        let port = spot.port.to_be_bytes();
+        self.push(&[port[0], port[1], 0, 0]);
+        set
+    }
+
+    fn range(&mut self, spot: Spot, net: IpNet) -> &'static str {
+        self.spot(ALLOWED, spot);
+        let (before, length) = (self.start, self.length);
+        self.push_addr(net.broadcast());
+        let end = self.start;
+        (self.start, self.length) = (before, length);
+        self.push_addr(net.network());
+        self.end = Some(end);
+        ALLOWED
+    }
+
+    fn push_addr(&mut self, addr: IpAddr) {
+        match addr {
+            IpAddr::V4(addr) => self.push(&addr.octets()),
+            IpAddr::V6(addr) => self.push(&addr.octets()),
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        self.start[self.length..self.length + bytes.len()].copy_from_slice(bytes);
+        self.length += bytes.len();
+    }
+}
