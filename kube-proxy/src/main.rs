@@ -1,5 +1,6 @@
 //! The `kube-proxy` program: reads what it is asked to do, and does it.
 
+mod cleanup;
 mod client;
 mod config;
 mod conntrack;
@@ -45,7 +46,10 @@ fn carry_out(loaded: Loaded) -> anyhow::Result<()> {
         Command::WriteConfig { path, text } => {
             std::fs::write(&path, text).with_context(|| format!("{}", path.display()))
         }
-        Command::Cleanup(_) => anyhow::bail!("--cleanup is not available in this build"),
+        Command::Cleanup(settings) => {
+            logging::init(&settings.logging)?;
+            cleanup::everything(&settings.ipvs.exclude_cidrs)
+        }
         Command::InitOnly(_) => anyhow::bail!("--init-only is not available in this build"),
         Command::Run(settings) => {
             let log = logging::init(&settings.logging)?;

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use crate::{
-    client,
+    cleanup, client,
     config::settings::{DetectLocal, Mode, NodePortAddressSet, Settings},
     conntrack::{ConntrackReconciler, Pass},
     engine::{self, Message},
@@ -106,6 +106,12 @@ async fn start(settings: Settings, log: LogControl, metrics: Metrics) -> anyhow:
     let health = HealthState::new(settings.sync_period * 2);
     let events = Events::start(client.clone(), &name);
     let (checks, wanted_checks) = watch::channel(Wanted::default());
+    let (mode, excluded) = (settings.mode, settings.ipvs.exclude_cidrs.clone());
+    let remove_leftovers = Box::new(move || {
+        if let Err(error) = cleanup::leftovers(mode, excluded) {
+            tracing::warn!(%error, "What other modes have left is not removed");
+        }
+    });
     let observations = Observations::new(
         settings.mode,
         health.clone(),
@@ -113,7 +119,7 @@ async fn start(settings: Settings, log: LogControl, metrics: Metrics) -> anyhow:
         checks,
         events.clone(),
         name.clone(),
-        Box::new(|| {}),
+        remove_leftovers,
     );
     let environment = environment_settings(&settings, &pod_cidrs);
     let engine_ended = start_engine(&settings, environment, inbox, observations, &health)?;

@@ -169,6 +169,7 @@ fn each_family_has_passes_of_its_own() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "measures how long it was made to wait")]
 fn what_comes_within_a_second_is_served_by_one_pass() {
     own_namespace();
     let (reconciler, told) = reconciler();
