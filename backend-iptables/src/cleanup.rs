@@ -7,9 +7,9 @@ use proxy_core::{
 };
 
 use crate::{
-    chains::{FIXED_CHAINS, IPVS_CHAINS, IPVS_JUMPS, JUMPS, Table, is_service_chain},
+    chains::{FIXED_CHAINS, IPVS_CHAINS, IPVS_JUMPS, JUMPS, ServiceChain, Table, is_service_chain},
     kernel::Executor,
-    restore::Op,
+    restore::{BLOCK_CHAINS, Op},
     survey::Found,
     variant,
 };
@@ -47,11 +47,13 @@ pub(crate) fn plan(found: &Found) -> Plan<Op> {
     for jump in JUMPS.iter().chain(&IPVS_JUMPS).filter(|jump| found.has_jump(jump)) {
         step.push(Op::Remove(*jump), None);
     }
-    let mut chains: Vec<(Table, &str)> = found
-        .chains(Table::Nat)
-        .filter(|chain| is_service_chain(chain))
-        .map(|chain| (Table::Nat, chain))
-        .collect();
+    let mut services: Vec<ServiceChain> = found.service_chains().collect();
+    services.sort_unstable();
+    for chains in services.chunks(BLOCK_CHAINS) {
+        step.push(Op::Drop { chains: chains.into() }, None);
+    }
+    let misnamed = found.other_chains(Table::Nat).filter(|chain| is_service_chain(chain));
+    let mut chains: Vec<(Table, &str)> = misnamed.map(|chain| (Table::Nat, chain)).collect();
     chains.sort_unstable();
     chains.extend(
         FIXED_CHAINS.into_iter().chain(IPVS_CHAINS).filter(|(table, chain)| found.has_chain(*table, chain)),

@@ -97,7 +97,7 @@ impl Executor {
     fn restore(&self, step: &Step<Op>) -> Result<(), ApplyError> {
         let run = run_restore(&self.programs.restore, &["-w", LOCK_WAIT, "--noflush", "--counters"], |to| {
             let mut result = Ok(());
-            restore::write(step, &mut |_, lines| {
+            restore::write(step, self.variant, &mut |_, lines| {
                 if result.is_ok() {
                     result = to.write_all(lines.as_bytes());
                 }
@@ -123,7 +123,7 @@ impl Executor {
         let mut culprit = None;
         if !is_of_the_moment(stderr)
             && let Some(line) =
-                restore::complained_line(stderr).and_then(|number| restore::line(step, number))
+                restore::complained_line(stderr).and_then(|number| restore::line(step, self.variant, number))
         {
             reason = format!("{reason}: {}", line.text);
             culprit = line.op.and_then(|op| step.ops[op].owner);
@@ -138,7 +138,7 @@ impl Executor {
                 Op::Declare { table, chain } => {
                     self.standing.remove(&(*table, *chain));
                 }
-                Op::Append { table, chain, rules, standing: true } => {
+                Op::Append { table, chain, rules, standing: true } | Op::Stands { table, chain, rules } => {
                     self.standing.insert((*table, chain), rules.clone());
                 }
                 _ => {}
@@ -200,8 +200,8 @@ impl backend::Executor for Executor {
         for step in &plan.steps {
             if step.ops.iter().any(|owned| owned.op.table().is_some()) {
                 self.restore(step)?;
-                self.remember(step);
             }
+            self.remember(step);
             for owned in step.ops.iter().filter(|owned| owned.op == Op::RouteLocalnet) {
                 if let Err(error) = set_route_localnet() {
                     let reason = format!("node ports on 127.0.0.1 will not work: {ROUTE_LOCALNET}: {error}");

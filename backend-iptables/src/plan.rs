@@ -20,10 +20,10 @@ use crate::{
         CANARY, Dispatcher, IPVS_CHAINS, IPVS_JUMPS, JUMPS, KUBELET_FIREWALL, KUBELET_JUMPS, ServiceChain,
         Table, is_service_chain,
     },
-    restore::Op,
+    restore::{self, Op},
     rules::{self, Context, Dispatch, EndpointComments, Rules},
     scaffold,
-    survey::{Found, Host},
+    survey::{Found, Host, fingerprint},
 };
 
 /// With more endpoints than this, rules carry no comments that name them.
@@ -56,17 +56,17 @@ enum Undo {
         environment: Option<Environment>,
         dispatch: Vec<(ServicePortName, Option<Dispatch>)>,
         endpoints: usize,
-        wrote_filter: bool,
+        doubt: Doubt,
     },
 }
 
-/// What a plan that failed may have left behind: a restore commits one table after the other, `nat` last.
+/// What a plan that failed may have left behind: a restore commits one table after the other, `nat` last and at once,
+/// unless it is so long that it is split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Doubt {
     None,
     /// The dispatch chains and the fixed chains of table `filter`.
     Filter,
-    /// Everything but `nat`.
     All,
 }
 
@@ -140,11 +140,17 @@ impl backend::Planner for Planner {
             }
         }
 
-        let wrote_filter = step.ops.iter().any(|owned| owned.op.table() == Some(Table::Filter));
+        let doubt = if restore::may_be_split(&step) {
+            Doubt::All
+        } else if step.ops.iter().any(|owned| owned.op.table() == Some(Table::Filter)) {
+            Doubt::Filter
+        } else {
+            self.doubt
+        };
         let environment_before = (installed.environment != *environment)
             .then(|| mem::replace(&mut installed.environment, environment.clone()));
         self.pending =
-            Some(Undo::Change { environment: environment_before, dispatch: undo, endpoints, wrote_filter });
+            Some(Undo::Change { environment: environment_before, dispatch: undo, endpoints, doubt });
         Planned::Plan(Plan { steps: if step.ops.is_empty() { Vec::new() } else { vec![step] } })
     }
 
@@ -165,34 +171,54 @@ impl backend::Planner for Planner {
         };
 
         let mut step = Step::default();
-        for table in Table::ALL {
+        for table in Table::ALL.into_iter().filter(|table| !found.has_chain(*table, CANARY)) {
             step.push(Op::Declare { table, chain: CANARY }, None);
         }
         if !environment.localhost_node_ports && !found.has_chain(Table::Filter, KUBELET_FIREWALL) {
             step.push(Op::Declare { table: Table::Filter, chain: KUBELET_FIREWALL }, None);
         }
         for fixed in scaffold::fixed_chains(environment, found.host) {
-            write_fixed(&mut step, fixed);
+            let scaffold::Fixed { table, chain, rules } = fixed;
+            if found.holds(table, chain, fingerprint([&*rules])) {
+                step.push(Op::Stands { table, chain, rules: rules.into() }, None);
+            } else {
+                write_fixed(&mut step, scaffold::Fixed { table, chain, rules });
+            }
         }
 
         let mut wanted = HashSet::new();
         let mut owners = HashMap::new();
         for (owner, (name, route)) in (0..).zip(routes) {
-            let mut rules = rules::write(name, route, context);
-            let dispatch = mem::take(&mut rules.dispatch);
-            let (chains, rules) = rules.into_text();
-            wanted.extend(chains.iter().copied());
-            if !chains.is_empty() {
-                step.push(Op::Fill { chains, rules }, Some(owner));
+            let rules = rules::write(name, route, context);
+            let mut chains = Vec::new();
+            let mut text = String::new();
+            for (chain, rules) in rules.chains() {
+                wanted.insert(chain);
+                if !found.holds_service_chain(chain, rules) {
+                    chains.push(chain);
+                    text.push_str(rules);
+                }
             }
-            installed.dispatch.insert(name.clone(), dispatch);
+            if !chains.is_empty() {
+                step.push(Op::Fill { chains: chains.into(), rules: text.into() }, Some(owner));
+            }
+            installed.dispatch.insert(name.clone(), rules.dispatch);
             owners.insert(name, owner);
         }
-        let tail = scaffold::to_node_ports(environment);
+        let tail: Arc<str> = scaffold::to_node_ports(environment).into();
         for dispatcher in Dispatcher::ALL {
-            write_dispatcher(&mut step, dispatcher, &installed.dispatch, &tail, |name| {
-                owners.get(name).copied()
-            });
+            let (table, chain) = (dispatcher.table(), dispatcher.chain());
+            let ends = (dispatcher == Dispatcher::NatServices).then_some(&tail);
+            let lines = installed.dispatch.values().filter_map(|lines| lines.lines(dispatcher)).chain(ends);
+            if found.holds(table, chain, fingerprint(lines.map(|lines| &**lines))) {
+                if let Some(rules) = ends.cloned() {
+                    step.push(Op::Stands { table, chain, rules }, None);
+                }
+            } else {
+                write_dispatcher(&mut step, dispatcher, &installed.dispatch, &tail, |name| {
+                    owners.get(name).copied()
+                });
+            }
         }
         write_jumps(&mut step, &found);
         drop_stale(&mut step, &found, &wanted);
@@ -213,7 +239,7 @@ impl backend::Planner for Planner {
                 self.installed = before;
                 self.doubt = Doubt::All;
             }
-            (Some(Undo::Change { environment, dispatch, endpoints, wrote_filter }), Effect::Nothing) => {
+            (Some(Undo::Change { environment, dispatch, endpoints, doubt }), Effect::Nothing) => {
                 let Some(installed) = &mut self.installed else { return };
                 if let Some(environment) = environment {
                     installed.environment = environment;
@@ -225,9 +251,7 @@ impl backend::Planner for Planner {
                     };
                 }
                 installed.endpoints = endpoints;
-                if wrote_filter {
-                    self.doubt = Doubt::Filter;
-                }
+                self.doubt = doubt;
             }
         }
     }
@@ -340,17 +364,17 @@ fn write_jumps(step: &mut Step<Op>, found: &Found) {
 
 /// Deletes chains of Services that are not wanted, and chains that only kube-proxy's ipvs mode has.
 fn drop_stale(step: &mut Step<Op>, found: &Found, wanted: &HashSet<ServiceChain>) {
-    let mut stale: Vec<(Table, &str)> = found
-        .chains(Table::Nat)
-        .filter(|chain| {
-            is_service_chain(chain)
-                && !ServiceChain::parse(chain).is_some_and(|chain| wanted.contains(&chain))
-        })
-        .map(|chain| (Table::Nat, chain))
-        .collect();
+    let mut stale: Vec<ServiceChain> =
+        found.service_chains().filter(|chain| !wanted.contains(chain)).collect();
     stale.sort_unstable();
-    stale.extend(IPVS_CHAINS.into_iter().filter(|(table, chain)| found.has_chain(*table, chain)));
-    for (table, chain) in stale {
+    for chains in stale.chunks(restore::BLOCK_CHAINS) {
+        step.push(Op::Drop { chains: chains.into() }, None);
+    }
+    let misnamed = found.other_chains(Table::Nat).filter(|chain| is_service_chain(chain));
+    let mut others: Vec<(Table, &str)> = misnamed.map(|chain| (Table::Nat, chain)).collect();
+    others.sort_unstable();
+    others.extend(IPVS_CHAINS.into_iter().filter(|(table, chain)| found.has_chain(*table, chain)));
+    for (table, chain) in others {
         step.push(Op::DropNamed { table, chain: chain.into() }, None);
     }
 }

@@ -1,11 +1,14 @@
 //! Operations, the text that `iptables-restore` reads for a step of them, and the way back from a line of that text to
 //! the operation it belongs to.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, mem, sync::Arc};
 
 use proxy_core::backend::Step;
 
-use crate::chains::{Jump, ServiceChain, Table};
+use crate::{
+    chains::{self, Jump, ServiceChain, Table},
+    variant::Variant,
+};
 
 /// What a plan consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +22,8 @@ pub enum Op {
     /// Rules at the end of a chain that is declared in the same step. `standing` ones do not depend on any Service,
     /// and stand for the whole table when it is checked whether somebody else has flushed it.
     Append { table: Table, chain: &'static str, rules: Arc<str>, standing: bool },
+    /// Rules that are in the kernel already, with the meaning of `standing` ones.
+    Stands { table: Table, chain: &'static str, rules: Arc<str> },
     /// Inserts a jump at the head of one of the kernel's chains.
     Insert(Jump),
     /// Removes a jump from one of the kernel's chains.
@@ -38,7 +43,16 @@ impl Op {
                 Some(*table)
             }
             Self::Insert(jump) | Self::Remove(jump) => Some(jump.table),
-            Self::RouteLocalnet => None,
+            Self::Stands { .. } | Self::RouteLocalnet => None,
+        }
+    }
+
+    /// How many chains it writes or deletes.
+    fn chains(&self) -> usize {
+        match self {
+            Self::Fill { chains, .. } | Self::Drop { chains } => chains.len(),
+            Self::DropNamed { .. } => 1,
+            _ => 0,
         }
     }
 
@@ -75,8 +89,10 @@ impl Op {
 /// The restore text of the one operation, with its table.
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(table) = self.table() else {
-            return f.write_str("sysctl net.ipv4.conf.all.route_localnet=1");
+        let table = match self {
+            Self::Stands { table, chain, .. } => return write!(f, "*{table}\n# {chain} stands"),
+            Self::RouteLocalnet => return f.write_str("sysctl net.ipv4.conf.all.route_localnet=1"),
+            _ => self.table().expect("all others belong to a table"),
         };
         let mut text = format!("*{table}\n");
         for section in Section::ALL {
@@ -99,18 +115,91 @@ impl Section {
     const ALL: [Self; 3] = [Self::Chains, Self::Rules, Self::Deletions];
 }
 
-/// Hands the pieces of a step's text to `to` in order, each with the index of its operation.
-pub(crate) fn write(step: &Step<Op>, to: &mut dyn FnMut(Option<usize>, &str)) {
+/// In the nft variant the time that `iptables-restore` (1.8.9) takes grows with the square of the number of chains
+/// that are named before one `COMMIT`: it keeps them in a sorted list and walks that for every line (nft-cache.c,
+/// `cache_chain_list_insert`). 110,000 chains take minutes at once and seconds in blocks of this many.
+pub(crate) const BLOCK_CHAINS: usize = 1000;
+
+/// Whether the text of a step may have more than one `COMMIT` for table `nat`.
+pub(crate) fn may_be_split(step: &Step<Op>) -> bool {
+    step.ops.iter().map(|owned| owned.op.chains()).sum::<usize>() > BLOCK_CHAINS
+}
+
+/// Operations (by index) of one table that are committed at once.
+struct Block {
+    table: Table,
+    ops: Vec<usize>,
+}
+
+/// Divides a step into blocks. Where table `nat` is split, chains come before what leads to them, and what is deleted
+/// comes last: every block leaves rules that work.
+fn blocks(step: &Step<Op>, variant: Variant) -> Vec<Block> {
+    let split = variant == Variant::Nft && may_be_split(step);
+    let mut blocks: Vec<Block> = Vec::new();
     for table in Table::ALL {
-        if !step.ops.iter().any(|owned| owned.op.table() == Some(table)) {
+        let of_table = || (0..step.ops.len()).filter(move |&at| step.ops[at].op.table() == Some(table));
+        if table != Table::Nat || !split {
+            let ops: Vec<usize> = of_table().collect();
+            if !ops.is_empty() {
+                blocks.push(Block { table, ops });
+            }
             continue;
         }
+        for phase in Phase::ALL {
+            let mut chains = 0;
+            let mut ops = Vec::new();
+            for at in of_table().filter(|&at| Phase::of(&step.ops[at].op) == phase) {
+                let more = step.ops[at].op.chains();
+                if chains > 0 && chains + more > BLOCK_CHAINS {
+                    blocks.push(Block { table, ops: mem::take(&mut ops) });
+                    chains = 0;
+                }
+                chains += more;
+                ops.push(at);
+            }
+            if !ops.is_empty() {
+                blocks.push(Block { table, ops });
+            }
+        }
+    }
+    blocks
+}
+
+/// The order in which a split table `nat` is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// What chains of Services lead to.
+    Foundations,
+    Services,
+    /// What leads to chains of Services.
+    Dispatch,
+    Deletions,
+}
+
+impl Phase {
+    const ALL: [Self; 4] = [Self::Foundations, Self::Services, Self::Dispatch, Self::Deletions];
+
+    fn of(op: &Op) -> Self {
+        match op {
+            Op::Fill { .. } => Self::Services,
+            Op::Drop { .. } | Op::DropNamed { .. } => Self::Deletions,
+            Op::Declare { chain, .. } | Op::Append { chain, .. }
+                if !matches!(*chain, chains::SERVICES | chains::NODE_PORTS) =>
+            {
+                Self::Foundations
+            }
+            _ => Self::Dispatch,
+        }
+    }
+}
+
+/// Hands the pieces of a step's text to `to` in order, each with the index of its operation.
+pub(crate) fn write(step: &Step<Op>, variant: Variant, to: &mut dyn FnMut(Option<usize>, &str)) {
+    for Block { table, ops } in blocks(step, variant) {
         to(None, &format!("*{table}\n"));
         for section in Section::ALL {
-            for (at, owned) in step.ops.iter().enumerate() {
-                if owned.op.table() == Some(table) {
-                    owned.op.lines(section, &mut |lines| to(Some(at), lines));
-                }
+            for &at in &ops {
+                step.ops[at].op.lines(section, &mut |lines| to(Some(at), lines));
             }
         }
         to(None, "COMMIT\n");
@@ -118,9 +207,9 @@ pub(crate) fn write(step: &Step<Op>, to: &mut dyn FnMut(Option<usize>, &str)) {
 }
 
 /// The whole text of a step.
-pub fn text(step: &Step<Op>) -> String {
+pub fn text(step: &Step<Op>, variant: Variant) -> String {
     let mut text = String::new();
-    write(step, &mut |_, lines| text.push_str(lines));
+    write(step, variant, &mut |_, lines| text.push_str(lines));
     text
 }
 
@@ -133,10 +222,10 @@ pub(crate) struct Line {
 }
 
 /// The line with this number, counted from 1.
-pub(crate) fn line(step: &Step<Op>, number: usize) -> Option<Line> {
+pub(crate) fn line(step: &Step<Op>, variant: Variant, number: usize) -> Option<Line> {
     let mut seen = 0;
     let mut found = None;
-    write(step, &mut |op, lines| {
+    write(step, variant, &mut |op, lines| {
         if found.is_some() {
             return;
         }

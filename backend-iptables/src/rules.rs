@@ -1,10 +1,13 @@
 //! Writes one Service port as rules: its own chains in table `nat`, and its lines in the dispatch chains.
 //!
 //! Rules and their order within a chain are those of kube-proxy 1.36 (pkg/proxy/iptables/proxier.go, syncProxyRules).
+//! Each is written exactly as `iptables-save` prints it, so that what is there already is known by comparing text.
+
+mod dispatch;
+mod text;
 
 use std::{net::IpAddr, ops::Range, sync::Arc};
 
-use ipnet::IpNet;
 use proxy_core::{
     environment::{Environment, LocalPods},
     model::{ServicePortName, TrafficPolicy},
@@ -12,13 +15,10 @@ use proxy_core::{
 };
 
 use crate::{
-    accounting::LOCALHOST_ACCEPTED,
-    chains::{
-        ChainStem, Dispatcher, EXTERNAL_SERVICES, MARK_MASQUERADE, NODE_PORTS, PROXY_FIREWALL, Role,
-        SERVICES, ServiceChain,
-    },
+    chains::{ChainStem, Dispatcher, MARK_MASQUERADE, Role, ServiceChain},
     survey::Host,
 };
+use text::{Match, host, network, socket};
 
 /// All rules of one Service port.
 #[derive(Debug, Default)]
@@ -33,11 +33,6 @@ impl Rules {
     pub(crate) fn chains(&self) -> impl Iterator<Item = (ServiceChain, &str)> {
         self.chains.iter().map(|(chain, range)| (*chain, &self.text[range.clone()]))
     }
-
-    /// The names of the chains and the lines of all of them.
-    pub(crate) fn into_text(self) -> (Box<[ServiceChain]>, Box<str>) {
-        (self.chains.into_iter().map(|(chain, _)| chain).collect(), self.text.into())
-    }
 }
 
 /// One Service port's lines in the dispatch chains; a chain without lines is left out.
@@ -47,12 +42,6 @@ pub(crate) struct Dispatch(Vec<(Dispatcher, Arc<str>)>);
 impl Dispatch {
     pub(crate) fn lines(&self, of: Dispatcher) -> Option<&Arc<str>> {
         self.0.iter().find_map(|(dispatcher, lines)| (*dispatcher == of).then_some(lines))
-    }
-
-    fn add(&mut self, dispatcher: Dispatcher, lines: String) {
-        if !lines.is_empty() {
-            self.0.push((dispatcher, lines.into()));
-        }
     }
 }
 
@@ -70,6 +59,14 @@ pub(crate) enum EndpointComments {
     LeftOut,
 }
 
+/// What rules depend on beside the route.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Context<'a> {
+    pub(crate) environment: &'a Environment,
+    pub(crate) host: Host,
+    pub(crate) comments: EndpointComments,
+}
+
 /// How many endpoints a route can reach: what is counted to tell a large cluster.
 pub(crate) fn endpoint_count(route: &Route) -> usize {
     if route.local.is_empty() { route.cluster.len() } else { union(route).len() }
@@ -81,14 +78,6 @@ fn union(route: &Route) -> Vec<Target> {
     all.sort_unstable();
     all.dedup_by_key(|target| (target.addr, target.port));
     all
-}
-
-/// What rules depend on beside the route.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Context<'a> {
-    pub(crate) environment: &'a Environment,
-    pub(crate) host: Host,
-    pub(crate) comments: EndpointComments,
 }
 
 pub(crate) fn write(name: &ServicePortName, route: &Route, context: Context<'_>) -> Rules {
@@ -128,6 +117,13 @@ impl Writer<'_> {
         ServiceChain::of_service(role, self.chains)
     }
 
+    fn policy_chain(&self, policy: TrafficPolicy) -> ServiceChain {
+        self.chain(match policy {
+            TrafficPolicy::Cluster => Role::Cluster,
+            TrafficPolicy::Local => Role::Local,
+        })
+    }
+
     fn frontends(&self, kind: FrontendKind) -> impl Iterator<Item = &Frontend> {
         self.route.frontends.iter().filter(move |frontend| frontend.kind == kind)
     }
@@ -141,219 +137,76 @@ impl Writer<'_> {
         self.frontends(FrontendKind::LoadBalancerIp).find_map(|frontend| frontend.sources.as_deref())
     }
 
-    fn has_internal_endpoints(&self) -> bool {
-        self.route.any_endpoint
-            && (self.route.internal_policy == TrafficPolicy::Cluster || !self.route.local.is_empty())
-    }
-
-    fn has_external_endpoints(&self) -> bool {
-        self.route.any_endpoint
-            && (self.route.external_policy == TrafficPolicy::Cluster || !self.route.local.is_empty())
-    }
-
-    fn policy_chain(&self, policy: TrafficPolicy) -> ServiceChain {
-        self.chain(match policy {
-            TrafficPolicy::Cluster => Role::Cluster,
-            TrafficPolicy::Local => Role::Local,
-        })
-    }
-
-    fn dispatch(&self) -> Dispatch {
-        let mut nat_services = String::new();
-        let mut nat_node_ports = String::new();
-        let mut services = String::new();
-        let mut external = String::new();
-        let mut firewall = String::new();
-        let mut node_ports = String::new();
-
-        let name = &self.name;
-        let (refusal, why) = if self.route.any_endpoint {
-            ("DROP", format!("\"{name} has no local endpoints\""))
-        } else {
-            ("REJECT", format!("\"{name} has no endpoints\""))
-        };
-
-        for frontend in self.frontends(FrontendKind::ClusterIp) {
-            if self.has_internal_endpoints() {
-                let to = self.policy_chain(self.route.internal_policy);
-                self.captured(&mut nat_services, SERVICES, "cluster IP", frontend, to);
-            } else {
-                self.refused(&mut services, SERVICES, &why, frontend, refusal);
-            }
-        }
-        for frontend in self.frontends(FrontendKind::ExternalIp) {
-            if self.route.any_endpoint {
-                self.captured(
-                    &mut nat_services,
-                    SERVICES,
-                    "external IP",
-                    frontend,
-                    self.chain(Role::External),
-                );
-            }
-            if !self.has_external_endpoints() {
-                self.refused(&mut external, EXTERNAL_SERVICES, &why, frontend, refusal);
-            }
-        }
-        for frontend in self.frontends(FrontendKind::LoadBalancerIp) {
-            if self.route.any_endpoint {
-                let restricted = self.sources().is_some();
-                let to = self.chain(if restricted { Role::Firewall } else { Role::External });
-                self.captured(&mut nat_services, SERVICES, "loadbalancer IP", frontend, to);
-                if restricted {
-                    let comment = format!("\"{name} traffic not accepted by {to}\"");
-                    self.refused(&mut firewall, PROXY_FIREWALL, &comment, frontend, "DROP");
-                }
-            }
-            if !self.has_external_endpoints() {
-                self.refused(&mut external, EXTERNAL_SERVICES, &why, frontend, refusal);
-            }
-        }
-        for frontend in self.frontends(FrontendKind::NodePort) {
-            let protocol = self.route.protocol;
-            if self.route.any_endpoint {
-                let matched = [" -m ", protocol.as_str(), " -p ", protocol.as_str()];
-                if self.context.environment.localhost_node_ports
-                    && self.context.host.counters.localhost_accepted
-                {
-                    append(&mut nat_node_ports, NODE_PORTS, name);
-                    push(&mut nat_node_ports, &matched);
-                    push(&mut nat_node_ports, &[" -d 127.0.0.0/8 --dport "]);
-                    push_port(&mut nat_node_ports, frontend.port);
-                    push(&mut nat_node_ports, &[" -m nfacct --nfacct-name ", LOCALHOST_ACCEPTED]);
-                    end(&mut nat_node_ports, self.chain(Role::External));
-                }
-                append(&mut nat_node_ports, NODE_PORTS, name);
-                push(&mut nat_node_ports, &matched);
-                push(&mut nat_node_ports, &[" --dport "]);
-                push_port(&mut nat_node_ports, frontend.port);
-                end(&mut nat_node_ports, self.chain(Role::External));
-            }
-            if !self.has_external_endpoints() {
-                append(&mut external, EXTERNAL_SERVICES, &why);
-                push(&mut external, &[" -m addrtype --dst-type LOCAL"]);
-                push(&mut external, &[" -m ", protocol.as_str(), " -p ", protocol.as_str(), " --dport "]);
-                push_port(&mut external, frontend.port);
-                push(&mut external, &[" -j ", refusal, "\n"]);
-            }
-        }
-        if let Some(port) = self.route.health_check_node_port {
-            append(&mut node_ports, NODE_PORTS, &format!("\"{name} health check node port\""));
-            push(&mut node_ports, &[" -m tcp -p tcp --dport "]);
-            push_port(&mut node_ports, port);
-            push(&mut node_ports, &[" -j ACCEPT\n"]);
-        }
-
-        let mut dispatch = Dispatch::default();
-        dispatch.add(Dispatcher::NatServices, nat_services);
-        dispatch.add(Dispatcher::NatNodePorts, nat_node_ports);
-        dispatch.add(Dispatcher::FilterServices, services);
-        dispatch.add(Dispatcher::FilterExternalServices, external);
-        dispatch.add(Dispatcher::FilterProxyFirewall, firewall);
-        dispatch.add(Dispatcher::FilterNodePorts, node_ports);
-        dispatch
-    }
-
-    /// A rule that sends traffic for an address and port to a chain.
-    fn captured(&self, to: &mut String, chain: &str, kind: &str, frontend: &Frontend, target: ServiceChain) {
-        push(to, &["-A ", chain, " -m comment --comment \"", &self.name, " ", kind, "\""]);
-        self.destination(to, frontend);
-        end(to, target);
-    }
-
-    /// A rule that refuses traffic for an address and port.
-    fn refused(&self, to: &mut String, chain: &str, comment: &str, frontend: &Frontend, verdict: &str) {
-        append(to, chain, comment);
-        self.destination(to, frontend);
-        push(to, &[" -j ", verdict, "\n"]);
-    }
-
-    fn destination(&self, to: &mut String, frontend: &Frontend) {
-        let protocol = self.route.protocol.as_str();
-        push(to, &[" -m ", protocol, " -p ", protocol]);
-        if let Some(addr) = frontend.at {
-            push(to, &[" -d ", &addr.to_string()]);
-        }
-        push(to, &[" --dport "]);
-        push_port(to, frontend.port);
+    fn has_endpoints_under(&self, policy: TrafficPolicy) -> bool {
+        self.route.any_endpoint && (policy == TrafficPolicy::Cluster || !self.route.local.is_empty())
     }
 
     fn chains_into(&self, rules: &mut Rules) {
         if self.is_external() {
-            self.add_chain(rules, self.chain(Role::External), |text| self.external_chain(text));
+            add_chain(rules, self.chain(Role::External), |text| self.external_chain(text));
         }
         if let Some(sources) = self.sources() {
-            self.add_chain(rules, self.chain(Role::Firewall), |text| self.firewall_chain(text, sources));
+            add_chain(rules, self.chain(Role::Firewall), |text| self.firewall_chain(text, sources));
         }
-        if !self.route.cluster.is_empty() {
-            self.add_chain(rules, self.chain(Role::Cluster), |text| {
-                self.policy_chain_rules(text, TrafficPolicy::Cluster, &self.route.cluster);
-            });
-        }
-        if !self.route.local.is_empty() {
-            self.add_chain(rules, self.chain(Role::Local), |text| {
-                self.policy_chain_rules(text, TrafficPolicy::Local, &self.route.local);
-            });
+        for (policy, targets) in
+            [(TrafficPolicy::Cluster, &self.route.cluster), (TrafficPolicy::Local, &self.route.local)]
+        {
+            if !targets.is_empty() {
+                add_chain(rules, self.policy_chain(policy), |text| {
+                    self.policy_chain_rules(text, policy, targets);
+                });
+            }
         }
         for (chain, endpoint) in &self.endpoints {
-            self.add_chain(rules, *chain, |text| self.endpoint_chain(text, *chain, endpoint));
+            add_chain(rules, *chain, |text| self.endpoint_chain(text, *chain, endpoint));
         }
-    }
-
-    fn add_chain(&self, rules: &mut Rules, chain: ServiceChain, write: impl FnOnce(&mut String)) {
-        let start = rules.text.len();
-        write(&mut rules.text);
-        rules.chains.push((chain, start..rules.text.len()));
     }
 
     fn external_chain(&self, text: &mut String) {
-        let chain = self.chain(Role::External).to_string();
-        let name = &self.name;
-        let commented = |text: &mut String, what: &str| {
-            push(text, &["-A ", &chain, " -m comment --comment \"", what, " ", name]);
-            push(text, &[" external destinations\""]);
-        };
+        let chain = self.chain(Role::External);
+        let comment = |what: &str| format!("{what} {} external destinations", self.name);
         match self.route.external_policy {
             TrafficPolicy::Cluster => {
-                commented(text, "masquerade traffic for");
-                push(text, &[" -j ", MARK_MASQUERADE, "\n"]);
+                Match::new(chain).comment(&comment("masquerade traffic for")).jump(text, MARK_MASQUERADE);
             }
             TrafficPolicy::Local => {
                 let anywhere = self.chain(Role::Cluster);
-                for source in local_pods(&self.context.environment.local_pods) {
-                    commented(text, "pod traffic for");
-                    push(text, &[" ", &source]);
-                    end(text, anywhere);
+                // Traffic of this node is treated as if it went out to a load balancer and came back: no policy.
+                for pods in local_pods(&self.context.environment.local_pods) {
+                    pods.of(Match::new(chain)).comment(&comment("pod traffic for")).goto(text, anywhere);
                 }
-                commented(text, "masquerade LOCAL traffic for");
-                push(text, &[" -m addrtype --src-type LOCAL -j ", MARK_MASQUERADE, "\n"]);
-                commented(text, "route LOCAL traffic for");
-                push(text, &[" -m addrtype --src-type LOCAL"]);
-                end(text, anywhere);
+                // From the node itself it has the destination as its source, so that needs translation.
+                Match::new(chain)
+                    .comment(&comment("masquerade LOCAL traffic for"))
+                    .more("-m addrtype --src-type LOCAL")
+                    .jump(text, MARK_MASQUERADE);
+                Match::new(chain)
+                    .comment(&comment("route LOCAL traffic for"))
+                    .more("-m addrtype --src-type LOCAL")
+                    .goto(text, anywhere);
             }
         }
-        if self.has_external_endpoints() {
-            push(text, &["-A ", &chain]);
-            end(text, self.policy_chain(self.route.external_policy));
+        if self.has_endpoints_under(self.route.external_policy) {
+            Match::new(chain).goto(text, self.policy_chain(self.route.external_policy));
         }
     }
 
     fn firewall_chain(&self, text: &mut String, sources: &AllowedSources) {
-        let chain = self.chain(Role::Firewall).to_string();
-        let ranges = sources.ranges.iter().map(|range| range.trunc().to_string());
-        for source in ranges.chain(sources.own_vips.iter().map(IpAddr::to_string)) {
-            push(text, &["-A ", &chain, " -m comment --comment \"", &self.name, " loadbalancer IP\""]);
-            push(text, &[" -s ", &source]);
-            end(text, self.chain(Role::External));
+        let chain = self.chain(Role::Firewall);
+        let comment = format!("{} loadbalancer IP", self.name);
+        let ranges = sources.ranges.iter().map(network);
+        for source in ranges.chain(sources.own_vips.iter().map(|vip| host(*vip))) {
+            Match::new(chain).source(&source).comment(&comment).goto(text, self.chain(Role::External));
         }
-        push(text, &["-A ", &chain, " -m comment --comment \"other traffic to ", &self.name]);
-        push(text, &[" will be dropped by KUBE-PROXY-FIREWALL\"\n"]);
+        Match::new(chain)
+            .comment(&format!("other traffic to {} will be dropped by KUBE-PROXY-FIREWALL", self.name))
+            .end(text);
     }
 
     fn policy_chain_rules(&self, text: &mut String, policy: TrafficPolicy, targets: &[Target]) {
-        let chain = self.policy_chain(policy).to_string();
+        let chain = self.policy_chain(policy);
         if self.route.internal_policy == policy {
-            self.masquerade_internal(text, &chain);
+            self.masquerade_internal(text, chain);
         }
         let mut endpoints: Vec<&(ServiceChain, Endpoint)> =
             targets.iter().map(|target| self.endpoint_of(*target)).collect();
@@ -361,27 +214,29 @@ impl Writer<'_> {
         endpoints.sort_unstable_by(|(_, a), (_, b)| a.text.cmp(&b.text));
         if let Some(seconds) = self.route.affinity {
             for (to, endpoint) in &endpoints {
-                self.to_endpoint(text, &chain, endpoint);
-                push(text, &[" -m recent --name "]);
-                to.write(text);
-                push(text, &[" --rcheck --seconds ", &seconds.to_string(), " --reap"]);
-                end(text, *to);
+                let recent = format!(
+                    "-m recent --rcheck --seconds {seconds} --reap --name {to} --mask {} --rsource",
+                    text::full_mask(endpoint.addr)
+                );
+                self.to_endpoint(chain, endpoint).more(&recent).goto(text, *to);
             }
         }
         for (at, (to, endpoint)) in endpoints.iter().enumerate() {
-            self.to_endpoint(text, &chain, endpoint);
             let left = endpoints.len() - at;
+            let rule = self.to_endpoint(chain, endpoint);
             if left > 1 {
-                push(text, &[" -m statistic --mode random --probability ", &probability(left)]);
+                rule.more(&text::one_in(left)).goto(text, *to);
+            } else {
+                rule.goto(text, *to);
             }
-            end(text, *to);
         }
     }
 
-    fn to_endpoint(&self, text: &mut String, chain: &str, endpoint: &Endpoint) {
-        push(text, &["-A ", chain]);
-        if self.context.comments == EndpointComments::Written {
-            push(text, &[" -m comment --comment \"", &self.name, " -> ", &endpoint.text, "\""]);
+    fn to_endpoint(&self, chain: ServiceChain, endpoint: &Endpoint) -> Match {
+        let rule = Match::new(chain);
+        match self.context.comments {
+            EndpointComments::Written => rule.comment(&[&self.name, " -> ", &endpoint.text].concat()),
+            EndpointComments::LeftOut => rule,
         }
     }
 
@@ -395,32 +250,27 @@ impl Writer<'_> {
     }
 
     /// Traffic to a cluster IP from outside the cluster may be answered by another node, and must come back here.
-    fn masquerade_internal(&self, text: &mut String, chain: &str) {
+    fn masquerade_internal(&self, text: &mut String, chain: ServiceChain) {
+        let environment = self.context.environment;
+        let comment = format!("{} cluster IP", self.name);
         for frontend in self.frontends(FrontendKind::ClusterIp) {
-            let mut matched = String::new();
-            push(&mut matched, &["-A ", chain, " -m comment --comment \"", &self.name, " cluster IP\""]);
-            self.destination(&mut matched, frontend);
-            let mark = [" -j ", MARK_MASQUERADE, "\n"];
-            if self.context.environment.masquerade_all {
-                push(text, &[&matched]);
-                push(text, &mark);
-                continue;
-            }
-            match &self.context.environment.local_pods {
-                LocalPods::Unknown => {}
-                LocalPods::Cidrs(cidrs) if cidrs.len() > 1 => {
-                    // One rule cannot exclude two networks: mark all, then clear what turns out to be local.
-                    push(text, &[&matched]);
-                    push(text, &mark);
-                    let clear = format!("0x0/{:#x}", self.context.environment.masquerade_mark);
-                    for source in local_pods(&self.context.environment.local_pods) {
-                        push(text, &[&matched, " ", &source, " -j MARK --set-xmark ", &clear, "\n"]);
-                    }
-                }
-                detector => {
-                    for source in local_pods(detector) {
-                        push(text, &[&matched, " ! ", &source]);
-                        push(text, &mark);
+            let rule = |rule: Match| {
+                rule.destination(frontend.at)
+                    .protocol(self.route.protocol)
+                    .comment(&comment)
+                    .port(frontend.port)
+            };
+            let pods = local_pods(&environment.local_pods);
+            match &pods[..] {
+                _ if environment.masquerade_all => rule(Match::new(chain)).jump(text, MARK_MASQUERADE),
+                [] => {}
+                [pods] => rule(pods.others(Match::new(chain))).jump(text, MARK_MASQUERADE),
+                // One rule cannot exclude two networks: mark all, then clear what turns out to be local.
+                pods => {
+                    rule(Match::new(chain)).jump(text, MARK_MASQUERADE);
+                    for pods in pods {
+                        let clear = format!("MARK --set-xmark 0x0/{:#x}", environment.masquerade_mark);
+                        rule(pods.of(Match::new(chain))).jump(text, &clear);
                     }
                 }
             }
@@ -428,63 +278,57 @@ impl Writer<'_> {
     }
 
     fn endpoint_chain(&self, text: &mut String, chain: ServiceChain, endpoint: &Endpoint) {
-        let start = |text: &mut String| {
-            push(text, &["-A "]);
-            chain.write(text);
-            if self.context.comments == EndpointComments::Written {
-                push(text, &[" -m comment --comment ", &self.name]);
-            }
+        let comment = |rule: Match| match self.context.comments {
+            EndpointComments::Written => rule.comment(&self.name),
+            EndpointComments::LeftOut => rule,
         };
         // An endpoint that reaches itself would answer itself directly, past the translation.
-        start(text);
-        push(text, &[" -s ", &endpoint.addr.to_string(), " -j ", MARK_MASQUERADE, "\n"]);
-        start(text);
+        comment(Match::new(chain).source(&host(endpoint.addr))).jump(text, MARK_MASQUERADE);
+
+        let mut rule = comment(Match::new(chain).protocol(self.route.protocol));
         if self.route.affinity.is_some() {
-            push(text, &[" -m recent --name "]);
-            chain.write(text);
-            push(text, &[" --set"]);
+            rule = rule.more(&format!(
+                "-m recent --set --name {chain} --mask {} --rsource",
+                text::full_mask(endpoint.addr)
+            ));
         }
-        let protocol = self.route.protocol.as_str();
-        push(text, &[" -m ", protocol, " -p ", protocol, " -j DNAT --to-destination ", &endpoint.text, "\n"]);
+        rule.protocol_match().jump(text, &["DNAT --to-destination ", &endpoint.text].concat());
     }
 }
 
-/// Matches of traffic that comes from a pod of this node.
-fn local_pods(detector: &LocalPods) -> Vec<String> {
+fn add_chain(rules: &mut Rules, chain: ServiceChain, write: impl FnOnce(&mut String)) {
+    let start = rules.text.len();
+    write(&mut rules.text);
+    rules.chains.push((chain, start..rules.text.len()));
+}
+
+/// One way to tell that a packet comes from a pod of this node.
+enum Pods {
+    Source(String),
+    Interface(String),
+}
+
+impl Pods {
+    fn of(&self, rule: Match) -> Match {
+        match self {
+            Self::Source(network) => rule.source(network),
+            Self::Interface(name) => rule.interface(name),
+        }
+    }
+
+    fn others(&self, rule: Match) -> Match {
+        match self {
+            Self::Source(network) => rule.not_source(network),
+            Self::Interface(name) => rule.not_interface(name),
+        }
+    }
+}
+
+fn local_pods(detector: &LocalPods) -> Vec<Pods> {
     match detector {
         LocalPods::Unknown => Vec::new(),
-        LocalPods::Cidrs(cidrs) => cidrs.iter().map(|cidr: &IpNet| format!("-s {cidr}")).collect(),
-        LocalPods::Bridge(name) => vec![format!("-i {name}")],
-        LocalPods::InterfacePrefix(prefix) => vec![format!("-i {prefix}+")],
+        LocalPods::Cidrs(cidrs) => cidrs.iter().map(|cidr| Pods::Source(network(cidr))).collect(),
+        LocalPods::Bridge(name) => vec![Pods::Interface(name.to_string())],
+        LocalPods::InterfacePrefix(prefix) => vec![Pods::Interface(format!("{prefix}+"))],
     }
-}
-
-/// One in `left`, with kube-proxy's ten digits.
-fn probability(left: usize) -> String {
-    format!("{:.10}", 1.0 / left as f64)
-}
-
-/// `address:port`, an IPv6 address in brackets.
-fn socket(addr: IpAddr, port: u16) -> String {
-    std::net::SocketAddr::new(addr, port).to_string()
-}
-
-fn append(text: &mut String, chain: &str, comment: &str) {
-    push(text, &["-A ", chain, " -m comment --comment ", comment]);
-}
-
-fn end(text: &mut String, target: ServiceChain) {
-    text.push_str(" -j ");
-    target.write(text);
-    text.push('\n');
-}
-
-fn push(text: &mut String, parts: &[&str]) {
-    for part in parts {
-        text.push_str(part);
-    }
-}
-
-fn push_port(text: &mut String, port: u16) {
-    text.push_str(&port.to_string());
 }

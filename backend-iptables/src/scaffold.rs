@@ -31,7 +31,7 @@ pub(crate) fn fixed_chains(environment: &Environment, host: Host) -> Vec<Fixed> 
 
     // nf_conntrack_tcp_be_liberal != 0 means that the operator wants out-of-window packets to pass.
     let counted = if host.counters.invalid_dropped {
-        format!(" -m nfacct --nfacct-name {INVALID_DROPPED}")
+        format!(" -m nfacct --nfacct-name  {INVALID_DROPPED}")
     } else {
         String::new()
     };
@@ -55,7 +55,7 @@ pub(crate) fn fixed_chains(environment: &Environment, host: Host) -> Vec<Fixed> 
             Table::Filter,
             KUBELET_FIREWALL,
             format!(
-                "-A {KUBELET_FIREWALL} -m comment --comment \"block incoming localnet connections\" -d 127.0.0.0/8 ! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP\n"
+                "-A {KUBELET_FIREWALL} ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment \"block incoming localnet connections\" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP\n"
             ),
         );
     }
@@ -65,32 +65,37 @@ pub(crate) fn fixed_chains(environment: &Environment, host: Host) -> Vec<Fixed> 
         POSTROUTING,
         format!(
             "-A {POSTROUTING} -m mark ! --mark {mark:#x}/{mark:#x} -j RETURN\n\
-             -A {POSTROUTING} -j MARK --xor-mark {mark:#x}\n\
+             -A {POSTROUTING} -j MARK --set-xmark {mark:#x}/0x0\n\
              -A {POSTROUTING} -m comment --comment \"kubernetes service traffic requiring SNAT\" -j MASQUERADE{random}\n"
         ),
     );
-    add(Table::Nat, MARK_MASQUERADE, format!("-A {MARK_MASQUERADE} -j MARK --or-mark {mark:#x}\n"));
+    add(
+        Table::Nat,
+        MARK_MASQUERADE,
+        format!("-A {MARK_MASQUERADE} -j MARK --set-xmark {mark:#x}/{mark:#x}\n"),
+    );
     chains
 }
 
 /// The last rules of `KUBE-SERVICES` in table `nat`.
 pub(crate) fn to_node_ports(environment: &Environment) -> String {
-    let rule = |matched: &str| {
+    let rule = |destination: &str, matched: &str| {
         format!(
-            "-A {SERVICES} -m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\"{matched} -j {NODE_PORTS}\n"
+            "-A {SERVICES}{destination} -m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\"{matched} -j {NODE_PORTS}\n"
         )
     };
+    let local = " -m addrtype --dst-type LOCAL";
     match &environment.node_ports {
-        NodePortAddresses::Any => rule(match environment.family {
-            Family::V6 => " -m addrtype --dst-type LOCAL ! -d ::1/128",
-            Family::V4 if environment.localhost_node_ports => " -m addrtype --dst-type LOCAL",
-            Family::V4 => " -m addrtype --dst-type LOCAL ! -d 127.0.0.0/8",
-        }),
+        NodePortAddresses::Any => match environment.family {
+            Family::V6 => rule(" ! -d ::1/128", local),
+            Family::V4 if environment.localhost_node_ports => rule("", local),
+            Family::V4 => rule(" ! -d 127.0.0.0/8", local),
+        },
         NodePortAddresses::Only(addresses) => addresses
             .iter()
             .copied()
             .chain(loopback(environment))
-            .map(|addr| rule(&format!(" -d {addr}")))
+            .map(|addr| rule(&format!(" -d {addr}/{}", if addr.is_ipv4() { 32 } else { 128 }), ""))
             .collect(),
     }
 }

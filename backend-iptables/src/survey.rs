@@ -1,17 +1,25 @@
-//! What a full plan needs to know of the machine: which chains and jumps are there already, read from
-//! `iptables-save`, and two facts about the host.
+//! What a full plan needs to know of the machine: which chains and jumps are there already and what the chains hold,
+//! read from `iptables-save`, and some facts about the host.
 
-use std::{collections::HashSet, io::BufRead};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::{DefaultHasher, Hasher},
+    io::{self, BufRead},
+    mem,
+};
 
 use crate::{
     accounting::Counters,
-    chains::{Jump, Table},
+    chains::{Jump, ServiceChain, Table},
 };
 
 /// The kernel's tables as far as they concern us, and the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
-    chains: HashSet<(Table, Box<str>)>,
+    /// Chains of Services in table `nat`, with the fingerprint of their rules.
+    service_chains: HashMap<ServiceChain, u64>,
+    /// All other chains whose name begins with `KUBE-`.
+    other_chains: HashMap<(Table, Box<str>), u64>,
     /// Rules of the kernel's own chains that lead to a chain whose name begins with `KUBE-`: chain and sorted words.
     jumps: HashSet<(Table, Box<str>, Vec<Box<str>>)>,
     pub host: Host,
@@ -33,30 +41,64 @@ impl Default for Host {
     }
 }
 
+/// A chain while its rules are read.
+enum Reading {
+    Service(ServiceChain),
+    Other(Box<str>),
+}
+
 impl Found {
     /// Reads the output of `iptables-save`.
-    pub fn read(mut save: impl BufRead, host: Host) -> std::io::Result<Self> {
+    pub fn read(mut save: impl BufRead, host: Host) -> io::Result<Self> {
         let mut found = Self { host, ..Self::default() };
         let mut table = None;
+        let mut name = Vec::new();
+        let mut rules = DefaultHasher::new();
         let mut line = Vec::new();
         while {
             line.clear();
             save.read_until(b'\n', &mut line)? > 0
         } {
+            // The rules of a chain come one after the other.
+            if let Some(rule) = line.strip_prefix(b"-A KUBE-") {
+                let end = rule.iter().position(u8::is_ascii_whitespace).unwrap_or(rule.len());
+                let chain = &line[3..b"-A KUBE-".len() + end];
+                if chain != name {
+                    found.finish(table, &name, mem::take(&mut rules));
+                    name = chain.to_vec();
+                }
+                rules.write(&line);
+                continue;
+            }
+            found.finish(table, &name, mem::take(&mut rules));
+            name.clear();
             match line.first() {
                 Some(b'*') => {
                     let name = String::from_utf8_lossy(&line[1..]);
                     table = Table::ALL.into_iter().find(|table| table.as_str() == name.trim_end());
                 }
                 Some(b':') => found.read_chain(table, &String::from_utf8_lossy(&line)),
-                // Nearly all lines are rules of our own chains, of which nothing needs to be known.
-                Some(b'-') if !line.starts_with(b"-A KUBE-") => {
-                    found.read_rule(table, &String::from_utf8_lossy(&line));
-                }
+                Some(b'-') => found.read_rule(table, &String::from_utf8_lossy(&line)),
                 _ => {}
             }
         }
+        found.finish(table, &name, rules);
         Ok(found)
+    }
+
+    fn finish(&mut self, table: Option<Table>, chain: &[u8], rules: DefaultHasher) {
+        if let (Some(table), Ok(chain)) = (table, str::from_utf8(chain))
+            && !chain.is_empty()
+        {
+            self.insert(table, chain, rules.finish());
+        }
+    }
+
+    fn insert(&mut self, table: Table, chain: &str, rules: u64) {
+        match reading(table, chain) {
+            Reading::Service(chain) => self.service_chains.insert(chain, rules),
+            Reading::Other(chain) => self.other_chains.insert((table, chain), rules),
+        };
     }
 
     fn read_chain(&mut self, table: Option<Table>, line: &str) {
@@ -64,7 +106,7 @@ impl Found {
             && let Some(chain) = line[1..].split_whitespace().next()
             && chain.starts_with("KUBE-")
         {
-            self.chains.insert((table, chain.into()));
+            self.insert(table, chain, fingerprint([]));
         }
     }
 
@@ -82,12 +124,29 @@ impl Found {
     }
 
     pub fn has_chain(&self, table: Table, chain: &str) -> bool {
-        self.chains.contains(&(table, chain.into()))
+        match reading(table, chain) {
+            Reading::Service(chain) => self.service_chains.contains_key(&chain),
+            Reading::Other(chain) => self.other_chains.contains_key(&(table, chain)),
+        }
     }
 
-    /// All chains whose name begins with `KUBE-`, in no order.
-    pub fn chains(&self, table: Table) -> impl Iterator<Item = &str> {
-        self.chains.iter().filter(move |(of, _)| *of == table).map(|(_, chain)| &**chain)
+    /// Whether the chain is there with exactly these rules.
+    pub(crate) fn holds(&self, table: Table, chain: &str, rules: u64) -> bool {
+        self.other_chains.get(&(table, chain.into())) == Some(&rules)
+    }
+
+    /// Whether the chain of a Service is there with exactly these rules.
+    pub(crate) fn holds_service_chain(&self, chain: ServiceChain, rules: &str) -> bool {
+        self.service_chains.get(&chain) == Some(&fingerprint([rules]))
+    }
+
+    pub(crate) fn service_chains(&self) -> impl Iterator<Item = ServiceChain> {
+        self.service_chains.keys().copied()
+    }
+
+    /// All chains whose name begins with `KUBE-` but those of [`Found::service_chains`], in no order.
+    pub fn other_chains(&self, table: Table) -> impl Iterator<Item = &str> {
+        self.other_chains.keys().filter(move |(of, _)| *of == table).map(|(_, chain)| &**chain)
     }
 
     /// Whether there is such a rule. The order of its matches does not count: programs print it differently.
@@ -98,6 +157,22 @@ impl Found {
     }
 }
 
+fn reading(table: Table, chain: &str) -> Reading {
+    match ServiceChain::parse(chain) {
+        Some(chain) if table == Table::Nat => Reading::Service(chain),
+        _ => Reading::Other(chain.into()),
+    }
+}
+
+/// Of the rules of one chain, as restore lines.
+pub(crate) fn fingerprint<'a>(rules: impl IntoIterator<Item = &'a str>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for line in rules.into_iter().flat_map(|lines| lines.split_inclusive('\n')) {
+        hasher.write(line.as_bytes());
+    }
+    hasher.finish()
+}
+
 /// Splits a rule at blanks outside double quotes; the quotes go.
 fn words(rule: &str) -> Vec<Box<str>> {
     let mut words: Vec<Box<str>> = Vec::new();
@@ -106,7 +181,7 @@ fn words(rule: &str) -> Vec<Box<str>> {
     for c in rule.trim_end().chars() {
         match c {
             '"' => quoted = !quoted,
-            ' ' if !quoted => words.push(std::mem::take(&mut word).into()),
+            ' ' if !quoted => words.push(mem::take(&mut word).into()),
             c => word.push(c),
         }
     }

@@ -254,7 +254,7 @@ impl Proxy {
             (Err(at), Some(after)) => self.routes.insert(at, (name.clone(), after)),
             (Err(_), None) => {}
         }
-        Ok(plan.steps.iter().map(backend_iptables::restore::text).collect())
+        Ok(plan.steps.iter().map(|step| backend_iptables::restore::text(step, Variant::Nft)).collect())
     }
 }
 
