@@ -1,0 +1,159 @@
+//! What a scenario asks for, and whether a packet's fate is what the oracle allows.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::network::{Family, Outcome, Place, Protocol};
+use crate::oracle::Verdict;
+
+/// Where a probe starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    pub place: Place,
+    /// The client's second address, which is in none of the node's networks.
+    pub far: bool,
+}
+
+impl From<Place> for Origin {
+    fn from(place: Place) -> Self {
+        Self { place, far: false }
+    }
+}
+
+/// The client with its second address.
+pub const FAR_CLIENT: Origin = Origin { place: Place::Client, far: true };
+
+/// What a probe aims at, in either family.
+#[derive(Debug, Clone, Copy)]
+pub struct To {
+    pub(crate) address: At,
+    pub(crate) protocol: Protocol,
+    pub(crate) port: u16,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum At {
+    ClusterIp(u8),
+    LoadBalancer(u8),
+    ExternalIp(u8),
+    Node(usize),
+    Loopback,
+    Place(Place),
+}
+
+pub fn cluster_ip(number: u8, protocol: Protocol, port: u16) -> To {
+    To { address: At::ClusterIp(number), protocol, port }
+}
+
+pub fn load_balancer(number: u8, protocol: Protocol, port: u16) -> To {
+    To { address: At::LoadBalancer(number), protocol, port }
+}
+
+pub fn external_ip(number: u8, protocol: Protocol, port: u16) -> To {
+    To { address: At::ExternalIp(number), protocol, port }
+}
+
+/// One of the node's own addresses; the first is the one Kubernetes knows.
+pub fn node_address(index: usize, protocol: Protocol, port: u16) -> To {
+    To { address: At::Node(index), protocol, port }
+}
+
+pub fn loopback(protocol: Protocol, port: u16) -> To {
+    To { address: At::Loopback, protocol, port }
+}
+
+/// A place itself, past all Services.
+pub fn directly(place: Place, protocol: Protocol, port: u16) -> To {
+    To { address: At::Place(place), protocol, port }
+}
+
+impl To {
+    pub fn address(self, family: Family) -> SocketAddr {
+        let address = match self.address {
+            At::ClusterIp(number) => family.service(number),
+            At::LoadBalancer(number) => family.load_balancer(number),
+            At::ExternalIp(number) => family.external(number),
+            At::Node(index) => family.node_addresses()[index],
+            At::Loopback if family == Family::V4 => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+            At::Loopback => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
+            At::Place(place) => place.address(family),
+        };
+        SocketAddr::new(address, self.port)
+    }
+}
+
+/// What a scenario says by hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expect {
+    /// Exactly these answer, each of them sooner or later; the flag says whether they see the node as the source.
+    Answers(Vec<Place>, bool),
+    Refused,
+    Dropped,
+    NotTranslated,
+}
+
+/// These answer and see the sender.
+pub fn seen_as_sent(places: &[Place]) -> Expect {
+    Expect::Answers(places.to_vec(), false)
+}
+
+/// These answer and see the node.
+pub fn seen_as_node(places: &[Place]) -> Expect {
+    Expect::Answers(places.to_vec(), true)
+}
+
+impl Expect {
+    /// Whether the oracle says the same. An endpoint that asks itself is masqueraded whatever the scenario says of others.
+    pub(crate) fn agrees(&self, verdict: &Verdict, from: Place, family: Family) -> bool {
+        match (self, verdict) {
+            (Self::Answers(places, masquerade), Verdict::Dnat(endpoints)) => {
+                let mut wanted: Vec<IpAddr> = places.iter().map(|place| place.address(family)).collect();
+                wanted.sort_unstable();
+                let mut found: Vec<IpAddr> = endpoints.keys().map(SocketAddr::ip).collect();
+                found.dedup();
+                let itself = from.address(family);
+                wanted == found
+                    && endpoints
+                        .iter()
+                        .all(|(at, masqueraded)| at.ip() == itself || masqueraded == masquerade)
+            }
+            (Self::Refused, Verdict::Reject)
+            | (Self::Dropped, Verdict::Drop)
+            | (Self::NotTranslated, Verdict::Pass) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Whether what became of a packet is what the verdict allows; otherwise why not.
+pub fn judge(
+    verdict: &Verdict,
+    from: Place,
+    to: SocketAddr,
+    own: &[IpAddr],
+    outcome: &Outcome,
+) -> Result<(), String> {
+    let family = Family::of(to.ip());
+    let wrong = || Err(format!("{outcome}, but it should be {verdict}"));
+    match (verdict, outcome) {
+        (Verdict::Dnat(endpoints), Outcome::Answered { answer, sent_from }) => {
+            let Some(place) = Place::ALL.into_iter().find(|place| place.name() == answer.by) else {
+                return wrong();
+            };
+            let at = SocketAddr::new(place.address(family), answer.port);
+            let Some(masquerade) = endpoints.get(&at) else { return wrong() };
+            let seen = answer.seen_source.ip();
+            let as_sent = seen == sent_from.ip();
+            let right = match place.masqueraded_source(family) {
+                // Delivered on the node itself, it never reaches the hook that replaces sources.
+                None => from == Place::Node || as_sent,
+                Some(node) if *masquerade => seen == node,
+                Some(_) => as_sent,
+            };
+            if right { Ok(()) } else { wrong() }
+        }
+        (Verdict::Reject, Outcome::Refused) | (Verdict::Drop | Verdict::Pass, Outcome::Silent) => Ok(()),
+        // Nothing listens there, which the node itself says.
+        (Verdict::Pass, Outcome::Refused) if own.contains(&to.ip()) || to.ip().is_loopback() => Ok(()),
+        _ => wrong(),
+    }
+}

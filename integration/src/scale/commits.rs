@@ -1,0 +1,69 @@
+//! When nf_tables transactions were committed, and by whom: the kernel's own announcements, with the time they arrived.
+//!
+//! The kernel prepares an event for every element as soon as anyone listens, so this is used where changes are small.
+
+use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use netlink::nftables::NftMonitor;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::network::Namespace;
+
+/// Listens until dropped.
+#[derive(Debug)]
+pub(crate) struct Commits {
+    seen: Arc<Mutex<Vec<Commit>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Commit {
+    at: Instant,
+    process: u32,
+}
+
+impl Commits {
+    pub(crate) fn listen(namespace: &Namespace) -> Result<Self> {
+        let mut monitor = namespace.run(NftMonitor::open)?.context("listening to nf_tables")?;
+        let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (into, until) = (seen.clone(), stop.clone());
+        let thread = thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                let mut waiting = [PollFd::new(monitor.as_fd(), PollFlags::POLLIN)];
+                let ready = poll(&mut waiting, PollTimeout::from(50_u16));
+                let at = Instant::now();
+                if !matches!(ready, Ok(count) if count > 0) {
+                    continue;
+                }
+                let Ok(changes) = monitor.drain() else { continue };
+                let mut seen = into.lock().unwrap_or_else(PoisonError::into_inner);
+                seen.extend(changes.transactions.iter().map(|one| Commit { at, process: one.process }));
+            }
+        });
+        Ok(Self { seen, stop, thread: Some(thread) })
+    }
+
+    /// The last commit in `from..until` that was not made by this process.
+    pub(crate) fn last_between(&self, from: Instant, until: Instant) -> Option<Instant> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.iter()
+            .rev()
+            .find(|commit| commit.process != std::process::id() && (from..until).contains(&commit.at))
+            .map(|commit| commit.at)
+    }
+}
+
+impl Drop for Commits {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}

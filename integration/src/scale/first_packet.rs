@@ -1,0 +1,119 @@
+//! How long the first packet of a new connection takes, by the Service's place, beside two floors.
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::connecting::open;
+use super::contender::Mode;
+use super::seed::Seed;
+use super::site::{DIRECT, FLOOR, Site};
+use super::workload::Workload;
+
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Seconds from the call until the connection stood.
+#[derive(Debug, Default)]
+pub(crate) struct FirstPackets {
+    pub(crate) first: Vec<f64>,
+    pub(crate) middle: Vec<f64>,
+    pub(crate) last: Vec<f64>,
+    /// One plain translation rule.
+    pub(crate) one_rule: Vec<f64>,
+    /// No translation.
+    pub(crate) direct: Vec<f64>,
+    /// To Services at random, as fast as one client can.
+    pub(crate) random: Vec<f64>,
+    pub(crate) per_second: f64,
+    pub(crate) failed: usize,
+}
+
+pub(crate) fn measure(
+    site: &Site,
+    workload: &Workload,
+    mode: Mode,
+    seed: &mut Seed,
+    count: usize,
+    time: Duration,
+) -> Result<FirstPackets> {
+    let order = kernel_order(site, workload, mode)?;
+    let places = [order[0], order[order.len() / 2], order[order.len() - 1], FLOOR, DIRECT];
+    site.add_floor()?;
+    let measured = site.client.run(|| {
+        let mut packets = FirstPackets::default();
+        let warm_up = count / 10 + 1;
+        for round in 0..warm_up + count {
+            // By turns, so that whatever else the machine does falls on all alike.
+            for (place, service) in places.iter().enumerate() {
+                let Ok((_, elapsed)) = open(*service, PATIENCE) else {
+                    packets.failed += 1;
+                    continue;
+                };
+                if round >= warm_up {
+                    packets.at(place).push(elapsed.as_secs_f64());
+                }
+            }
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            match open(order[seed.below(order.len())], PATIENCE) {
+                Ok((_, elapsed)) => packets.random.push(elapsed.as_secs_f64()),
+                Err(_) => packets.failed += 1,
+            }
+        }
+        packets.per_second = packets.random.len() as f64 / begun.elapsed().as_secs_f64();
+        packets
+    })?;
+    site.remove_floor()?;
+    Ok(measured)
+}
+
+impl FirstPackets {
+    fn at(&mut self, place: usize) -> &mut Vec<f64> {
+        match place {
+            0 => &mut self.first,
+            1 => &mut self.middle,
+            2 => &mut self.last,
+            3 => &mut self.one_rule,
+            _ => &mut self.direct,
+        }
+    }
+}
+
+/// The Services in the order in which the kernel looks at them; where it has none, by name.
+fn kernel_order(site: &Site, workload: &Workload, mode: Mode) -> Result<Vec<SocketAddr>> {
+    let services: Vec<SocketAddr> = workload.answering().collect();
+    if mode != Mode::Iptables {
+        return Ok(services);
+    }
+    let mut ordered = Vec::new();
+    for program in ["iptables-nft-save", "iptables-legacy-save"] {
+        let Ok(output) = site.node.output(Command::new(program).args(["-t", "nat"])) else { continue };
+        let text = String::from_utf8_lossy(&output.stdout);
+        ordered.extend(text.lines().filter_map(cluster_ip_of_rule).map(|ip| SocketAddr::new(ip, 80)));
+    }
+    let known: std::collections::HashSet<SocketAddr> = services.iter().copied().collect();
+    ordered.retain(|service| known.contains(service));
+    Ok(if ordered.is_empty() { services } else { ordered })
+}
+
+/// `-A KUBE-SERVICES -d 172.16.0.5/32 -p tcp ...`
+fn cluster_ip_of_rule(rule: &str) -> Option<IpAddr> {
+    let rule = rule.strip_prefix("-A KUBE-SERVICES ")?;
+    let mut words = rule.split_whitespace().skip_while(|word| *word != "-d");
+    words.nth(1)?.strip_suffix("/32")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cluster_ip_of_rule;
+
+    #[test]
+    fn the_place_of_a_service_is_read_from_its_rule() {
+        let rule = "-A KUBE-SERVICES -d 172.16.0.5/32 -p tcp -m comment --comment \"a -d b\" -j KUBE-SVC-X";
+        assert_eq!(cluster_ip_of_rule(rule), Some([172, 16, 0, 5].into()));
+        assert_eq!(cluster_ip_of_rule("-A KUBE-NODEPORTS -d 172.16.0.5/32 -j X"), None);
+    }
+}

@@ -1,0 +1,37 @@
+//! The scale benchmark: the same cluster for every backend, and for any other kube-proxy, measured from outside.
+//!
+//! A contender is a process with a configuration file. It is judged by packets, by what the kernel announces and by what
+//! the kernel accounts for it, never by what it says about itself.
+
+#![expect(clippy::disallowed_methods, reason = "measuring is reading the clock")]
+
+mod answering;
+mod changes;
+mod chart;
+mod churn;
+pub mod cluster;
+mod commits;
+mod completeness;
+mod connecting;
+pub mod contender;
+mod disturbance;
+mod first_packet;
+mod flood;
+pub mod guest;
+pub mod html;
+pub mod interrupt;
+mod kernel_memory;
+mod listing;
+pub mod machine;
+pub mod matrix;
+mod neighbour;
+mod process_usage;
+mod quantity;
+pub mod question;
+pub mod results;
+mod run;
+mod seed;
+mod site;
+pub mod statistics;
+pub mod table;
+pub mod workload;

@@ -1,0 +1,131 @@
+//! CPU time and memory of a process with its children, as the kernel accounts for them.
+
+use std::fs;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::unistd::{SysconfVar, sysconf};
+
+/// So far, of the process and of all children that have ended and were waited for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Usage {
+    /// Seconds in programs.
+    pub(crate) user: f64,
+    /// Seconds in the kernel.
+    pub(crate) system: f64,
+    /// Bytes resident now, of the process alone.
+    pub(crate) resident: u64,
+}
+
+pub(crate) fn of(process: u32) -> io::Result<Usage> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let [user, system, children_user, children_system] =
+        times(&stat).ok_or_else(|| io::Error::other(format!("not a stat line: {stat:?}")))?;
+    Ok(Usage {
+        user: user + children_user,
+        system: system + children_system,
+        resident: resident(process).unwrap_or(0),
+    })
+}
+
+/// utime, stime, cutime, cstime of proc_pid_stat(5), in seconds. The program's name may hold anything.
+fn times(stat: &str) -> Option<[f64; 4]> {
+    let after_name = &stat[stat.rfind(')')? + 1..];
+    let mut fields = after_name.split_whitespace().skip(11);
+    let hertz = sysconf(SysconfVar::CLK_TCK).ok().flatten().filter(|hertz| *hertz > 0)? as f64;
+    let mut next = || Some(fields.next()?.parse::<f64>().ok()? / hertz);
+    Some([next()?, next()?, next()?, next()?])
+}
+
+fn resident(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()? * 1024)
+}
+
+fn children(process: u32) -> Vec<u32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return Vec::new() };
+    let lists = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<u32>>()).collect()
+}
+
+fn resident_of_tree(process: u32) -> u64 {
+    let below: u64 = children(process).into_iter().map(resident_of_tree).sum();
+    resident(process).unwrap_or(0) + below
+}
+
+/// Looks at the memory of a process and its children again and again, and keeps the largest sum.
+#[derive(Debug)]
+pub(crate) struct PeakMemory {
+    peak: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl PeakMemory {
+    pub(crate) fn watch(process: u32) -> Self {
+        let (peak, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (into, until) = (peak.clone(), stop.clone());
+        let thread = thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                into.fetch_max(resident_of_tree(process), Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(25));
+            }
+        });
+        Self { peak, stop, thread: Some(thread) }
+    }
+
+    pub(crate) fn so_far(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for PeakMemory {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    use super::{PeakMemory, of, times};
+
+    #[test]
+    fn a_program_with_a_wicked_name_is_read_right() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 2 3 4 250 50 100 25 20 0 1 0";
+        let [user, system, children_user, children_system] = times(stat).expect("a stat line");
+        assert_eq!((user / system, children_user / children_system), (5.0, 4.0));
+    }
+
+    #[test]
+    fn a_process_that_computes_for_a_while_is_charged_for_about_that_long() {
+        let before = of(std::process::id()).expect("this process");
+        let begun = Instant::now();
+        let mut sum = 0_u64;
+        while begun.elapsed() < Duration::from_millis(300) {
+            sum = std::hint::black_box(sum.wrapping_add(1));
+        }
+        let after = of(std::process::id()).expect("this process");
+        let charged = after.user + after.system - before.user - before.system;
+        assert!((0.05..0.6).contains(&charged), "{charged} s charged for 0.3 s");
+    }
+
+    #[test]
+    fn the_peak_counts_children() {
+        let mut child = Command::new("sh").args(["-c", "sleep 0.4 & sleep 0.4; wait"]).spawn().expect("sh starts");
+        let peak = PeakMemory::watch(child.id());
+        std::thread::sleep(Duration::from_millis(200));
+        let alone = of(child.id()).expect("it runs").resident;
+        assert!(peak.so_far() > alone, "{} with children, {alone} alone", peak.so_far());
+        child.wait().expect("it ends");
+    }
+}

@@ -1,0 +1,120 @@
+//! Session affinity by client address.
+
+use std::collections::BTreeSet;
+use std::thread::sleep;
+use std::time::Duration;
+
+use integration::lab::{
+    FAR_CLIENT, Lab, Options, Origin, To, cluster_ip, load_balancer, seen_as_node, service, slices,
+};
+use integration::network::Place::{Client, PodA, PodB, PodC, PodD, PodE};
+use integration::network::Protocol::{Tcp, Udp};
+use integration::network::{Family, Outcome};
+
+crate::scenarios! {
+    Options::default() =>
+        a_client_stays_with_its_endpoint,
+        clients_are_spread,
+        an_endpoint_that_goes_loses_its_clients,
+        stickiness_ends_when_idle_and_is_renewed_by_use;
+}
+
+const ALL: [integration::network::Place; 5] = [PodA, PodB, PodC, PodD, PodE];
+
+fn answered(lab: &mut Lab, from: impl Into<Origin>, to: To, family: Family) -> String {
+    match lab.ask(from, to, family) {
+        Outcome::Answered { answer, .. } => answer.by,
+        other => panic!("{family:?}: {other}\n{}", lab.log()),
+    }
+}
+
+fn sticky(lab: &mut Lab, seconds: u32) {
+    lab.apply(
+        service("web", 1)
+            .port("t", 80, Tcp)
+            .port("u", 53, Udp)
+            .node_port(30053)
+            .load_balancer(1)
+            .affinity(seconds),
+    );
+    lab.apply(slices("web").port("t", 8080, Tcp).port("u", 53, Udp).ready(&ALL));
+}
+
+fn a_client_stays_with_its_endpoint(lab: &mut Lab) {
+    sticky(lab, 600);
+    for family in Family::BOTH {
+        for protocol_port in [(Tcp, 80), (Udp, 53)] {
+            for from in [Origin::from(Client), FAR_CLIENT, Origin::from(PodC)] {
+                let to = cluster_ip(1, protocol_port.0, protocol_port.1);
+                let first = answered(lab, from, to, family);
+                for _ in 0..12 {
+                    assert_eq!(
+                        answered(lab, from, to, family),
+                        first,
+                        "{family:?} {from:?} {protocol_port:?}"
+                    );
+                }
+                if from == Origin::from(Client) {
+                    let other_way = load_balancer(1, protocol_port.0, protocol_port.1);
+                    assert_eq!(answered(lab, from, other_way, family), first, "whichever address it uses");
+                }
+            }
+        }
+    }
+    lab.sweep();
+}
+
+fn clients_are_spread(lab: &mut Lab) {
+    // One Service port after another is a fresh draw for the same client: with 24 draws from 5, one missing would be a
+    // chance of 1 in 40.
+    let mut service = service("many", 1).affinity(600);
+    let mut slices = slices("many");
+    for port in 0..24 {
+        service = service.port(&format!("p{port}"), 100 + port, Tcp);
+        slices = slices.port(&format!("p{port}"), 8080, Tcp);
+    }
+    lab.apply(service);
+    lab.apply(slices.ready(&ALL));
+    for family in Family::BOTH {
+        let seen: BTreeSet<String> =
+            (0..24).map(|port| answered(lab, Client, cluster_ip(1, Tcp, 100 + port), family)).collect();
+        assert!(seen.len() >= 4, "{family:?}: {seen:?}");
+    }
+}
+
+fn an_endpoint_that_goes_loses_its_clients(lab: &mut Lab) {
+    sticky(lab, 600);
+    let to = cluster_ip(1, Tcp, 80);
+    lab.settle();
+    for family in Family::BOTH {
+        lab.apply(slices("web").port("t", 8080, Tcp).port("u", 53, Udp).ready(&ALL));
+        let first = answered(lab, Client, to, family);
+        let left: Vec<_> = ALL.into_iter().filter(|place| place.name() != first).collect();
+        lab.apply(slices("web").port("t", 8080, Tcp).port("u", 53, Udp).ready(&left));
+        let second = answered(lab, Client, to, family);
+        assert_ne!(second, first);
+        for _ in 0..8 {
+            assert_eq!(answered(lab, Client, to, family), second);
+        }
+    }
+    lab.apply(slices("web").port("t", 8080, Tcp).port("u", 53, Udp).ready(&[PodD]));
+    lab.expect(Client, to, &seen_as_node(&[PodD]));
+}
+
+fn stickiness_ends_when_idle_and_is_renewed_by_use(lab: &mut Lab) {
+    sticky(lab, 2);
+    let to = cluster_ip(1, Tcp, 80);
+    let first = answered(lab, Client, to, Family::V4);
+    // Used every second, it outlives its timeout of two.
+    for _ in 0..5 {
+        sleep(Duration::from_secs(1));
+        assert_eq!(answered(lab, Client, to, Family::V4), first);
+    }
+    // Left alone, the client is drawn anew: the same endpoint five times in a row is a chance of 1 in 3,125.
+    let mut same = 0;
+    for _ in 0..5 {
+        sleep(Duration::from_millis(3_200));
+        same += usize::from(answered(lab, Client, to, Family::V4) == first);
+    }
+    assert!(same < 5, "the client never left {first}");
+}

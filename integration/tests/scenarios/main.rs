@@ -1,0 +1,55 @@
+//! Every feature of Kubernetes' Services with real packets, through the whole `kube-proxy` program, in every mode.
+//!
+//! A scenario is a function that applies objects to a `Lab` and says what it expects; `lab.expect` checks the oracle and
+//! packets, in both families; `lab.sweep` compares all addresses from all kinds of sources with the oracle. To add one:
+//! write the function, and name it in the list at the head of its file.
+
+mod affinity;
+mod cluster_ip;
+mod conflicts;
+mod endpoints;
+mod external;
+mod lifecycle;
+mod masquerade;
+mod node_ports;
+mod policies;
+mod service_cidr;
+mod source_ranges;
+mod udp;
+
+use integration::lab::{Lab, Mode, Options};
+
+/// Runs one scenario in one mode; in the VM where this kernel lacks what the mode needs.
+fn run(mode: Mode, options: Options, scenario: impl FnOnce(&mut Lab)) {
+    let play = || {
+        let mut lab = Lab::start(Options { mode, ..options }).expect("root, and a kube-proxy that was built");
+        scenario(&mut lab);
+    };
+    if mode == Mode::Ipvs { vm_test::with_ipvs(play) } else { play() }
+}
+
+/// One test per scenario and mode. `scenarios! { options => first, second; other_options => third; }`
+macro_rules! scenarios {
+    ($($options:expr => $($name:ident),+ $(,)?;)+) => {$($(
+        mod $name {
+            use super::*;
+            use integration::lab::Mode;
+
+            #[test]
+            fn in_nftables_mode() {
+                crate::run(Mode::Nftables, $options, super::$name);
+            }
+
+            #[test]
+            fn in_iptables_mode_legacy() {
+                crate::run(Mode::IptablesLegacy, $options, super::$name);
+            }
+
+            #[test]
+            fn in_iptables_mode_nft() {
+                crate::run(Mode::IptablesNft, $options, super::$name);
+            }
+        }
+    )+)+};
+}
+pub(crate) use scenarios;

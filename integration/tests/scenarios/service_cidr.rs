@@ -1,0 +1,63 @@
+//! Addresses of the service network that no Service has.
+
+use integration::lab::{Expect, Lab, Mode, Options, cluster_ip, seen_as_sent, service, service_cidr, slices};
+use integration::network::Place::{Client, Node, PodA, PodB};
+use integration::network::Protocol::{Tcp, Udp};
+use serde_json::json;
+
+crate::scenarios! {
+    Options::default() =>
+        unallocated_addresses_are_treated_as_the_mode_does,
+        ranges_are_followed_at_once,
+        a_server_without_service_cidrs_is_no_obstacle;
+}
+
+fn unallocated_addresses_are_treated_as_the_mode_does(lab: &mut Lab) {
+    lab.apply(service("web", 1).port("t", 80, Tcp));
+    lab.apply(slices("web").port("t", 8080, Tcp).ready(&[PodA]));
+    let expect = if lab.mode() == Mode::Nftables { Expect::Dropped } else { Expect::NotTranslated };
+    for from in [Client, Node, PodB] {
+        lab.expect(from, cluster_ip(77, Tcp, 80), &expect);
+        lab.expect(from, cluster_ip(77, Udp, 53), &expect);
+    }
+}
+
+fn ranges_are_followed_at_once(lab: &mut Lab) {
+    // The address of a pod, so that dropping can be told from passing.
+    let mut cidr = service_cidr();
+    cidr["metadata"]["name"] = json!("odd");
+    cidr["spec"]["cidrs"] = json!(["10.0.1.12/32", "fd00:10:1::12/128"]);
+    let pod_b = integration::lab::directly(PodB, Tcp, 8080);
+    let answers = |lab: &mut Lab| {
+        integration::network::Family::BOTH.map(|family| {
+            matches!(lab.ask(Client, pod_b, family), integration::network::Outcome::Answered { .. })
+        })
+    };
+    assert_eq!(answers(lab), [true, true]);
+    lab.api.apply(cidr).expect("complete");
+    let expect = lab.mode() != Mode::Nftables;
+    eventually(|| answers(lab) == [expect, expect]);
+    lab.api.delete("ServiceCIDR", "", "odd").expect("it is there");
+    eventually(|| answers(lab) == [true, true]);
+}
+
+fn a_server_without_service_cidrs_is_no_obstacle(lab: &mut Lab) {
+    lab.stop_proxy().expect("it runs");
+    lab.api.set_faults(|faults| {
+        faults.refuse.insert("servicecidrs".to_owned(), 404);
+    });
+    lab.start_proxy().expect("it starts");
+    lab.apply(service("web", 1).port("t", 80, Tcp));
+    lab.apply(slices("web").port("t", 8080, Tcp).ready(&[PodA]));
+    lab.expect(PodB, cluster_ip(1, Tcp, 80), &seen_as_sent(&[PodA]));
+}
+
+fn eventually(mut good: impl FnMut() -> bool) {
+    for _ in 0..100 {
+        if good() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("it did not come to that in 5 s");
+}
