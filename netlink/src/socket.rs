@@ -55,6 +55,8 @@ pub struct Socket {
     fd: OwnedFd,
     sequence: u32,
     send_buffer: usize,
+    /// Answers to an exchange that was given up may be waiting.
+    unread: bool,
     received: Vec<u8>,
 }
 
@@ -82,7 +84,7 @@ impl Socket {
             // Lets the kernel filter dumps by the fields of the request's header (Linux 4.20); older ones dump all.
             let _ = setsockopt(&fd, StrictDump, &true);
         }
-        let socket = Self { fd, sequence: 1, send_buffer: 0, received: vec![0; LONGEST] };
+        let socket = Self { fd, sequence: 1, send_buffer: 0, unread: false, received: vec![0; LONGEST] };
         socket.set_patience(PATIENCE)?;
         Ok(socket)
     }
@@ -109,6 +111,7 @@ impl Socket {
 
     /// Sends the parts as one datagram, after making room for it.
     pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), Error> {
+        self.discard_unread()?;
         let length: usize = parts.iter().map(|part| part.len()).sum();
         if length + SEND_OVERHEAD > self.send_buffer {
             let wanted = (length + SEND_OVERHEAD).next_multiple_of(256 << 10);
@@ -128,11 +131,27 @@ impl Socket {
         }
     }
 
+    /// Reads what an earlier exchange left. The kernel answers nothing to a socket that overflowed until it is empty
+    /// (`NETLINK_S_CONGESTED`).
+    fn discard_unread(&mut self) -> Result<(), Error> {
+        while self.unread {
+            match self.receive_with(MsgFlags::MSG_DONTWAIT) {
+                Ok(Some(_)) | Err(Error::RepliesLost) => {}
+                Ok(None) => self.unread = false,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Waits for a datagram.
     pub fn receive(&mut self) -> Result<Messages<'_>, Error> {
         match self.receive_with(MsgFlags::empty())? {
             Some(length) => Ok(Messages::new(&self.received[..length])),
-            None => Err(Error::TimedOut),
+            None => {
+                self.unread = true;
+                Err(Error::TimedOut)
+            }
         }
     }
 
@@ -158,7 +177,10 @@ impl Socket {
                 }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(None),
-                Err(Errno::ENOBUFS) => return Err(Error::RepliesLost),
+                Err(Errno::ENOBUFS) => {
+                    self.unread = true;
+                    return Err(Error::RepliesLost);
+                }
                 Err(errno) => return Err(os("receive from the kernel", errno)),
             }
         }

@@ -1,9 +1,12 @@
 //! Links, addresses and routes of a network namespace of the test's own. Needs root; run under nextest (a process each).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use netlink::{
-    Dump, Pipeline, Protocol, Socket, address, link,
+    Dump, Error, Pipeline, Protocol, Socket, address, link,
     route::{self, AddressFamily, Filter, Route, table},
 };
 use nix::{
@@ -172,4 +175,31 @@ fn a_pipeline_may_be_run_again() {
     assert!(
         failures.iter().enumerate().all(|(index, failure)| failure.index == index && failure.errno == EEXIST)
     );
+}
+
+#[test]
+fn lost_answers_are_an_error_and_the_socket_serves_on() {
+    let mut socket = socket();
+    let index = device(&mut socket);
+    let route = Route::local(Ipv4Addr::new(172, 30, 0, 1).into(), index, OURS);
+    let mut pipeline = Pipeline::new();
+    for _ in 0..256 {
+        route.push_delete(&mut pipeline);
+    }
+    // Room for a few of the 256 answers.
+    socket.set_receive_buffer(1).expect("set");
+    assert!(matches!(pipeline.run(&mut socket), Err(Error::RepliesLost)));
+
+    pipeline.clear();
+    route.push_add(&mut pipeline);
+    assert_eq!(pipeline.run(&mut socket).expect("answered"), []);
+    assert_eq!(ours(&mut socket, AddressFamily::V4), [route]);
+}
+
+#[test]
+fn an_answer_that_does_not_come_is_not_waited_for_without_end() {
+    let mut socket = socket();
+    socket.set_patience(Duration::from_millis(20)).expect("set");
+    assert!(matches!(socket.receive(), Err(Error::TimedOut)));
+    link::list(&mut socket).expect("the socket serves on");
 }
