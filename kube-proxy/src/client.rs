@@ -3,10 +3,11 @@
 use anyhow::Context as _;
 use kube::{
     Client, Config,
+    client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use crate::config::settings::ClientSettings;
+use crate::{config::settings::ClientSettings, metrics::RestClientMetrics};
 
 /// From a kubeconfig file, or from inside the cluster; `master` replaces the server of either.
 pub(crate) async fn connect(settings: &ClientSettings) -> anyhow::Result<Client> {
@@ -29,5 +30,6 @@ pub(crate) async fn connect(settings: &ClientSettings) -> anyhow::Result<Client>
     if let Some(master) = &settings.master {
         config.cluster_url = master.parse().with_context(|| format!("--master {master}"))?;
     }
-    Client::try_from(config).context("the API client could not be set up")
+    let builder = ClientBuilder::try_from(config).context("the API client could not be set up")?;
+    Ok(builder.with_layer(&RestClientMetrics).build())
 }

@@ -9,25 +9,29 @@ mod events;
 mod feature_gates;
 mod flags;
 mod http;
+mod ipvs;
 mod logging;
 mod metrics;
 mod node;
 mod observe;
+mod reload;
 mod run;
 mod slim;
+mod sysctl;
 mod version;
 mod watch;
 
 use std::{io::Write as _, process::ExitCode};
 
 use anyhow::Context as _;
-use config::{Command, Loaded};
+use config::{Command, Loaded, settings::Settings};
+use logging::LogControl;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> =
         std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     let result = match config::load(&arguments) {
-        Ok(loaded) => carry_out(loaded),
+        Ok(loaded) => carry_out(loaded, arguments),
         Err(error) => Err(error.into()),
     };
     match result {
@@ -40,24 +44,32 @@ fn main() -> ExitCode {
     }
 }
 
-fn carry_out(loaded: Loaded) -> anyhow::Result<()> {
+fn carry_out(loaded: Loaded, arguments: Vec<String>) -> anyhow::Result<()> {
     match loaded.command {
         Command::Print(text) => std::io::stdout().write_all(text.as_bytes()).context("standard output"),
         Command::WriteConfig { path, text } => {
             std::fs::write(&path, text).with_context(|| format!("{}", path.display()))
         }
         Command::Cleanup(settings) => {
-            logging::init(&settings.logging)?;
+            let _log = start_log(&settings, loaded.notices)?;
             cleanup::everything(&settings.ipvs.exclude_cidrs)
         }
-        Command::InitOnly(_) => anyhow::bail!("--init-only is not available in this build"),
+        Command::InitOnly(settings) => {
+            let _log = start_log(&settings, loaded.notices)?;
+            run::init(&settings)
+        }
         Command::Run(settings) => {
-            let log = logging::init(&settings.logging)?;
-            for notice in loaded.notices {
-                tracing::info!("{notice}");
-            }
-            logging::announce(&settings);
-            run::run(*settings, log)
+            let log = start_log(&settings, loaded.notices)?;
+            run::run(*settings, arguments, log)
         }
     }
+}
+
+fn start_log(settings: &Settings, notices: Vec<String>) -> anyhow::Result<LogControl> {
+    let log = logging::init(&settings.logging)?;
+    for notice in notices {
+        tracing::info!("{notice}");
+    }
+    logging::announce(settings);
+    Ok(log)
 }

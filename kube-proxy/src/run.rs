@@ -38,7 +38,9 @@ use crate::{
     logging::LogControl,
     metrics::Metrics,
     node::{self, Node},
-    observe::Observations,
+    observe::{AfterFirstSync, Observations},
+    reload,
+    sysctl::{self, Sysctl},
     watch as watches,
 };
 
@@ -47,23 +49,39 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 /// One small exchange with the kernel, so that a flushed rule set is repaired within a second.
 const NFT_DRIFT_CHECK: Duration = Duration::from_millis(500);
+/// A few requests of constant cost.
+const IPVS_DRIFT_CHECK: Duration = Duration::from_secs(2);
 const NODE_IPS_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often the thread that follows addresses looks whether anybody still listens.
 const INTERFACE_RECHECK: Duration = Duration::from_secs(60);
 const POD_CIDRS_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Runs until a signal or a failure ends it. What is in the kernel stays.
-pub(crate) fn run(settings: Settings, log: LogControl) -> anyhow::Result<()> {
+///
+/// `arguments` are the command line, to read the configuration again when its file changes.
+pub(crate) fn run(settings: Settings, arguments: Vec<String>, log: LogControl) -> anyhow::Result<()> {
     let metrics = Metrics::install(&settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("the asynchronous runtime could not be started")?;
-    let result = runtime.block_on(until_signal(start(settings, log, metrics)));
+    let result = runtime.block_on(until_signal(start(settings, arguments, log, metrics)));
     // Threads that wait for the network must not keep the process.
     runtime.shutdown_background();
     result
+}
+
+/// Only the privileged part of a start: the kernel settings. No rule is written.
+pub(crate) fn init(settings: &Settings) -> anyhow::Result<()> {
+    let errors = Sysctl::kernel().set_conntrack(&settings.conntrack);
+    let text: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    anyhow::ensure!(
+        errors.is_empty(),
+        "could not set conntrack parameters from kube-proxy configuration: {}",
+        text.join("; ")
+    );
+    Ok(())
 }
 
 async fn until_signal(job: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
@@ -77,7 +95,12 @@ async fn until_signal(job: impl Future<Output = anyhow::Result<()>>) -> anyhow::
 }
 
 /// Returns only when something ends the process.
-async fn start(settings: Settings, log: LogControl, metrics: Metrics) -> anyhow::Result<()> {
+async fn start(
+    settings: Settings,
+    arguments: Vec<String>,
+    log: LogControl,
+    metrics: Metrics,
+) -> anyhow::Result<()> {
     let name = node::name(settings.hostname_override.as_deref())?;
     let client = client::connect(&settings.client).await?;
     let (messages, inbox) = mpsc::channel::<Message>();
@@ -103,15 +126,11 @@ async fn start(settings: Settings, log: LogControl, metrics: Metrics) -> anyhow:
         _ => Vec::new(),
     };
 
+    sysctl::set_oom_score(settings.oom_score_adj);
     let health = HealthState::new(settings.sync_period * 2);
     let events = Events::start(client.clone(), &name);
+    set_conntrack(&settings, &events);
     let (checks, wanted_checks) = watch::channel(Wanted::default());
-    let (mode, excluded) = (settings.mode, settings.ipvs.exclude_cidrs.clone());
-    let remove_leftovers = Box::new(move || {
-        if let Err(error) = cleanup::leftovers(mode, excluded) {
-            tracing::warn!(%error, "What other modes have left is not removed");
-        }
-    });
     let observations = Observations::new(
         settings.mode,
         health.clone(),
@@ -119,14 +138,14 @@ async fn start(settings: Settings, log: LogControl, metrics: Metrics) -> anyhow:
         checks,
         events.clone(),
         name.clone(),
-        remove_leftovers,
+        remove_leftovers(&settings),
     );
     let environment = environment_settings(&settings, &pod_cidrs);
     let engine_ended = start_engine(&settings, environment, inbox, observations, &health)?;
 
     let settings = Arc::new(settings);
-    let (_current, shown) = watch::channel(Arc::clone(&settings));
-    let fatal = serve_http(&settings, shown, log, metrics, &health, &events);
+    let (current, shown) = watch::channel(Arc::clone(&settings));
+    let fatal = serve_http(&settings, shown, log.clone(), metrics, &health, &events);
     tokio::spawn(service_health::run(name.clone(), wanted_checks, health.clone(), events.clone()));
     events.send(Event::starting());
 
@@ -136,9 +155,20 @@ async fn start(settings: Settings, log: LogControl, metrics: Metrics) -> anyhow:
     tokio::spawn(watches::services(client.clone(), external_ips, messages.clone()));
     tokio::spawn(watches::slices(client.clone(), name.clone(), messages.clone()));
     tokio::spawn(watches::service_cidrs(client.clone(), messages.clone()));
-    let follow = follow_node(node, settings.bind_address, pod_cidrs, messages, health.clone());
+    let reloaded = reload::follow(&arguments, &current, reload::INTERVAL, |settings| {
+        log.apply(&settings.logging);
+        health.set_limit(settings.sync_period * 2);
+        sysctl::set_oom_score(settings.oom_score_adj);
+        set_conntrack(settings, &events);
+        let environment = environment_settings(settings, &pod_cidrs);
+        // Where the engine has ended, so does the process.
+        let _ = messages.send(Message::Settings(environment, pace(settings)));
+    });
+    let follow =
+        follow_node(node, settings.bind_address, pod_cidrs.clone(), messages.clone(), health.clone());
     let result = tokio::select! {
         result = follow => result,
+        error = reloaded => Err(error.into()),
         error = fatal => Err(error),
         result = engine_ended => match result {
             Ok(Err(error)) => Err(error),
@@ -147,6 +177,24 @@ async fn start(settings: Settings, log: LogControl, metrics: Metrics) -> anyhow:
     };
     events.flush(LAST_WORDS).await;
     result
+}
+
+/// The kernel settings that the configuration asks for; what cannot be made is told and does no harm otherwise.
+fn set_conntrack(settings: &Settings, events: &Events) {
+    for error in Sysctl::kernel().set_conntrack(&settings.conntrack) {
+        tracing::error!(%error, "A kernel setting could not be made");
+        events.send(Event::setting_failed(error.to_string()));
+    }
+}
+
+/// What other modes, or kube-proxy in another mode, have left: removed once ours is in force.
+fn remove_leftovers(settings: &Settings) -> AfterFirstSync {
+    let (mode, excluded) = (settings.mode, settings.ipvs.exclude_cidrs.clone());
+    Box::new(move || {
+        if let Err(error) = cleanup::leftovers(mode, excluded) {
+            tracing::error!(%error, "What other modes have left cannot be removed");
+        }
+    })
 }
 
 fn report_conntrack(pass: Pass) {
@@ -325,7 +373,11 @@ fn start_engine(
             };
             start.spawn(open_families(open)?, settings.sync_period)
         }
-        Mode::Ipvs => anyhow::bail!("mode ipvs is not available in this build"),
+        Mode::Ipvs => {
+            let chosen = crate::ipvs::settings(&settings.ipvs)?;
+            let open = |family| Ok(backend_ipvs::open(family, chosen.clone())?);
+            start.spawn(open_families(open)?, settings.sync_period.min(IPVS_DRIFT_CHECK))
+        }
     }
 }
 
@@ -406,7 +458,12 @@ fn start_interface_watch(messages: mpsc::Sender<Message>) -> anyhow::Result<()> 
         netlink::Socket::open(netlink::Protocol::Route).context("interface addresses cannot be read")?;
     let mut tell = move || -> anyhow::Result<bool> {
         let all = address::list(&mut socket).context("interface addresses cannot be read")?;
-        let usable = all.iter().filter(|found| !found.unusable).map(|found| found.address).collect();
+        // Virtual IPs bound as addresses are not the node's own.
+        let device = netlink::link::find(&mut socket, backend_ipvs::settings::DEVICE)
+            .context("interfaces cannot be read")?
+            .map(|device| device.index);
+        let own = all.iter().filter(|found| !found.unusable && Some(found.interface) != device);
+        let usable = own.map(|found| found.address).collect();
         Ok(messages.send(Input::InterfaceAddresses(usable).into()).is_ok())
     };
     tell()?;

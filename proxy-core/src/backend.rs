@@ -141,6 +141,22 @@ pub trait Executor {
 
     /// Whether what was applied last still stands: a check of constant cost.
     fn intact(&mut self) -> Result<bool, ApplyError>;
+
+    /// Numbers worth showing that only this backend has.
+    fn figures(&self) -> Figures {
+        Figures::default()
+    }
+}
+
+/// What metrics show of a backend beyond what the engine knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Of each table: its name, the rules of ours in it, and how many of them the last plan wrote.
+    pub rules: Vec<(&'static str, usize, usize)>,
+    /// Clients that got no affinity because its table was full, since the start.
+    pub affinity_lost: u64,
+    /// Removals of unused objects that failed, since the start.
+    pub cleanup_failures: u64,
 }
 
 /// What became of a plan that was carried through.

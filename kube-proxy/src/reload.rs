@@ -1,0 +1,214 @@
+//! Follows the configuration file: applies what can be applied, and ends the process for the rest.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+
+use crate::{
+    config::{
+        self, Command,
+        reload::{Differences, differences},
+        settings::Settings,
+        watch::ConfigWatch,
+    },
+    metrics,
+};
+
+/// How often the file is looked at.
+pub(crate) const INTERVAL: Duration = Duration::from_secs(2);
+
+/// The file says something that only a new process can follow.
+#[derive(Debug)]
+pub(crate) struct NeedsRestart {
+    fields: Vec<String>,
+}
+
+impl fmt::Display for NeedsRestart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "content of the proxy server's configuration file was updated: {} cannot be applied without a restart",
+            self.fields.join(", ")
+        )
+    }
+}
+
+impl std::error::Error for NeedsRestart {}
+
+/// Looks at the file for ever, and gives `apply` every change that can be applied; the new settings are in `current`
+/// by then. `arguments` are the command line, which some fields of the file yield to.
+pub(crate) async fn follow(
+    arguments: &[String],
+    current: &watch::Sender<Arc<Settings>>,
+    interval: Duration,
+    mut apply: impl FnMut(&Settings),
+) -> NeedsRestart {
+    let Some(path) = current.borrow().config_file.clone() else {
+        return std::future::pending().await;
+    };
+    let mut file = ConfigWatch::new(&path);
+    loop {
+        tokio::time::sleep(interval).await;
+        if !file.poll() {
+            continue;
+        }
+        match reread(arguments, &current.borrow().document) {
+            Ok((_, found)) if !found.restart.is_empty() => {
+                metrics::config_changed("restart");
+                return NeedsRestart { fields: found.restart };
+            }
+            Ok((_, found)) if found.live.is_empty() => {}
+            Ok((settings, found)) => {
+                metrics::config_changed("applied");
+                tracing::info!(fields = ?found.live, "The configuration file changed; applied");
+                let settings = Arc::new(settings);
+                current.send_replace(Arc::clone(&settings));
+                apply(&settings);
+            }
+            // Half a file, or a mistake: what is in force stays, and the next change is looked at again.
+            Err(error) => {
+                metrics::config_changed("invalid");
+                tracing::error!(path = %path.display(), %error, "The configuration file changed and is not valid; it is not applied");
+            }
+        }
+    }
+}
+
+fn reread(arguments: &[String], before: &serde_json::Value) -> Result<(Settings, Differences), String> {
+    let loaded = config::load(arguments).map_err(|error| error.to_string())?;
+    for notice in loaded.notices {
+        tracing::info!("{notice}");
+    }
+    match loaded.command {
+        Command::Run(settings) => {
+            let found = differences(before, &settings.document);
+            Ok((*settings, found))
+        }
+        _ => Err("the command line does not ask to run".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        path::PathBuf,
+        sync::{Mutex, PoisonError},
+    };
+
+    use super::*;
+
+    const HEAD: &str =
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n";
+    const STEP: Duration = Duration::from_millis(5);
+
+    struct Rig {
+        path: PathBuf,
+        arguments: Vec<String>,
+        current: watch::Sender<Arc<Settings>>,
+        applied: Mutex<Vec<u32>>,
+    }
+
+    impl Rig {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("switchyard-reload-{name}-{}", std::process::id()));
+            fs::write(&path, HEAD).expect("a file");
+            let arguments = vec![format!("--config={}", path.display()), "--hostname-override=n".to_owned()];
+            let Command::Run(settings) = config::load(&arguments).expect("good arguments").command else {
+                panic!("not to be run");
+            };
+            let (current, _) = watch::channel(Arc::new(*settings));
+            Self { path, arguments, current, applied: Mutex::default() }
+        }
+
+        /// As a ConfigMap volume does it: another file takes the name.
+        fn replace(&self, body: &str) {
+            let new = self.path.with_extension("new");
+            fs::write(&new, format!("{HEAD}{body}")).expect("a file");
+            fs::rename(&new, &self.path).expect("a replacement");
+        }
+
+        async fn follow(&self) -> NeedsRestart {
+            let apply = |settings: &Settings| self.applied().push(settings.logging.verbosity);
+            follow(&self.arguments, &self.current, STEP, apply).await
+        }
+
+        fn applied(&self) -> std::sync::MutexGuard<'_, Vec<u32>> {
+            self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+
+        /// Runs the follower until so many changes were applied.
+        async fn until_applied(&self, count: usize) {
+            let enough = async {
+                while self.applied().len() < count {
+                    tokio::time::sleep(STEP).await;
+                }
+            };
+            tokio::select! {
+                end = self.follow() => panic!("{end}"),
+                () = enough => {}
+                () = tokio::time::sleep(Duration::from_secs(10)) => panic!("nothing was applied"),
+            }
+        }
+    }
+
+    impl Drop for Rig {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_can_be_applied_is_applied_and_shown() {
+        let rig = Rig::new("live");
+        let change = async {
+            tokio::time::sleep(STEP * 4).await;
+            rig.replace("logging: { verbosity: 4 }\noomScoreAdj: 5\n");
+        };
+        tokio::join!(rig.until_applied(1), change);
+        assert_eq!(*rig.applied(), [4]);
+        assert_eq!(rig.current.borrow().oom_score_adj, 5);
+        assert_eq!(rig.current.borrow().document["oomScoreAdj"], 5);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_applied_ends_the_process_with_the_reason() {
+        let rig = Rig::new("restart");
+        let change = async {
+            tokio::time::sleep(STEP * 4).await;
+            rig.replace("metricsBindAddress: 127.0.0.1:1\nlogging: { verbosity: 4 }\n");
+        };
+        let (end, ()) = tokio::join!(rig.follow(), change);
+        assert_eq!(
+            end.to_string(),
+            "content of the proxy server's configuration file was updated: metricsBindAddress cannot be applied without a restart"
+        );
+        assert!(rig.applied().is_empty(), "not half of it");
+    }
+
+    #[tokio::test]
+    async fn a_mistake_changes_nothing_and_the_next_change_counts() {
+        let rig = Rig::new("mistake");
+        let change = async {
+            tokio::time::sleep(STEP * 4).await;
+            rig.replace("oomScoreAdj: 5000\n");
+            tokio::time::sleep(STEP * 20).await;
+            assert_eq!(rig.current.borrow().oom_score_adj, -999);
+            rig.replace("oomScoreAdj: 500\nlogging: { verbosity: 1 }\n");
+        };
+        tokio::join!(rig.until_applied(1), change);
+        assert_eq!(*rig.applied(), [1]);
+        assert_eq!(rig.current.borrow().oom_score_adj, 500);
+    }
+
+    #[tokio::test]
+    async fn without_a_file_there_is_nothing_to_follow() {
+        let Command::Run(settings) = config::load(&["--mode=nftables"]).expect("good arguments").command
+        else {
+            panic!("not to be run");
+        };
+        let (current, _) = watch::channel(Arc::new(*settings));
+        let follow = follow(&[], &current, STEP, |_| panic!("nothing changed"));
+        assert!(tokio::time::timeout(STEP * 10, follow).await.is_err());
+    }
+}
