@@ -384,3 +384,66 @@ const fn family_number(family: AddressFamily) -> u8 {
         AddressFamily::V6 => 10,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::message::Messages;
+
+    fn flow() -> Flow {
+        let original = Tuple {
+            source: [192, 0, 2, 1].into(),
+            destination: [172, 30, 0, 1].into(),
+            protocol: protocol::TCP,
+            source_port: 1000,
+            destination_port: 80,
+            icmp: None,
+        };
+        Flow {
+            original,
+            reply: original.reversed(),
+            zone: 3,
+            status: status::CONFIRMED,
+            id: None,
+            timeout: 9,
+            mark: 0x4000,
+            tcp_state: Some(3),
+        }
+    }
+
+    #[test]
+    fn an_entry_written_is_the_entry_read() {
+        let mut writer = Writer::new();
+        let mut pipeline = Pipeline::new();
+        flow().push_insert(&mut pipeline);
+        writer.raw(pipeline.bytes());
+        let message = Messages::new(writer.as_bytes()).next().expect("one message");
+        assert_eq!(Flow::decode(&message), Some(flow()));
+    }
+
+    proptest! {
+        #[test]
+        fn messages_with_bytes_changed_are_decoded_without_panic(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+        ) {
+            let mut writer = Writer::new();
+            let mut pipeline = Pipeline::new();
+            flow().push_insert(&mut pipeline);
+            writer.raw(pipeline.bytes());
+            for (index, byte) in changes {
+                writer.patch(index.index(writer.len()), &[byte]);
+            }
+            for mut message in Messages::new(writer.as_bytes()) {
+                message.kind = NEW;
+                let _ = Flow::decode(&message);
+            }
+        }
+
+        #[test]
+        fn any_payload_is_decoded_without_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Flow::decode(&Message { kind: NEW, flags: 0, sequence: 0, payload: &payload });
+        }
+    }
+}

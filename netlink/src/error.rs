@@ -10,6 +10,9 @@ pub enum Error {
     Refused(Failure),
     #[error("{doing}: {source}")]
     Os { doing: &'static str, source: io::Error },
+    /// Nothing reached the kernel (`EMSGSIZE`: the send buffer is too small and may not be raised).
+    #[error("the request could not be sent: {0}")]
+    Unsent(#[source] io::Error),
     /// `ENOBUFS`: the receive buffer overflowed, so some answers are missing.
     #[error("the kernel's answers did not fit into the receive buffer, some are lost")]
     RepliesLost,

@@ -105,3 +105,18 @@ fn header(writer: &mut Writer, index: u32, flags: u32, change: u32) {
     writer.raw(&flags.to_ne_bytes());
     writer.raw(&change.to_ne_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_payload_is_decoded_without_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let message = Message { kind: NEW, flags: 0, sequence: 0, payload: &payload };
+            let _ = Link::decode(&message);
+        }
+    }
+}

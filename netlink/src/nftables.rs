@@ -165,3 +165,24 @@ fn note(pending: &mut Vec<Touched>, message: &Message<'_>) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_event_is_noted_without_panic(
+            kind in 0u16..40,
+            payload in proptest::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let message = Message { kind: SUBSYSTEM << 8 | kind, flags: 0, sequence: 0, payload: &payload };
+            let mut pending = Vec::new();
+            note(&mut pending, &message);
+            let transaction = transaction(&message, pending);
+            prop_assert!(transaction.touched.len() <= 1);
+        }
+    }
+}

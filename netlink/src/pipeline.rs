@@ -48,6 +48,11 @@ impl Pipeline {
         self.starts.clear();
     }
 
+    /// The requests as they would be sent, not numbered.
+    pub fn bytes(&self) -> &[u8] {
+        self.writer.as_bytes()
+    }
+
     /// Sends everything; answers the requests that were refused, by index. On an error, how far it came is unknown.
     pub fn run(&mut self, socket: &mut Socket) -> Result<Vec<Failure>, Error> {
         if self.writer.overflowed() {

@@ -185,3 +185,18 @@ fn header(writer: &mut Writer, family: u8, prefix_length: u8, table: u32, [proto
     let table = u8::try_from(table).unwrap_or(0);
     writer.raw(&[family, prefix_length, 0, 0, table, protocol, scope, kind, 0, 0, 0, 0]);
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_payload_is_decoded_without_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let message = Message { kind: NEW, flags: 0, sequence: 0, payload: &payload };
+            let _ = Route::decode(&message);
+        }
+    }
+}

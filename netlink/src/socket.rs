@@ -124,9 +124,9 @@ impl Socket {
             let kernel = NetlinkAddr::new(0, 0);
             match sendmsg(self.fd.as_raw_fd(), &slices, &[], MsgFlags::empty(), Some(&kernel)) {
                 Ok(sent) if sent == length => return Ok(()),
-                Ok(_) => return Err(Error::Malformed("a datagram was cut short")),
+                Ok(_) => return Err(Error::Malformed("a part only of a datagram was taken")),
                 Err(Errno::EINTR) => {}
-                Err(errno) => return Err(os("send to the kernel", errno)),
+                Err(errno) => return Err(Error::Unsent(errno.into())),
             }
         }
     }

@@ -65,7 +65,7 @@ pub enum CommitError {
     #[error("nf_tables did not answer: {0}")]
     Lost(#[source] netlink::Error),
     /// Nothing was sent.
-    #[error("the batch cannot be sent: {0}")]
+    #[error("nothing of the batch was applied: {0}")]
     Invalid(#[source] netlink::Error),
 }
 
@@ -427,7 +427,10 @@ impl Batch {
         let parts = [begin.as_bytes(), self.writer.as_bytes(), end.as_bytes()];
         let outcome = socket.exchange(&parts, first, first.wrapping_add(count));
         self.writer.acknowledge_message(last, false);
-        let failures = outcome.map_err(CommitError::Lost)?;
+        let failures = outcome.map_err(|error| match error {
+            netlink::Error::Unsent(_) => CommitError::Invalid(error),
+            error => CommitError::Lost(error),
+        })?;
         if failures.is_empty() {
             return Ok(());
         }
