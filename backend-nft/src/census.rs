@@ -53,12 +53,12 @@ impl Census {
                 generation,
                 element: Element { set, key, data: Data::Goto(to) | Data::Jump(to) },
             } => {
-                let name = SetName { set: *set, generation: *generation }.to_string();
+                let name = SetName::new(*set, *generation).to_string();
                 self.verdicts.entry(name.into()).or_default().insert(*key, text(to));
             }
             Operation::Delete { generation, element } if !self.verdicts.is_empty() => {
                 if let Data::Goto(_) | Data::Jump(_) = element.data {
-                    let name = SetName { set: element.set, generation: *generation }.to_string();
+                    let name = SetName::new(element.set, *generation).to_string();
                     if let Some(map) = self.verdicts.get_mut(&*name) {
                         map.remove(&element.key);
                     }

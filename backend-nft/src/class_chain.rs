@@ -23,6 +23,8 @@ pub(crate) enum Class {
         timeout: u16,
         affinity: Affinity,
     },
+    /// Source ranges of this prefix length: a set and a rule.
+    Allowed(u8),
 }
 
 /// A chain with its rules.
@@ -58,6 +60,7 @@ impl Scaffold<'_> {
             }
             Class::Pick(size) => vec![self.made(Place::Pick(size), self.pick(size))],
             Class::Sticky { affinity, .. } => self.sticky(affinity),
+            Class::Allowed(_) => Vec::new(),
         }
     }
 
@@ -68,7 +71,7 @@ impl Scaffold<'_> {
             Element { set, key: ElementKey::Id(key), data }
         };
         match class {
-            Class::Balance(_) => Vec::new(),
+            Class::Balance(_) | Class::Allowed(_) => Vec::new(),
             Class::Plain(kind, size) => {
                 let (set, place) = match kind {
                     Plain::ClusterIp => (Set::Dispatch, Place::ClusterIp(size)),

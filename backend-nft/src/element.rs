@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use proxy_core::model::Protocol;
 
 use crate::{
-    name::{ChainName, Set},
+    name::{ChainName, Set, SetName},
     text::ClassId,
 };
 
@@ -55,6 +55,14 @@ pub(crate) enum Data {
 }
 
 impl Element {
+    /// The set of this generation that it belongs to.
+    pub(crate) fn set_name(&self, generation: u32) -> SetName {
+        match self.key {
+            Key::Allowed(.., net) => SetName::allowed(net.prefix_len(), generation),
+            _ => SetName::new(self.set, generation),
+        }
+    }
+
     pub(crate) fn member(set: Set, key: Key) -> Self {
         Self { set, key, data: Data::None }
     }

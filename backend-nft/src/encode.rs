@@ -106,39 +106,45 @@ impl Encoder {
     ) -> Option<Position> {
         if self.generation != Some(generation) {
             self.generation = Some(generation);
-            self.names = Set::ALL.iter().map(|set| SetName { set: *set, generation }.to_string()).collect();
+            self.names = Set::ALL.iter().map(|set| SetName::new(*set, generation).to_string()).collect();
         }
         let mut first = None;
         operation.elements(|element| {
-            let position = self.element(&element, delete, batch);
+            let position = self.element(&element, generation, delete, batch);
             first.get_or_insert(position);
         });
         first
     }
 
-    fn element(&mut self, element: &Element, delete: bool, batch: &mut Batch) -> Position {
+    fn element(&mut self, element: &Element, generation: u32, delete: bool, batch: &mut Batch) -> Position {
         let table = table(self.family);
-        let name = self.names[element.set as usize].as_str();
+        let own;
+        let name = match element.key {
+            Key::Allowed(..) => {
+                own = element.set_name(generation).to_string();
+                own.as_str()
+            }
+            _ => self.names[element.set as usize].as_str(),
+        };
         let mut list =
             if delete { batch.delete_elements(table, name) } else { batch.add_elements(table, name) };
         let (key, end) = key_bytes(&element.key);
         let key = key.as_slice();
-        match (&element.key, end, &element.data) {
-            (Key::Network(_), Some(end), _) => list.push_interval(key, end.as_slice()),
-            (_, Some(end), _) => list.push(&Encoded::key(key).to(end.as_slice())),
-            (_, None, data) if delete || *data == Data::None => {
+        match (end, &element.data) {
+            (Some(end), _) => list.push_interval(key, end.as_slice()),
+            (None, data) if delete || *data == Data::None => {
                 let template = Self::template(&mut self.templates, element.set, key.len(), 0, delete);
                 list.push_fixed(&template, key, &[])
             }
-            (_, None, Data::Goto(chain)) => {
+            (None, Data::Goto(chain)) => {
                 let verdict = Verdict::Goto(chain.to_string().into());
                 list.push(&Encoded::verdict(key, &verdict))
             }
-            (_, None, Data::Jump(chain)) => {
+            (None, Data::Jump(chain)) => {
                 let verdict = Verdict::Jump(chain.to_string().into());
                 list.push(&Encoded::verdict(key, &verdict))
             }
-            (_, None, data) => {
+            (None, data) => {
                 let value: Bytes = data_bytes(data);
                 let value = value.as_slice();
                 if let Data::Named(_, comment) = data {

@@ -46,6 +46,14 @@ fn load(key: &[Part], family: Family, out: &mut Vec<Expression>) -> Register {
                 out.push(step::source(family, to));
                 used += words(family) - 1;
             }
+            Part::SourceNet(bits) => {
+                out.push(step::source(family, to));
+                let length = 4 * words(family) as usize;
+                if usize::from(*bits) < 8 * length {
+                    out.push(bitwise(to, to, mask(*bits, length), vec![0; length]));
+                }
+                used += words(family) - 1;
+            }
             Part::Destination => {
                 out.push(step::destination(family, to));
                 used += words(family) - 1;
@@ -157,6 +165,11 @@ fn set_priority(to: &Priority, family: Family, out: &mut Vec<Expression>) {
             out.push(map(FIRST, &*name.to_string(), FIRST));
         }
     }
+}
+
+/// As many leading ones, in as many bytes.
+fn mask(bits: u8, length: usize) -> Vec<u8> {
+    (0..length).map(|at| !(0xff_u16 >> usize::from(bits).saturating_sub(8 * at).min(8)) as u8).collect()
 }
 
 /// The address in the first register lies in this network.

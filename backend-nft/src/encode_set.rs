@@ -56,7 +56,7 @@ pub(crate) fn declare<T>(
     });
     declaration.size = capacity;
     match set {
-        Set::AllowedSources | Set::ServiceCidrs => declaration.interval = true,
+        Set::ServiceCidrs => declaration.interval = true,
         Set::Clients => {
             declaration.dynamic = true;
             declaration.aging = true;
@@ -119,9 +119,7 @@ pub(crate) fn key_bytes(key: &Key) -> (Bytes, Option<Bytes>) {
             new.addr(*addr).addr(*addr).part(&[protocol.number()]).part(&port.to_be_bytes()).concatenated()
         }
         Key::Allowed(addr, protocol, port, net) => {
-            let start = new.addr(*addr).part(&[protocol.number()]).part(&port.to_be_bytes());
-            let (first, last) = bounds(net);
-            return (start.addr(first), Some(start.addr(last)));
+            new.addr(*addr).part(&[protocol.number()]).part(&port.to_be_bytes()).addr(net.network())
         }
         Key::Network(net) => {
             let (first, last) = bounds(net);

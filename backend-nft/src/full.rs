@@ -115,10 +115,10 @@ fn sets(scaffold: &Scaffold<'_>, installed: &mut Installed) -> Step<Op> {
     let family = scaffold.environment.family;
     let mut step = Step::default();
     step.push(Op(Operation::Table { family }), None);
-    for set in Set::ALL {
+    for set in Set::ALL.into_iter().filter(|set| *set != Set::AllowedSources) {
         let capacity = set.grows().then(|| room_for(installed.state.counts[set as usize]));
         installed.state.capacities[set as usize] = capacity;
-        let name = SetName { set, generation: scaffold.generation };
+        let name = SetName::new(set, scaffold.generation);
         step.push(Op(Operation::AddSet { family, name, capacity }), None);
     }
     step

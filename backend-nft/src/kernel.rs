@@ -100,7 +100,7 @@ impl Executor {
         let family = self.number();
         let v4 = self.family == Family::V4;
         let mut read = |set| {
-            let name = SetName { set, generation }.to_string();
+            let name = SetName::new(set, generation).to_string();
             read::elements(&mut self.socket, family, &name)
         };
         let id = |bytes: &[u8]| bytes.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));

@@ -104,7 +104,7 @@ impl Set {
             Self::Hairpin => "hairpin",
             Self::EndpointSources => "endpoint-sources",
             Self::RestrictedVips => "restricted-vips",
-            Self::AllowedSources => "allowed-sources",
+            Self::AllowedSources => "allowed",
             Self::StickySizes => "sticky-sizes",
             Self::StickyLocalSizes => "sticky-local-sizes",
             Self::StickySlots => "sticky-slots",
@@ -118,18 +118,31 @@ impl Set {
     }
 }
 
-/// A set or map of one generation.
+/// A set or map of one generation; allowed sources have one for each prefix length in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SetName {
     pub(crate) set: Set,
     pub(crate) generation: u32,
+    pub(crate) prefix: Option<u8>,
+}
+
+impl SetName {
+    pub(crate) fn new(set: Set, generation: u32) -> Self {
+        Self { set, generation, prefix: None }
+    }
+
+    /// The sources of one prefix length that may use a restricted address.
+    pub(crate) fn allowed(prefix: u8, generation: u32) -> Self {
+        Self { set: Set::AllowedSources, generation, prefix: Some(prefix) }
+    }
 }
 
 impl fmt::Display for SetName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.set {
-            Set::Clients => f.write_str(self.set.as_str()),
-            set => write!(f, "{}-{}", set.as_str(), self.generation),
+        match (self.set, self.prefix) {
+            (Set::Clients, _) => f.write_str(self.set.as_str()),
+            (set, None) => write!(f, "{}-{}", set.as_str(), self.generation),
+            (set, Some(prefix)) => write!(f, "{}-{prefix}-{}", set.as_str(), self.generation),
         }
     }
 }
@@ -222,6 +235,7 @@ pub(crate) enum Place {
     ToService,
     ToClass,
     SourceCheck,
+    AllowedCheck,
     Refuse,
     NoEndpointsCheck,
     ClusterIpCheck,
@@ -275,6 +289,7 @@ impl fmt::Display for ChainName {
             Place::ToService => f.write_str("to-service"),
             Place::ToClass => f.write_str("to-class"),
             Place::SourceCheck => f.write_str("source-check"),
+            Place::AllowedCheck => f.write_str("allowed-check"),
             Place::Refuse => f.write_str("refuse"),
             Place::NoEndpointsCheck => f.write_str("no-endpoints-check"),
             Place::ClusterIpCheck => f.write_str("clusterip-check"),

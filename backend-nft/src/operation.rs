@@ -177,7 +177,7 @@ impl fmt::Display for Op {
                 };
                 let mut lines = Vec::new();
                 elements.elements(|element| {
-                    let name = SetName { set: element.set, generation };
+                    let name = element.set_name(generation);
                     lines.push(format!("{verb} element {name} {{ {element} }}"));
                 });
                 f.write_str(&lines.join("\n"))

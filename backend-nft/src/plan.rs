@@ -15,7 +15,7 @@ use crate::{
     draft::{Draft, difference},
     element::{Element, Key},
     found::Found,
-    name::Set,
+    name::{Place, Set, SetName},
     operation::{Op, Operation},
     placement::disjoint,
     scaffold::Scaffold,
@@ -154,6 +154,13 @@ pub(crate) fn class_step(scaffold: &Scaffold<'_>, classes: &[(Class, Option<u32>
     let mut step = Step::default();
     let family = scaffold.environment.family;
     for (class, owner) in classes {
+        if let Class::Allowed(prefix) = class {
+            let name = SetName::allowed(*prefix, scaffold.generation);
+            step.push(Op(Operation::AddSet { family, name, capacity: None }), *owner);
+            let chain = scaffold.chain(Place::AllowedCheck);
+            let rule = scaffold.allowed_rule(*prefix);
+            step.push(Op(Operation::AddRule { family, chain, rule }), *owner);
+        }
         for (chain, rules) in scaffold.class_chains(*class) {
             step.push(Op(Operation::AddChain { name: chain }), *owner);
             for rule in rules {

@@ -31,7 +31,7 @@ fn node_port() -> Key {
 
 impl Scaffold<'_> {
     pub(crate) fn set(&self, set: Set) -> SetName {
-        SetName { set, generation: self.generation }
+        SetName::new(set, self.generation)
     }
 
     pub(crate) fn chain(&self, place: Place) -> ChainName {
@@ -45,6 +45,8 @@ impl Scaffold<'_> {
     /// The chains that exist whatever the Services are, in an order in which each refers to earlier ones only.
     pub(crate) fn shared_chains(&self) -> Vec<(ChainName, Vec<Arc<Rule>>)> {
         [
+            // Filled as prefix lengths come into use.
+            (Place::AllowedCheck, Vec::new()),
             (Place::SourceCheck, self.source_check()),
             (Place::Refuse, vec![vec![Statement::Reject]]),
             (Place::NoEndpointsCheck, self.no_endpoints_check()),
@@ -97,13 +99,20 @@ impl Scaffold<'_> {
 
     /// Load balancer IPs with source ranges, seen before translation.
     fn source_check(&self) -> Vec<Vec<Statement>> {
-        let mut allowed = frontend();
-        allowed.push(Part::Source);
-        vec![vec![
-            Statement::In { key: frontend(), set: self.set(Set::RestrictedVips), not: false },
-            Statement::In { key: allowed, set: self.set(Set::AllowedSources), not: true },
-            Statement::Drop,
-        ]]
+        let restricted = || Statement::In { key: frontend(), set: self.set(Set::RestrictedVips), not: false };
+        vec![
+            vec![restricted(), Statement::Jump(self.chain(Place::AllowedCheck))],
+            vec![restricted(), Statement::Drop],
+        ]
+    }
+
+    /// The rule that lets in sources of one prefix length. A hash for each length in use, rather than one interval
+    /// set: with 20,000 ranges that takes 0.8 ms for each range that changes.
+    pub(crate) fn allowed_rule(&self, prefix: u8) -> Arc<Rule> {
+        let mut key = frontend();
+        key.push(Part::SourceNet(prefix));
+        let set = SetName::allowed(prefix, self.generation);
+        Arc::new(Rule(vec![Statement::In { key, set, not: false }, Statement::Accept]))
     }
 
     fn to_service(&self) -> Vec<Vec<Statement>> {

@@ -9,7 +9,7 @@ use proxy_core::model::{Protocol, ServicePortName};
 
 use crate::{
     class_chain::Class,
-    element::Element,
+    element::{Element, Key},
     ids::{GroupIds, PortIds},
     name::{Affinity, Set},
     placement::Placement,
@@ -153,6 +153,9 @@ impl State {
 
     /// The class whose chains an element's value leads to.
     fn class_of(&self, element: &Element) -> Option<Class> {
+        if let Key::Allowed(.., net) = element.key {
+            return Some(Class::Allowed(net.prefix_len()));
+        }
         let value = element.value()?;
         match element.set {
             Set::Vips | Set::NodePorts => match meaning(value)? {
@@ -205,7 +208,8 @@ impl State {
         let Some(usage) = self.classes.get_mut(&class) else { return };
         undo.classes.push((class, Some(*usage)));
         usage.elements -= 1;
-        if usage.elements == 0 {
+        // A prefix length stays: taking its rule out of the middle of a chain is not worth it.
+        if usage.elements == 0 && !matches!(class, Class::Allowed(_)) {
             usage.idle_since = Some(now);
         }
     }

@@ -16,6 +16,8 @@ pub(crate) struct Rule(pub(crate) Vec<Statement>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     Source,
+    /// The first bits of the source, as many as this.
+    SourceNet(u8),
     Destination,
     Protocol,
     SourcePort,
@@ -128,6 +130,7 @@ impl fmt::Display for KeyText<'_> {
             }
             match part {
                 Part::Source => write!(f, "{ip} saddr")?,
+                Part::SourceNet(bits) => write!(f, "{ip} saddr & /{bits}")?,
                 Part::Destination => write!(f, "{ip} daddr")?,
                 Part::Protocol => f.write_str("meta l4proto")?,
                 Part::SourcePort => f.write_str("th sport")?,
