@@ -52,7 +52,9 @@ pub(crate) async fn follow(
         if !file.poll() {
             continue;
         }
-        match reread(arguments, &current.borrow().document) {
+        // Not borrowed while it is replaced.
+        let before = Arc::clone(&current.borrow());
+        match reread(arguments, &before.document) {
             Ok((_, found)) if !found.restart.is_empty() => {
                 metrics::config_changed("restart");
                 return NeedsRestart { fields: found.restart };

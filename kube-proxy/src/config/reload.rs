@@ -46,12 +46,6 @@ pub(crate) struct Differences {
     pub(crate) restart: Vec<String>,
 }
 
-impl Differences {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.live.is_empty() && self.restart.is_empty()
-    }
-}
-
 /// Compares two public objects (`Settings::document`).
 pub(crate) fn differences(old: &Value, new: &Value) -> Differences {
     let mut found = Differences::default();
@@ -94,7 +88,7 @@ mod tests {
     #[test]
     fn equal_objects_have_no_differences() {
         let object = json!({ "mode": "nftables", "iptables": { "masqueradeBit": 14 } });
-        assert!(differences(&object, &object.clone()).is_empty());
+        assert_eq!(differences(&object, &object.clone()), Differences::default());
     }
 
     #[test]
