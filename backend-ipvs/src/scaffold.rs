@@ -154,7 +154,7 @@ impl Scaffold<'_> {
             ("nat-postrouting", self.hairpin()),
             ("filter-input", self.refuse()),
         ];
-        for pod in self.from_pods() {
+        for pod in self.pod_matches() {
             rules.push((POLICY_CHECK, Rule::new().with_all(pod.clone()).with(nft::return_to_caller())));
             rules.push(("filter-forward", self.short_circuit(new().with_all(pod))));
         }
@@ -191,13 +191,13 @@ impl Scaffold<'_> {
     fn cluster_ips(&self) -> Rule {
         let mut rule = self.destination_in(CLUSTER_IPS);
         if !self.environment.masquerade_all {
-            rule = rule.with_all(self.not_from_pods());
+            rule = rule.with_all(self.no_pod_matches());
         }
         rule.with_all(self.ask_for_masquerading())
     }
 
     /// Packets of this node's pods: one alternative for each way to tell.
-    fn from_pods(&self) -> Vec<Vec<Expression>> {
+    fn pod_matches(&self) -> Vec<Vec<Expression>> {
         match &self.environment.local_pods {
             LocalPods::Unknown => Vec::new(),
             LocalPods::Cidrs(nets) => {
@@ -208,7 +208,7 @@ impl Scaffold<'_> {
         }
     }
 
-    fn not_from_pods(&self) -> Vec<Expression> {
+    fn no_pod_matches(&self) -> Vec<Expression> {
         match &self.environment.local_pods {
             // The node's own connections have the virtual IP as their source, so that no answer would come.
             LocalPods::Unknown => vec![nft::source_type(Register::R0), nft::is_local(Register::R0)],

@@ -57,6 +57,16 @@ impl Driver {
         self.change(service, Some(route));
     }
 
+    /// Wanted from the next full plan on.
+    pub fn set_without_plan(&mut self, service: &str, route: Route) {
+        let name = ServicePortName {
+            service: ObjectName::new("default", service),
+            port: "".into(),
+            protocol: route.protocol,
+        };
+        self.routes.insert(name, Arc::new(route));
+    }
+
     pub fn remove(&mut self, service: &str, protocol: Protocol) {
         let name =
             ServicePortName { service: ObjectName::new("default", service), port: "".into(), protocol };

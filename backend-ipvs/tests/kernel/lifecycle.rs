@@ -1,1 +1,456 @@
+//! Endpoints that come and go, restarts, damage, and other proxies.
 
+use std::{collections::BTreeSet, net::TcpStream, time::Duration};
+
+use backend_ipvs::{Settings, options};
+use ipvs_netlink::Scheduler;
+use proxy_core::{
+    model::{Family, Protocol, TrafficPolicy},
+    route::Route,
+};
+use vm_test::{run, with_ipvs};
+
+use crate::{
+    driver::{Driver, exposed, route},
+    rig::{self, CLIENT, NEIGHBOUR, NODE, POD, REMOTE, Reply, ask, connect, tcp, udp},
+};
+
+const VIP: &str = "10.96.0.1:80";
+const PODS: [&str; 3] = ["10.1.0.2", "10.1.1.2", "10.2.0.2"];
+
+fn web(endpoints: &[&str]) -> Route {
+    route(Protocol::Tcp, "10.96.0.1", endpoints)
+}
+
+fn start(endpoints: &[&str]) -> Driver {
+    rig::build();
+    let mut driver = Driver::start(Family::V4, Settings::default());
+    driver.set("web", web(endpoints));
+    driver
+}
+
+/// An open connection and who it leads to.
+fn held(from: &'static str) -> (TcpStream, String) {
+    let mut connection = connect(from, VIP).expect("connected");
+    let line = ask(&mut connection).expect("an answer");
+    (connection, line.split(' ').next().expect("a name").to_owned())
+}
+
+fn still_leads_to(connection: &mut TcpStream, who: &str) {
+    let line = ask(connection).expect("the connection still works");
+    assert!(line.starts_with(who), "{line}");
+}
+
+fn destinations() -> String {
+    run("ipvsadm -Ln | grep -- '->' | grep -v Remote").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn an_endpoint_that_goes_keeps_its_connections_and_gets_no_new_ones() {
+    with_ipvs(|| {
+        let mut driver = start(&PODS[..2]);
+        let mut held: Vec<_> = (0..4).map(|_| held(CLIENT)).collect();
+        assert!(held.iter().any(|(_, who)| who == POD) && held.iter().any(|(_, who)| who == NEIGHBOUR));
+        driver.set("web", web(&PODS[1..2]));
+        for (connection, who) in &mut held {
+            still_leads_to(connection, who);
+        }
+        for _ in 0..6 {
+            assert_eq!(tcp(CLIENT, VIP).who(), NEIGHBOUR);
+        }
+        // It is not idle: it stays, however often one looks.
+        for _ in 0..5 {
+            driver.pass(Duration::from_secs(60));
+        }
+        assert!(destinations().contains("10.1.0.2:8080 Masq 0 2"), "{}", destinations());
+        // The process restarts, and still they work.
+        driver.restart(Settings::default());
+        for (connection, who) in &mut held {
+            still_leads_to(connection, who);
+        }
+        // The endpoint returns: it gets new connections again.
+        driver.set("web", web(&PODS[..2]));
+        let answering: BTreeSet<String> = (0..6).map(|_| tcp(CLIENT, VIP).who().to_owned()).collect();
+        assert_eq!(answering.len(), 2);
+        driver.set("web", web(&PODS[1..2]));
+        for (connection, who) in &mut held {
+            still_leads_to(connection, who);
+        }
+        // At the limit it goes with its connections.
+        for _ in 0..40 {
+            driver.pass(Duration::from_secs(60));
+        }
+        assert!(!destinations().contains("10.1.0.2"), "{}", destinations());
+        for (connection, who) in &mut held {
+            match &**who {
+                NEIGHBOUR => still_leads_to(connection, who),
+                _ => assert!(ask(connection).is_err()),
+            }
+        }
+    });
+}
+
+#[test]
+fn an_idle_endpoint_and_an_idle_service_go_at_the_first_look() {
+    with_ipvs(|| {
+        let mut driver = start(&PODS);
+        driver.set("web", web(&PODS[..1]));
+        assert_eq!(destinations().matches("Masq 0 0 0").count(), 2);
+        driver.pass(Duration::from_secs(6));
+        assert_eq!(destinations().matches("->").count(), 1);
+        driver.remove("web", Protocol::Tcp);
+        assert_eq!(tcp(CLIENT, VIP), Reply::Refused);
+        assert!(run("ip route show table local proto 89").contains("10.96.0.1"));
+        driver.pass(Duration::from_secs(6));
+        driver.pass(Duration::from_secs(60));
+        assert!(!run("ipvsadm -Ln").contains("10.96.0.1"));
+        assert_eq!(run("ip route show table local proto 89"), "");
+        assert!(!run("nft list table ip kube-proxy").contains("10.96.0.1"));
+    });
+}
+
+#[test]
+fn a_service_that_is_deleted_keeps_its_connections() {
+    with_ipvs(|| {
+        let mut driver = start(&PODS[..1]);
+        let (mut connection, who) = held(CLIENT);
+        driver.remove("web", Protocol::Tcp);
+        assert_eq!(tcp(CLIENT, VIP), Reply::Refused);
+        driver.pass(Duration::from_secs(6));
+        still_leads_to(&mut connection, &who);
+        driver.restart(Settings::default());
+        still_leads_to(&mut connection, &who);
+        // Created again, it takes up where it left.
+        driver.set("web", web(&PODS[..1]));
+        still_leads_to(&mut connection, &who);
+        assert_eq!(tcp(CLIENT, VIP).who(), POD);
+    });
+}
+
+#[test]
+fn udp_moves_to_another_endpoint_at_once() {
+    with_ipvs(|| {
+        rig::build();
+        let mut driver = Driver::start(Family::V4, Settings::default());
+        driver.set("dns", route(Protocol::Udp, "10.96.0.1", &PODS[..1]));
+        let socket = rig::within(CLIENT, || {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a limit");
+            socket.connect(VIP).expect("a route");
+            socket
+        });
+        let mut who = || {
+            let mut buffer = [0; 64];
+            socket.send(b"?").expect("sent");
+            socket
+                .recv(&mut buffer)
+                .ok()
+                .map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned())
+        };
+        assert!(who().expect("an answer").starts_with(POD));
+        driver.set("dns", route(Protocol::Udp, "10.96.0.1", &PODS[1..2]));
+        // The first datagram ends the connection of IPVS (`expire_nodest_conn`), with the next it begins anew.
+        let answers: Vec<_> = (0..3).map(|_| who()).collect();
+        assert!(
+            answers.last().expect("three").as_ref().is_some_and(|line| line.starts_with(NEIGHBOUR)),
+            "{answers:?}"
+        );
+    });
+}
+
+#[test]
+fn a_client_with_affinity_stays_until_its_endpoint_goes() {
+    with_ipvs(|| {
+        rig::build();
+        let mut driver = Driver::start(Family::V4, Settings::default());
+        let sticky = |endpoints: &[&str]| Route { affinity: Some(600), ..web(endpoints) };
+        driver.set("web", sticky(&PODS));
+        let first = tcp(CLIENT, VIP).who().to_owned();
+        for _ in 0..6 {
+            assert_eq!(tcp(CLIENT, VIP).who(), first);
+        }
+        let others: Vec<&str> = [POD, NEIGHBOUR, REMOTE]
+            .into_iter()
+            .zip(PODS)
+            .filter(|(name, _)| *name != first)
+            .map(|(_, addr)| addr)
+            .collect();
+        driver.set("web", sticky(&others));
+        let second = tcp(CLIENT, VIP).who().to_owned();
+        assert_ne!(second, first, "nobody is kept on an endpoint that is gone");
+        for _ in 0..6 {
+            assert_eq!(tcp(CLIENT, VIP).who(), second);
+        }
+        // A restart changes nothing for the client.
+        driver.restart(Settings::default());
+        assert_eq!(tcp(CLIENT, VIP).who(), second);
+    });
+}
+
+#[test]
+fn a_restart_writes_nothing_to_servers_and_addresses() {
+    with_ipvs(|| {
+        let mut driver = start(&PODS);
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            driver.set(
+                "lb",
+                exposed(route(protocol, "10.96.0.2", &PODS), "198.51.100.1", TrafficPolicy::Local),
+            );
+        }
+        let (mut connection, who) = held(CLIENT);
+        let before = (run("ipvsadm -Sn | sort"), run("nft list ruleset"), run("ip route show table local"));
+        driver.restart(Settings::default());
+        assert_eq!(driver.full(), 0, "a full plan over what is there has nothing to do");
+        assert_eq!(
+            (run("ipvsadm -Sn | sort"), run("nft list ruleset"), run("ip route show table local")),
+            before
+        );
+        still_leads_to(&mut connection, &who);
+    });
+}
+
+#[test]
+fn no_connection_is_lost_during_restarts() {
+    with_ipvs(|| {
+        let mut driver = start(&PODS);
+        driver.set(
+            "lb",
+            exposed(route(Protocol::Tcp, "10.96.0.2", &PODS), "198.51.100.1", TrafficPolicy::Local),
+        );
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        for to in [VIP, "198.51.100.1:80"] {
+            let (sender, stop) = (sender.clone(), stop.clone());
+            std::thread::spawn(move || {
+                let mut count = 0;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let reply = tcp(CLIENT, to);
+                    if !matches!(reply, Reply::From { .. }) {
+                        let _ = sender.send(Err(format!("{to}: {reply:?} after {count}")));
+                        return;
+                    }
+                    count += 1;
+                }
+                let _ = sender.send(Ok(count));
+            });
+        }
+        for _ in 0..20 {
+            driver.restart(Settings::default());
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        for _ in 0..2 {
+            let count = receiver.recv().expect("both report").expect("every connection was answered");
+            assert!(count > 10, "{count}");
+        }
+    });
+}
+
+#[test]
+fn every_kind_of_damage_is_noticed_and_repaired() {
+    with_ipvs(|| {
+        let mut driver = start(&PODS);
+        driver.set(
+            "lb",
+            exposed(route(Protocol::Tcp, "10.96.0.2", &PODS), "198.51.100.1", TrafficPolicy::Local),
+        );
+        let check = |driver: &mut Driver, damage: &str| {
+            assert!(driver.is_intact(), "before {damage}");
+            run(damage);
+            assert!(!driver.is_intact(), "{damage} is not noticed");
+            driver.full();
+            assert!(driver.is_intact(), "after {damage}");
+            for to in [VIP, "10.96.0.2:80", "198.51.100.1:80", "192.168.7.1:30080"] {
+                for from in [CLIENT, POD, NODE] {
+                    tcp(from, to).who();
+                }
+            }
+        };
+        check(&mut driver, "ipvsadm -C");
+        check(&mut driver, "ip link del kube-ipvs0");
+        check(&mut driver, "ip link set kube-ipvs0 down");
+        check(
+            &mut driver,
+            "ip link del kube-ipvs0 && ip link add kube-ipvs0 type dummy && ip link set kube-ipvs0 up",
+        );
+        check(&mut driver, "nft flush ruleset");
+        check(&mut driver, "nft delete table ip kube-proxy");
+        check(&mut driver, "nft flush table ip kube-proxy");
+        check(&mut driver, "nft flush chain ip kube-proxy nat-postrouting");
+        // What others do in their own tables is no damage.
+        run("nft add table ip other; nft add chain ip other c; nft add rule ip other c accept");
+        assert!(driver.is_intact());
+    });
+}
+
+#[test]
+fn kube_proxys_state_is_taken_over_without_losing_a_connection() {
+    with_ipvs(|| {
+        rig::build();
+        // As kube-proxy's IPVS mode leaves it: addresses on the device, virtual servers without our flag.
+        run("ip link add kube-ipvs0 type dummy
+             for vip in 10.96.0.1 10.96.0.9; do
+                 ip addr add $vip/32 dev kube-ipvs0
+                 ipvsadm -A -t $vip:80 -s rr && ipvsadm -a -t $vip:80 -r 10.2.0.2:8080 -m
+             done
+             ip link set kube-ipvs0 up; sysctl -qw net.ipv4.vs.conntrack=1
+             ipvsadm -A -t 203.0.113.7:80 -s wlc && ipvsadm -a -t 203.0.113.7:80 -r 10.2.0.2:8080 -m");
+        run("nft -f - <<'X'
+table ip kube-proxy {
+    comment \"rules for kube-proxy\"
+    set cluster-ips { type ipv4_addr; elements = { 10.96.0.1 } }
+    chain service-X { ip saddr 10.9.9.9 drop; }
+    map service-ips { type ipv4_addr . inet_proto . inet_service : verdict; elements = { 10.96.9.9 . tcp . 80 : goto service-X } }
+    chain services { ip daddr . meta l4proto . th dport vmap @service-ips; }
+    chain nat-prerouting { type nat hook prerouting priority -100; jump services; }
+    chain filter-forward { type filter hook forward priority 0; ct state new drop; }
+}
+X");
+        // The client is routed here and needs no masquerading to get an answer.
+        let (mut connection, who) = held(CLIENT);
+        let mut driver = Driver::open(Family::V4, Settings::default());
+        driver.set_without_plan("web", web(&PODS[1..]));
+        driver.full();
+        still_leads_to(&mut connection, &who);
+        let answering: BTreeSet<String> = (0..6).map(|_| tcp(CLIENT, VIP).who().to_owned()).collect();
+        assert_eq!(answering.len(), 2);
+        assert!(!run("ip -4 addr show dev kube-ipvs0").contains("inet "), "bound as routes now");
+        // The Service that nobody wants any more drains; somebody else's server stands.
+        let listing = run("ipvsadm -Ln");
+        assert!(listing.contains("203.0.113.7:80 wlc\n"), "{listing}");
+        driver.pass(Duration::from_secs(10));
+        assert!(!run("ipvsadm -Ln").contains("10.96.0.9"));
+        let rules = run("nft list table ip kube-proxy");
+        for gone in ["service-X", "service-ips", "set cluster-ips", "hook forward"] {
+            assert!(!rules.contains(gone), "{gone} in\n{rules}");
+        }
+    });
+}
+
+#[test]
+fn the_table_gives_way_to_kube_proxys_nftables_mode() {
+    with_ipvs(|| {
+        let _driver = start(&PODS);
+        // What kube-proxy's first transaction does to its base chains, whatever they are.
+        run("nft -f - <<'X'
+add chain ip kube-proxy filter-forward
+delete chain ip kube-proxy filter-forward
+add chain ip kube-proxy filter-input
+delete chain ip kube-proxy filter-input
+add chain ip kube-proxy nat-prerouting
+delete chain ip kube-proxy nat-prerouting
+table ip kube-proxy {
+    set cluster-ips { type ipv4_addr; }
+    chain filter-forward { type filter hook forward priority 0; }
+    chain filter-input { type filter hook input priority 0; }
+    chain nat-prerouting { type nat hook prerouting priority -100; }
+}
+X");
+        assert!(run("nft list chain ip kube-proxy filter-forward").contains("hook forward priority filter"));
+    });
+}
+
+#[test]
+fn every_scheduler_serves_and_a_missing_one_concerns_only_its_service() {
+    with_ipvs(|| {
+        let mut driver = start(&PODS);
+        for (number, scheduler) in (10..).zip(Scheduler::ALL) {
+            let vip = format!("10.96.0.{number}");
+            let chosen = Route {
+                options: [
+                    (options::SCHEDULER.into(), scheduler.as_str().into()),
+                    (options::WEIGHT.into(), "100".into()),
+                ]
+                .into(),
+                ..route(Protocol::Tcp, &vip, &PODS)
+            };
+            if scheduler == Scheduler::TWOS && std::env::var("VM_RUN_GUEST").is_ok_and(|kind| kind == "qemu")
+            {
+                // Debian's 6.1 does not have it.
+                let reasons = driver.rejected("other", chosen);
+                assert!(reasons.iter().any(|reason| reason.contains("module ip_vs_twos")), "{reasons:?}");
+                continue;
+            }
+            driver.set(&format!("by-{scheduler}"), chosen);
+            tcp(CLIENT, &format!("{vip}:80")).who();
+        }
+        let listing = run("ipvsadm -Ln");
+        assert!(listing.contains("10.96.0.20:80 mh (mh-port)\n"), "{listing}");
+        tcp(CLIENT, VIP).who();
+    });
+}
+
+#[test]
+fn weights_shape_the_spread() {
+    with_ipvs(|| {
+        rig::build();
+        let mut driver = Driver::start(Family::V4, Settings::default());
+        let options = [(options::SCHEDULER, "wrr"), (options::LOCAL_WEIGHT, "3")]
+            .map(|(key, value)| (key.into(), value.into()));
+        driver.set("web", Route { options: options.into(), ..web(&["10.1.0.2", "10.2.0.2"]) });
+        let here = (0..16).filter(|_| tcp(CLIENT, VIP).who() == POD).count();
+        assert_eq!(here, 12, "three of four go to the endpoint of this node");
+    });
+}
+
+#[test]
+fn a_port_used_again_at_once_reaches_a_living_endpoint() {
+    with_ipvs(|| {
+        let mut driver = start(&PODS[..1]);
+        let from = |port| rig::tcp_from(CLIENT, port, VIP);
+        assert_eq!(from(40_000).who(), POD);
+        driver.set("web", web(&PODS[1..2]));
+        // The same client port, whose old connection IPVS still remembers: not to the endpoint that is gone. Where conntrack
+        // remembers it, too, IPVS drops the first packet (`uses_old_conntrack`) and the client's second attempt succeeds.
+        assert_eq!(from(40_000).who(), NEIGHBOUR);
+    });
+}
+
+#[test]
+fn settings_of_the_kernel_are_made_and_timeouts_written() {
+    with_ipvs(|| {
+        let timeouts = ipvs_netlink::Timeouts { tcp: Some(777), tcp_fin: None, udp: Some(33) };
+        run(
+            "sysctl -qw net.ipv4.vs.conntrack=0 net.ipv4.vs.expire_nodest_conn=0 net.ipv4.conf.all.arp_ignore=0",
+        );
+        Driver::start(Family::V4, Settings { timeouts, strict_arp: true, ..Settings::default() });
+        for (name, value) in [
+            ("net.ipv4.vs.conntrack", "1"),
+            ("net.ipv4.vs.expire_nodest_conn", "1"),
+            ("net.ipv4.vs.expire_quiescent_template", "1"),
+            ("net.ipv4.ip_forward", "1"),
+            ("net.ipv4.conf.all.arp_ignore", "1"),
+            ("net.ipv4.conf.all.arp_announce", "2"),
+        ] {
+            assert_eq!(run(&format!("sysctl -n {name}")).trim(), value, "{name}");
+        }
+        assert_eq!(run("ipvsadm -Ln --timeout").trim(), "Timeout (tcp tcpfin udp): 777 120 33");
+    });
+}
+
+#[test]
+fn arp_for_a_virtual_ip_is_answered_only_without_strict_arp() {
+    with_ipvs(|| {
+        let mut driver = start(&PODS);
+        run("ip -n client route add 10.96.0.0/24 dev eth0");
+        // Now the client asks for the address itself.
+        tcp(CLIENT, VIP).who();
+        driver.restart(Settings { strict_arp: true, ..Settings::default() });
+        run("ip -n client neigh flush all");
+        assert_eq!(tcp(CLIENT, VIP), Reply::Silence);
+        let neighbour = run("ip -n client neigh show 10.96.0.1");
+        assert!(neighbour.contains("INCOMPLETE") || neighbour.contains("FAILED"), "{neighbour}");
+    });
+}
+
+#[test]
+fn udp_and_tcp_of_one_port_are_two_servers() {
+    with_ipvs(|| {
+        let mut driver = start(&PODS[..1]);
+        driver.set("web", route(Protocol::Udp, "10.96.0.1", &PODS[1..2]));
+        assert_eq!(tcp(CLIENT, VIP).who(), POD);
+        assert_eq!(udp(CLIENT, VIP).who(), NEIGHBOUR);
+        driver.remove("web", Protocol::Udp);
+        assert_eq!(tcp(CLIENT, VIP).who(), POD);
+        assert_eq!(udp(CLIENT, VIP), Reply::Refused);
+    });
+}

@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, setns};
 use vm_test::run;
 
 /// Long enough for a busy machine, short enough to wait for what is dropped.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_millis(1000);
 
 /// Where a probe starts.
 pub const NODE: &str = "node";
@@ -168,6 +168,26 @@ pub fn tcp(from: &'static str, to: &str) -> Reply {
         Ok(mut connection) => reply(ask(&mut connection)),
         Err(error) => reply(Err(error)),
     }
+}
+
+/// Asks once over TCP from this port, which it leaves ready for use.
+pub fn tcp_from(from: &'static str, port: u16, to: &str) -> Reply {
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
+    };
+    let to: SocketAddr = to.parse().expect("an address and port");
+    reply(within(from, move || {
+        let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+        // Closed by a reset, so that the port is free at once.
+        setsockopt(&fd, sockopt::Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 })?;
+        let raw = std::os::fd::AsRawFd::as_raw_fd(&fd);
+        bind(raw, &SockaddrStorage::from(SocketAddr::from(([0, 0, 0, 0], port))))?;
+        connect(raw, &SockaddrStorage::from(to))?;
+        let mut connection = TcpStream::from(fd);
+        connection.set_read_timeout(Some(PATIENCE))?;
+        ask(&mut connection)
+    }))
 }
 
 /// A connection that stays open.
