@@ -7,3 +7,4 @@ pub mod manifest;
 pub mod network;
 pub mod oracle;
 pub mod real_apiserver;
+pub mod scale;

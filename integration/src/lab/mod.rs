@@ -149,6 +149,32 @@ impl Lab {
         Ok(())
     }
 
+    /// Has the next start of the proxy be one in another mode.
+    pub fn change_mode(&mut self, mode: Mode) -> Result<()> {
+        self.options.mode = mode;
+        self.config["mode"] = configuration(&self.options, "")["mode"].clone();
+        self.choose_iptables_variant()
+    }
+
+    /// Takes back what tells the proxy which iptables to use.
+    pub fn forget_iptables_variant(&self) -> Result<()> {
+        let Some(suffix) = self.iptables_suffix() else { return Ok(()) };
+        for program in ["iptables", "ip6tables"] {
+            let mut command = Command::new(format!("{program}-{suffix}"));
+            command.args(["-w", "-t", "mangle", "-X", "KUBE-KUBELET-CANARY"]);
+            self.network.namespace(Place::Node).output(&mut command)?;
+        }
+        Ok(())
+    }
+
+    fn iptables_suffix(&self) -> Option<&'static str> {
+        match self.options.mode {
+            Mode::IptablesLegacy => Some("legacy"),
+            Mode::IptablesNft => Some("nft"),
+            Mode::Nftables | Mode::Ipvs => None,
+        }
+    }
+
     pub fn mode(&self) -> Mode {
         self.options.mode
     }
@@ -256,10 +282,11 @@ impl Lab {
             Origin::from(Place::PodA),
             Origin::from(Place::PodB),
         ];
+        let barrier = Family::BOTH.map(|family| family.service(BARRIER));
+        let mut jobs = Vec::new();
         for family in self.families.clone() {
-            let barrier = family.service(BARRIER);
             let mut targets = oracle.frontends(family);
-            targets.retain(|(_, at)| at.ip() != barrier);
+            targets.retain(|(_, at)| !barrier.contains(&at.ip()));
             let beside: Vec<_> = targets
                 .iter()
                 .map(|(protocol, at)| (*protocol, SocketAddr::new(at.ip(), at.port() + 1)))
@@ -268,12 +295,23 @@ impl Lab {
             targets.push((Protocol::Tcp, SocketAddr::new(family.service(249), 80)));
             targets.sort_unstable_by_key(|(protocol, at)| (*at, *protocol));
             targets.dedup();
-            for origin in origins {
-                if let Err(wrong) = self.check_all(&oracle, origin, &targets) {
-                    panic!("{wrong}\n{}", self.log());
-                }
-            }
+            jobs.extend(origins.map(|origin| (origin, targets.clone())));
         }
+        let lab = &*self;
+        let oracle = &oracle;
+        let wrongs: Vec<String> = thread::scope(|scope| {
+            let run = |(origin, targets): (Origin, Vec<_>)| {
+                scope.spawn(move || {
+                    lab.check_all(oracle, origin, &targets).err().map(|wrong| wrong.to_string())
+                })
+            };
+            let running: Vec<_> = jobs.into_iter().map(run).collect();
+            let end = |job: thread::ScopedJoinHandle<'_, _>| {
+                job.join().unwrap_or_else(|_| Some("a check panicked".into()))
+            };
+            running.into_iter().filter_map(end).collect()
+        });
+        assert!(wrongs.is_empty(), "{}\n{}", wrongs.join("\n"), self.log());
     }
 
     /// Checks many targets from one origin at once; those that fail are asked again until the time is up.
@@ -436,11 +474,7 @@ impl Lab {
 
     /// kubelet's hint decides which of the two iptables the proxy uses.
     fn choose_iptables_variant(&self) -> Result<()> {
-        let suffix = match self.options.mode {
-            Mode::IptablesLegacy => "legacy",
-            Mode::IptablesNft => "nft",
-            Mode::Nftables | Mode::Ipvs => return Ok(()),
-        };
+        let Some(suffix) = self.iptables_suffix() else { return Ok(()) };
         for program in ["iptables", "ip6tables"] {
             let mut command = Command::new(format!("{program}-{suffix}"));
             command.args(["-w", "-t", "mangle", "-N", "KUBE-KUBELET-CANARY"]);

@@ -183,10 +183,11 @@ fn crc32c(data: &[u8]) -> u32 {
     !sum
 }
 
+/// ICMP port unreachable, protocol unreachable, and ICMPv6's "unrecognized next header".
 fn refused(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(nix::errno::Errno::from_raw),
-        Some(nix::errno::Errno::ECONNREFUSED | nix::errno::Errno::ENOPROTOOPT)
+        Some(nix::errno::Errno::ECONNREFUSED | nix::errno::Errno::ENOPROTOOPT | nix::errno::Errno::EPROTO)
     )
 }
 

@@ -203,6 +203,11 @@ impl Oracle {
         let endpoints = self.endpoints(service, port, family);
         let usable = |endpoint: &&Endpoint| endpoint.ready || (endpoint.serving && endpoint.terminating);
         let nobody_anywhere = !endpoints.iter().any(|endpoint| usable(&endpoint));
+        let vip = matches!(way, Way::LoadBalancer | Way::ExternalIp);
+        if nobody_anywhere && vip && source.kind == SourceKind::Node && self.settings.mode == Mode::Iptables {
+            // The chain that refuses external addresses without endpoints is not reached from filter OUTPUT.
+            return Verdict::Pass;
+        }
         if way == Way::LoadBalancer && !self.may_use(service, source, family) {
             // With iptables the firewall chain of a Service exists only while it has endpoints.
             return if nobody_anywhere && self.settings.mode == Mode::Iptables {

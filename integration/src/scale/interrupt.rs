@@ -29,7 +29,8 @@ pub fn end_children_too() -> nix::Result<()> {
     watch(|signal| {
         for child in CHILDREN.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let Ok(child) = i32::try_from(*child) else { continue };
-            drop(kill(Pid::from_raw(child), Signal::SIGKILL));
+            // It may have ended just now.
+            let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
         }
         std::process::exit(128 + signal as i32);
     })

@@ -120,7 +120,7 @@ fn run_one(
     let seed = Seed::new(plan.seed.wrapping_add(repetition as u64));
     let mut say = |step: &str| progress.step(&what, step);
     let mut recorder = Recorder {
-        contender: &contender.name,
+        contender: contender.name.clone(),
         workload: &workload.shape.name,
         repetition,
         samples: Vec::new(),

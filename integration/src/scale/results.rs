@@ -94,7 +94,7 @@ impl Results {
     /// One figure for each run: what a question makes of its values.
     pub fn figures(&self, question: &Question, workload: &str, contender: &str) -> Vec<f64> {
         self.matching(question, workload, contender)
-            .filter(|sample| sample.unfinished.is_none())
+            .iter()
             .filter_map(|sample| match question.statistic {
                 Statistic::Quantile(share) => quantile(&sample.values, share),
             })
@@ -106,10 +106,9 @@ impl Results {
     }
 
     /// Why a question has no or fewer answers here.
-    pub fn unfinished(&self, question: &Question, workload: &str, contender: &str) -> Vec<&str> {
-        self.matching(question, workload, contender)
-            .filter_map(|sample| sample.unfinished.as_deref())
-            .collect()
+    pub fn unfinished<'a>(&'a self, question: &Question, workload: &str, contender: &str) -> Vec<&'a str> {
+        let matching = self.matching(question, workload, contender);
+        matching.into_iter().filter_map(|sample| sample.unfinished.as_deref()).collect()
     }
 
     /// Contenders and floors in the order they first appear, of those that have anything to say about a measure.
@@ -127,16 +126,11 @@ impl Results {
         (loads().fold(f64::INFINITY, f64::min), loads().fold(0.0, f64::max))
     }
 
-    fn matching<'a>(
-        &'a self,
-        question: &Question,
-        workload: &'a str,
-        contender: &'a str,
-    ) -> impl Iterator<Item = &'a Sample> {
-        let measure = question.measure;
-        self.samples.iter().filter(move |sample| {
-            sample.measure == measure && sample.workload == workload && sample.contender == contender
-        })
+    fn matching<'a>(&'a self, question: &Question, workload: &str, contender: &str) -> Vec<&'a Sample> {
+        let asked = |sample: &&Sample| {
+            sample.measure == question.measure && sample.workload == workload && sample.contender == contender
+        };
+        self.samples.iter().filter(asked).collect()
     }
 }
 

@@ -21,7 +21,7 @@ use super::workload::Workload;
 use super::{first_packet, kernel_memory, listing, machine, neighbour};
 
 /// Names of the floors, which are measured beside every contender.
-pub const FLOORS: [&str; 2] = ["floor: one DNAT rule", "floor: no translation"];
+pub(crate) const FLOORS: [&str; 2] = ["floor: one DNAT rule", "floor: no translation"];
 /// The port of the API server on the node.
 const API: &str = "127.0.0.1:6443";
 /// How often somebody else's transaction is tried.
@@ -29,7 +29,7 @@ const NEIGHBOURS: usize = 200;
 
 /// Takes samples of one run.
 pub(crate) struct Recorder<'a> {
-    pub(crate) contender: &'a str,
+    pub(crate) contender: String,
     pub(crate) workload: &'a str,
     pub(crate) repetition: usize,
     pub(crate) samples: Vec<Sample>,
@@ -39,12 +39,12 @@ pub(crate) struct Recorder<'a> {
 impl Recorder<'_> {
     fn note(&mut self, measure: &str, values: Vec<f64>) {
         if !values.is_empty() {
-            self.add(self.contender.to_owned(), measure, values, None);
+            self.add(self.contender.clone(), measure, values, None);
         }
     }
 
     fn unfinished(&mut self, measure: &str, why: String) {
-        self.add(self.contender.to_owned(), measure, Vec::new(), Some(why));
+        self.add(self.contender.clone(), measure, Vec::new(), Some(why));
     }
 
     fn add(&mut self, contender: String, measure: &str, values: Vec<f64>, unfinished: Option<String>) {
@@ -239,8 +239,7 @@ impl Run<'_> {
             let (disturbed, next) =
                 disturbance::replace(cluster, canaries, &mut self.seed, running, successor)?;
             running = next;
-            let before = recorder.contender;
-            recorder.contender = &successor.name;
+            let before = std::mem::replace(&mut recorder.contender, successor.name.clone());
             note_disturbed(recorder, "mode-change", &disturbed);
             recorder.contender = before;
         }

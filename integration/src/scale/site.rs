@@ -13,22 +13,22 @@ use super::answering::Answering;
 use super::workload::ENDPOINT_PORT;
 
 /// Pods of the whole cluster, the client among them.
-pub const CLUSTER_CIDR: &str = "10.64.0.0/10";
+pub(crate) const CLUSTER_CIDR: &str = "10.64.0.0/10";
 /// Translated by a rule of its own, for comparison.
-pub const FLOOR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), 80);
+pub(crate) const FLOOR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), 80);
 /// An endpoint that is reached without any translation.
-pub const DIRECT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 64, 0, 1)), ENDPOINT_PORT);
+pub(crate) const DIRECT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 64, 0, 1)), ENDPOINT_PORT);
 
 #[derive(Debug)]
-pub struct Site {
-    pub node: Namespace,
-    pub client: Namespace,
+pub(crate) struct Site {
+    pub(crate) node: Namespace,
+    pub(crate) client: Namespace,
     _pods: Namespace,
     _answering: Answering,
 }
 
 impl Site {
-    pub fn build() -> io::Result<Self> {
+    pub(crate) fn build() -> io::Result<Self> {
         let (node, client, pods) =
             (Namespace::create("node")?, Namespace::create("client")?, Namespace::create("pods")?);
         node.ip(
@@ -62,7 +62,7 @@ impl Site {
     }
 
     /// Adds one plain translation rule, independent of all contenders.
-    pub fn add_floor(&self) -> io::Result<()> {
+    pub(crate) fn add_floor(&self) -> io::Result<()> {
         self.node.nft(&format!(
             "table ip scale-floor {{ chain nat {{ type nat hook prerouting priority -150; \
              ip daddr {} tcp dport {} dnat to {DIRECT}; }} }}\n",
@@ -71,7 +71,7 @@ impl Site {
         ))
     }
 
-    pub fn remove_floor(&self) -> io::Result<()> {
+    pub(crate) fn remove_floor(&self) -> io::Result<()> {
         self.node.nft("delete table ip scale-floor\n")
     }
 }

@@ -29,7 +29,7 @@ const NODE_PORTS: usize = 30_000;
 const MOST_NODE_PORTS: usize = 2_700;
 
 /// How large a cluster is and what its Services are like.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Shape {
     pub name: String,
     /// Where the figures come from.

@@ -77,9 +77,5 @@ fn ways_in_come_and_go(lab: &mut Lab) {
     lab.apply(web().external_ip(2));
     lab.sweep();
     lab.expect(Client, node_address(0, Tcp, 30081), &Expect::NotTranslated);
-    lab.expect(PodC, load_balancer(1, Tcp, 80), &lab_vip_is_unknown(lab.mode()));
-}
-
-fn lab_vip_is_unknown(_mode: integration::lab::Mode) -> Expect {
-    Expect::NotTranslated
+    lab.expect(PodC, load_balancer(1, Tcp, 80), &Expect::NotTranslated);
 }

@@ -1,0 +1,259 @@
+//! The scale benchmark: compares the backends, and any kube-proxy, on the same cluster.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use integration::scale::contender::{Contender, Mode};
+use integration::scale::guest::{self, Guest};
+use integration::scale::machine::{Machine, has_ipvs};
+use integration::scale::matrix::{self, Plan};
+use integration::scale::question::QUESTIONS;
+use integration::scale::results::Results;
+use integration::scale::workload::Shape;
+use integration::scale::{html, interrupt, table};
+
+#[derive(Parser)]
+#[command(version, about = "Compares service proxies on the same cluster, judged by packets")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compare modes and binaries on this machine, in network namespaces (needs root).
+    Run(RunArguments),
+    /// Make the report again from saved results.
+    Report(ReportArguments),
+    /// List the built-in workloads.
+    Workloads,
+}
+
+#[derive(Args)]
+struct RunArguments {
+    /// This project's binary.
+    #[arg(long, value_name = "PATH")]
+    kube_proxy: Option<PathBuf>,
+    /// Its modes to compare.
+    #[arg(long, value_delimiter = ',', default_value = "nftables,iptables,ipvs")]
+    modes: Vec<Mode>,
+    /// Another kube-proxy.
+    #[arg(long, value_name = "PATH", requires = "peer_mode")]
+    peer: Option<PathBuf>,
+    /// The modes of that other one to compare.
+    #[arg(long, value_delimiter = ',', requires = "peer")]
+    peer_mode: Vec<Mode>,
+    /// Workloads: names (see `scale workloads`) or sizes such as 1000x10.
+    #[arg(long, value_delimiter = ',', default_value = "100x10,1000x10")]
+    workloads: Vec<Shape>,
+    /// How often everything is repeated.
+    #[arg(long, default_value_t = 3)]
+    repetitions: usize,
+    /// Same seed, same cluster, same victims.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Single changes to measure; 0 for none.
+    #[arg(long, default_value_t = 100)]
+    changes: usize,
+    /// Seconds that they may take together.
+    #[arg(long, default_value_t = 20)]
+    changes_seconds: u64,
+    /// Changes a second.
+    #[arg(long, value_delimiter = ',', num_args = 0.., default_value = "10,100")]
+    churn: Vec<u32>,
+    /// Seconds of each churn.
+    #[arg(long, default_value_t = 10)]
+    churn_seconds: u64,
+    /// Connections to the first, middle and last Service; 0 for none.
+    #[arg(long, default_value_t = 300)]
+    first_packets: usize,
+    /// Seconds of connections to random Services.
+    #[arg(long, default_value_t = 2)]
+    connections_seconds: u64,
+    /// Leave out restarts and changes of the mode.
+    #[arg(long)]
+    no_disturbance: bool,
+    /// Leave out the small runs that go before all others.
+    #[arg(long)]
+    no_warm_up: bool,
+    /// Seconds after which a measure is given up.
+    #[arg(long, default_value_t = 180)]
+    limit: u64,
+    /// Where results.json, report.md and report.html go.
+    #[arg(long, default_value = "scale-results")]
+    out: PathBuf,
+    #[command(flatten)]
+    guest: GuestArguments,
+}
+
+#[derive(Args)]
+struct GuestArguments {
+    /// The vm-run program, for IPVS where this kernel has none: then everything runs in the VM.
+    #[arg(long, value_name = "PATH")]
+    vm_run: Option<PathBuf>,
+    /// Kinds of VM: uml, qemu, or both; ratios between backends are given only when both were run.
+    #[arg(long, value_delimiter = ',', default_value = "uml")]
+    vm: Vec<String>,
+    #[arg(long, default_value_t = 2)]
+    vm_cpus: usize,
+    #[arg(long, default_value = "3G")]
+    vm_memory: String,
+    /// Seconds after which the VM is given up.
+    #[arg(long, default_value_t = 3600)]
+    vm_timeout: u64,
+}
+
+#[derive(Args)]
+struct ReportArguments {
+    /// results.json of one or more runs.
+    #[arg(required = true)]
+    results: Vec<PathBuf>,
+    /// Where report.md and report.html go.
+    #[arg(long, default_value = "scale-results")]
+    out: PathBuf,
+    /// Also write each chart of the first results as an SVG file.
+    #[arg(long)]
+    charts: bool,
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Run(arguments) => run(&arguments),
+        Command::Report(arguments) => report(&arguments),
+        Command::Workloads => {
+            for shape in Shape::named() {
+                println!(
+                    "{:<16} {:>6} Services {:>7} endpoints  {}",
+                    shape.name, shape.services, shape.endpoints, shape.source
+                );
+            }
+            Ok(())
+        }
+    }
+}
+
+fn run(arguments: &RunArguments) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("scale run makes network namespaces: run it as root");
+    }
+    interrupt::end_children_too().context("catching signals")?;
+    let wants_ipvs = arguments.modes.contains(&Mode::Ipvs) || arguments.peer_mode.contains(&Mode::Ipvs);
+    let inside = std::env::var_os("VM_RUN_GUEST").is_some();
+    if wants_ipvs && !has_ipvs() && !inside {
+        return run_in_guests(arguments);
+    }
+    let machine = Machine::look();
+    let command = std::env::args().skip(1).collect();
+    let results = Results::new(command, arguments.seed, arguments.repetitions, machine);
+    let results = matrix::measure(&plan(arguments)?, results)?;
+    write_reports(&[results], &arguments.out)
+}
+
+/// All modes of a comparison run in the same place, so with IPVS in the VM all run there.
+fn run_in_guests(arguments: &RunArguments) -> Result<()> {
+    let Some(program) = &arguments.guest.vm_run else {
+        bail!("this kernel has no IPVS: leave the mode out with --modes nftables,iptables, or name integration/vm/vm-run with --vm-run");
+    };
+    fs::create_dir_all(&arguments.out).with_context(|| format!("creating {}", arguments.out.display()))?;
+    let folder = fs::canonicalize(&arguments.out)?;
+    let mut all = Vec::new();
+    for kind in &arguments.guest.vm {
+        let within = folder.join(kind);
+        let guest = Guest {
+            program: program.clone(),
+            kind: kind.clone(),
+            processors: arguments.guest.vm_cpus,
+            memory: arguments.guest.vm_memory.clone(),
+            timeout: arguments.guest.vm_timeout,
+        };
+        let mut inner: Vec<OsString> = without_out(std::env::args_os().skip(1));
+        inner.push("--out".into());
+        inner.push(within.clone().into());
+        let outcome = guest::run_inside(&guest, &within, &inner);
+        let file = within.join("results.json");
+        if let Err(error) = outcome {
+            if !file.exists() {
+                return Err(error);
+            }
+            eprintln!("{error:#}");
+        }
+        all.push(Results::read(&file)?);
+    }
+    write_reports(&all, &arguments.out)
+}
+
+fn without_out(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut kept = Vec::new();
+    let mut skip = false;
+    for argument in arguments {
+        if std::mem::take(&mut skip) {
+            continue;
+        }
+        if argument == "--out" {
+            skip = true;
+        } else if !argument.to_string_lossy().starts_with("--out=") {
+            kept.push(argument);
+        }
+    }
+    kept
+}
+
+fn plan(arguments: &RunArguments) -> Result<Plan> {
+    let mut contenders = Vec::new();
+    if let Some(program) = &arguments.kube_proxy {
+        for mode in &arguments.modes {
+            contenders.push(Contender::own(program, *mode)?);
+        }
+    }
+    if let Some(program) = &arguments.peer {
+        for mode in &arguments.peer_mode {
+            contenders.push(Contender::peer(program, *mode)?);
+        }
+    }
+    if contenders.is_empty() {
+        bail!("there is nothing to compare: name a binary with --kube-proxy, and perhaps another with --peer");
+    }
+    Ok(Plan {
+        contenders,
+        shapes: arguments.workloads.clone(),
+        repetitions: arguments.repetitions.max(1),
+        seed: arguments.seed,
+        changes: arguments.changes,
+        changes_time: Duration::from_secs(arguments.changes_seconds),
+        churn: arguments.churn.clone(),
+        churn_time: Duration::from_secs(arguments.churn_seconds),
+        first_packets: arguments.first_packets,
+        connections_time: Duration::from_secs(arguments.connections_seconds),
+        disturb: !arguments.no_disturbance,
+        warm_up: !arguments.no_warm_up,
+        limit: Duration::from_secs(arguments.limit),
+        folder: arguments.out.clone(),
+    })
+}
+
+fn report(arguments: &ReportArguments) -> Result<()> {
+    let all: Vec<Results> = arguments.results.iter().map(|path| Results::read(path)).collect::<Result<_>>()?;
+    write_reports(&all, &arguments.out)?;
+    if arguments.charts {
+        for question in QUESTIONS {
+            let Some(chart) = html::chart(&all[0], question) else { continue };
+            let path = arguments.out.join(format!("{}.svg", question.slug()));
+            fs::write(&path, chart).with_context(|| format!("writing {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_reports(all: &[Results], folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    for (name, text) in [("report.md", table::markdown(all)), ("report.html", html::page(all))] {
+        let path = folder.join(name);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}

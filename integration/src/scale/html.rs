@@ -1,0 +1,169 @@
+//! The report for people: one HTML file that needs nothing else, reads on a laptop and prints.
+
+use std::fmt::Write as _;
+
+use super::chart::{escape, svg};
+use super::question::{QUESTIONS, Question};
+use super::results::Results;
+use super::table::{cell, comparisons_of, preface};
+
+/// What a reader in a hurry wants to know, of the largest workload.
+const KEY_MEASURES: [&str; 7] = [
+    "first-sync-50",
+    "restart-50",
+    "one-change-50",
+    "one-change-99",
+    "churn-100-cpu-50",
+    "memory-50",
+    "first-packet-last-50",
+];
+
+const STYLE: &str = "
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 900px; margin: 2rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } h3 { font-size: 1.05rem; margin: 2.2rem 0 .2rem; }
+.how { color: #555; margin: 0 0 .6rem; } .facts p { margin: .3rem 0; } .facts { background: #f5f6f8; padding: .6rem 1rem; border-radius: 6px; font-size: .9rem; overflow-wrap: anywhere; }
+table { border-collapse: collapse; font-size: .85rem; margin: .6rem 0; } th, td { border: 1px solid #d8d8d8; padding: .25rem .5rem; text-align: left; vertical-align: top; }
+th { background: #f5f6f8; } .wide { overflow-x: auto; } ul.ratios { margin: .3rem 0; padding-left: 1.2rem; font-size: .9rem; }
+nav ol { columns: 2; font-size: .9rem; } svg { width: 100%; height: auto; }
+@media print { body { max-width: none; margin: 0; font-size: 11px; } section { break-inside: avoid; } nav { display: none; } a { color: inherit; text-decoration: none; } }
+";
+
+/// Several results in one page.
+pub fn page(all: &[Results]) -> String {
+    let mut out = format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<link rel=\"icon\" href=\"data:,\">\n\
+         <title>Service proxies at scale</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>Service proxies at scale</h1>\n"
+    );
+    for (index, results) in all.iter().enumerate() {
+        write_results(&mut out, results, all, index);
+    }
+    out.push_str("</body>\n</html>\n");
+    out
+}
+
+/// A chart alone, for other documents.
+pub fn chart(results: &Results, question: &Question) -> Option<String> {
+    svg(results, question)
+}
+
+fn write_results(out: &mut String, results: &Results, all: &[Results], index: usize) {
+    out.push_str("<div class=\"facts\">\n");
+    for line in preface(results, all) {
+        // Writing to a string does not fail.
+        let _ = writeln!(out, "<p>{}</p>", inline(&line));
+    }
+    out.push_str("</div>\n");
+    let asked: Vec<&Question> = QUESTIONS
+        .iter()
+        .filter(|question| !results.workloads_of(question.measure).is_empty())
+        .collect();
+    write_key_table(out, results, &asked);
+    out.push_str("<nav><h2>Questions</h2><ol>\n");
+    for question in &asked {
+        let _ = writeln!(
+            out,
+            "<li><a href=\"#{}-{index}\">{}</a></li>",
+            question.slug(),
+            escape(question.title)
+        );
+    }
+    out.push_str("</ol></nav>\n");
+    for question in asked {
+        write_question(out, results, all, question, index);
+    }
+}
+
+fn write_key_table(out: &mut String, results: &Results, asked: &[&Question]) {
+    let Some(largest) = results.workloads.iter().max_by_key(|workload| workload.services + workload.endpoints)
+    else {
+        return;
+    };
+    let names: Vec<&str> = results.contenders.iter().map(|contender| &*contender.name).collect();
+    let _ = write!(
+        out,
+        "<h2>In short: {} ({} Services, {} endpoints)</h2>\n<div class=\"wide\"><table id=\"key-figures\">\n<tr><th></th>",
+        escape(&largest.name),
+        largest.services,
+        largest.endpoints
+    );
+    for name in &names {
+        let _ = write!(out, "<th>{}</th>", escape(name));
+    }
+    out.push_str("</tr>\n");
+    for question in asked.iter().filter(|question| KEY_MEASURES.contains(&&*question.slug())) {
+        let _ = write!(out, "<tr><th>{}</th>", escape(question.title));
+        for name in &names {
+            let _ = write!(out, "<td>{}</td>", escape(&cell(results, question, &largest.name, name)));
+        }
+        out.push_str("</tr>\n");
+    }
+    out.push_str("</table></div>\n");
+}
+
+fn write_question(out: &mut String, results: &Results, all: &[Results], question: &Question, index: usize) {
+    let _ = write!(
+        out,
+        "<section class=\"question\">\n<h3 id=\"{}-{index}\">{}</h3>\n<p class=\"how\">{}</p>\n",
+        question.slug(),
+        escape(question.title),
+        inline(question.how)
+    );
+    if let Some(chart) = svg(results, question) {
+        out.push_str(&chart);
+    }
+    let contenders = results.contenders_of(question.measure);
+    out.push_str("\n<div class=\"wide\"><table>\n<tr><th></th>");
+    for name in &contenders {
+        let _ = write!(out, "<th>{}</th>", escape(name));
+    }
+    out.push_str("</tr>\n");
+    let mut ratios = Vec::new();
+    for workload in results.workloads_of(question.measure) {
+        let _ = write!(out, "<tr><th>{}</th>", escape(workload));
+        for name in &contenders {
+            let _ = write!(out, "<td>{}</td>", escape(&cell(results, question, workload, name)));
+        }
+        out.push_str("</tr>\n");
+        let lines = comparisons_of(results, all, question, workload);
+        ratios.extend(lines.into_iter().map(|line| format!("{workload}: {line}")));
+    }
+    out.push_str("</table></div>\n");
+    if !ratios.is_empty() {
+        out.push_str("<ul class=\"ratios\">\n");
+        for line in ratios {
+            let _ = writeln!(out, "<li>{}</li>", escape(&line));
+        }
+        out.push_str("</ul>\n");
+    }
+    out.push_str("</section>\n");
+}
+
+/// The little Markdown that our own lines use: `**bold**` and `code`.
+fn inline(text: &str) -> String {
+    let mut out = String::new();
+    for (index, part) in escape(text).split("**").enumerate() {
+        let (open, close) = if index % 2 == 1 { ("<strong>", "</strong>") } else { ("", "") };
+        out.push_str(open);
+        for (index, part) in part.split('`').enumerate() {
+            let (open, close) = if index % 2 == 1 { ("<code>", "</code>") } else { ("", "") };
+            out.push_str(open);
+            out.push_str(part);
+            out.push_str(close);
+        }
+        out.push_str(close);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::inline;
+
+    #[test]
+    fn our_markdown_becomes_html_and_nothing_else_does() {
+        assert_eq!(inline("**a** `b` <i>"), "<strong>a</strong> <code>b</code> &lt;i&gt;");
+    }
+}

@@ -1,0 +1,211 @@
+//! Results as Markdown: one table for each question, and comparisons only where the runs allow them.
+
+use std::fmt::Write as _;
+
+use super::quantity::{show, show_summary};
+use super::question::{QUESTIONS, Question};
+use super::results::Results;
+use super::run::FLOORS;
+use super::statistics::{Comparison, Summary};
+
+/// Several results in one text. The first contender of each is what the others are compared with.
+pub fn markdown(all: &[Results]) -> String {
+    let mut out = String::new();
+    for results in all {
+        for line in preface(results, all) {
+            // Writing to a string does not fail.
+            let _ = writeln!(out, "{line}\n");
+        }
+        for question in QUESTIONS {
+            let workloads = results.workloads_of(question.measure);
+            if workloads.is_empty() {
+                continue;
+            }
+            let _ = writeln!(out, "### {}\n\n{}\n", question.title, question.how);
+            let contenders = results.contenders_of(question.measure);
+            let _ = writeln!(out, "| |{}", contenders.iter().map(|name| format!(" {name} |")).collect::<String>());
+            let _ = writeln!(out, "|---|{}", "---|".repeat(contenders.len()));
+            for workload in &workloads {
+                let cells = contenders.iter().map(|contender| format!(" {} |", cell(results, question, workload, contender)));
+                let _ = writeln!(out, "| {workload} |{}", cells.collect::<String>());
+            }
+            out.push('\n');
+            for workload in workloads {
+                for line in comparisons(results, question, workload, ratios_allowed(results, all)) {
+                    let _ = writeln!(out, "- {workload}: {line}");
+                }
+            }
+            out.push('\n');
+        }
+    }
+    out
+}
+
+/// What must be known before the figures. The first line names a VM, if one was used.
+pub(crate) fn preface(results: &Results, all: &[Results]) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(guest) = &results.machine.guest {
+        let ratios = if ratios_allowed(results, all) {
+            "the other kind of VM was run too: compare both before you trust a ratio"
+        } else {
+            "no ratio between backends is given, since one kind of VM alone distorts them"
+        };
+        lines.push(format!("**All of this was measured inside a virtual machine ({guest}); {ratios}.**"));
+    }
+    let machine = &results.machine;
+    let (least, most) = results.loads();
+    lines.push(format!(
+        "Measured on {} CPUs ({}), {:.0} GB, kernel {}{}. Load average during the run {least:.1} to {most:.1}, {:.1} before it.",
+        machine.processors,
+        if machine.processor.is_empty() { "unnamed" } else { &machine.processor },
+        machine.memory_bytes as f64 / 1e9,
+        machine.kernel,
+        machine.tools.iter().map(|tool| format!(", {tool}")).collect::<String>(),
+        machine.load,
+    ));
+    let versions: Vec<String> =
+        results.contenders.iter().map(|one| format!("{} = {}", one.name, one.version)).collect();
+    lines.push(format!(
+        "Seed {}, {} runs of each, interleaved; figures are medians of runs (least–most). Contenders: {}.",
+        results.seed,
+        results.repetitions,
+        versions.join("; ")
+    ));
+    lines.push(format!("Command: `scale {}`", results.command.join(" ")));
+    if results.ended.is_none() {
+        lines.push("**This comparison was interrupted: runs are missing.**".to_owned());
+    }
+    lines.extend(results.notes.iter().map(|note| format!("**Note:** {note}")));
+    let aborted = results.samples.iter().filter(|sample| sample.measure == "run");
+    lines.extend(aborted.map(|sample| {
+        format!(
+            "**Unfinished:** {} on {}, run {}: {}",
+            sample.contender,
+            sample.workload,
+            sample.repetition,
+            sample.unfinished.as_deref().unwrap_or_default()
+        )
+    }));
+    lines
+}
+
+/// A VM distorts each backend in its own way; two kinds of VM at least show how far.
+fn ratios_allowed(results: &Results, all: &[Results]) -> bool {
+    let ran = |kind: &str| all.iter().any(|one| one.machine.guest.as_deref() == Some(kind));
+    results.machine.guest.is_none() || (ran("uml") && ran("qemu"))
+}
+
+pub(crate) fn cell(results: &Results, question: &Question, workload: &str, contender: &str) -> String {
+    let mut parts = Vec::new();
+    if let Some(summary) = results.summary(question, workload, contender) {
+        parts.push(show_summary(&summary, question.unit));
+    }
+    let unfinished = results.unfinished(question, workload, contender);
+    if let Some(first) = unfinished.first() {
+        parts.push(format!("unfinished {}×: {first}", unfinished.len()));
+    }
+    if parts.is_empty() { "–".to_owned() } else { parts.join("; ") }
+}
+
+/// How the others stand to the first contender.
+pub(crate) fn comparisons_of(results: &Results, all: &[Results], question: &Question, workload: &str) -> Vec<String> {
+    comparisons(results, question, workload, ratios_allowed(results, all))
+}
+
+fn comparisons(results: &Results, question: &Question, workload: &str, allowed: bool) -> Vec<String> {
+    if !allowed {
+        return Vec::new();
+    }
+    let contenders = results.contenders_of(question.measure);
+    let mut measured = contenders.iter().filter(|name| !FLOORS.contains(name)).filter_map(|name| {
+        Some((*name, results.summary(question, workload, name)?))
+    });
+    let Some((reference, of_reference)) = measured.next() else { return Vec::new() };
+    measured.map(|(name, summary)| compare(name, &summary, reference, &of_reference, question)).collect()
+}
+
+fn compare(name: &str, one: &Summary, reference: &str, other: &Summary, question: &Question) -> String {
+    let median = |summary: &Summary| show(summary.median, question.unit);
+    match one.compare(other) {
+        Comparison::Ratio(ratio) => format!("{name} is {} × {reference}", factor(ratio)),
+        Comparison::WithinNoise(_) => {
+            format!("{name} and {reference} are not told apart: their runs overlap ({} and {})", median(one), median(other))
+        }
+        Comparison::TooFewRuns(ratio) => {
+            format!("{name} is {} × {reference} in too few runs to know the noise", factor(ratio))
+        }
+        Comparison::Undefined => format!("{name}: {}, {reference}: {}", median(one), median(other)),
+    }
+}
+
+fn factor(ratio: f64) -> String {
+    if ratio >= 100.0 {
+        format!("{ratio:.0}")
+    } else if ratio >= 10.0 {
+        format!("{ratio:.1}")
+    } else {
+        format!("{ratio:.2}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::markdown;
+    use crate::scale::machine::Machine;
+    use crate::scale::results::{Results, Sample};
+
+    fn results(guest: Option<&str>, runs: &[(&str, &[f64])]) -> Results {
+        let machine = Machine { guest: guest.map(str::to_owned), ..Machine::look() };
+        let mut results = Results::new(vec!["run".to_owned()], 1, 3, machine);
+        results.ended = Some(1);
+        for (contender, values) in runs {
+            for (index, value) in values.iter().enumerate() {
+                results.samples.push(Sample {
+                    measure: "first-sync".to_owned(),
+                    contender: (*contender).to_owned(),
+                    workload: "10x1".to_owned(),
+                    repetition: index + 1,
+                    values: vec![*value],
+                    unfinished: None,
+                    load: 0.5,
+                });
+            }
+        }
+        results
+    }
+
+    #[test]
+    fn clear_results_are_compared() {
+        let text = markdown(&[results(None, &[("fast", &[1.0, 1.1, 1.2]), ("slow", &[20.0, 22.0, 25.0])])]);
+        assert!(text.contains("| 10x1 | 1.10 s (1.00 s–1.20 s) | 22.0 s (20.0 s–25.0 s) |"), "{text}");
+        assert!(text.contains("slow is 20.0 × fast"), "{text}");
+    }
+
+    #[test]
+    fn results_that_overlap_are_said_to_do_so_and_get_no_ratio() {
+        let text = markdown(&[results(None, &[("one", &[1.0, 2.0, 9.0]), ("other", &[2.0, 6.0, 7.0])])]);
+        assert!(text.contains("not told apart: their runs overlap"), "{text}");
+        assert!(!text.contains(" × one"), "{text}");
+    }
+
+    #[test]
+    fn one_kind_of_vm_is_named_first_and_gives_no_ratios() {
+        let runs: &[(&str, &[f64])] = &[("fast", &[1.0, 1.0, 1.0]), ("slow", &[20.0, 22.0, 25.0])];
+        let one = markdown(&[results(Some("uml"), runs)]);
+        assert!(one.lines().next().is_some_and(|line| line.contains("virtual machine (uml)")), "{one}");
+        assert!(!one.contains('×'), "{one}");
+        let both = markdown(&[results(Some("uml"), runs), results(Some("qemu"), runs)]);
+        assert!(both.contains("slow is 22.0 × fast"), "{both}");
+    }
+
+    #[test]
+    fn what_was_not_finished_is_marked() {
+        let mut results = results(None, &[("one", &[1.0])]);
+        results.samples[0].values.clear();
+        results.samples[0].unfinished = Some("not complete after 5 s".to_owned());
+        results.ended = None;
+        let text = markdown(&[results]);
+        assert!(text.contains("unfinished 1×: not complete after 5 s"), "{text}");
+        assert!(text.contains("was interrupted"), "{text}");
+    }
+}
