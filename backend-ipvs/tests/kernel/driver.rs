@@ -15,10 +15,10 @@ use proxy_core::{
     route::{Frontend, FrontendKind, Route, Target},
 };
 
-pub struct Driver {
+pub(crate) struct Driver {
     planner: IpvsPlanner,
-    pub executor: IpvsExecutor,
-    pub environment: Environment,
+    pub(crate) executor: IpvsExecutor,
+    pub(crate) environment: Environment,
     routes: BTreeMap<ServicePortName, Arc<Route>>,
     /// Virtual time: real from the start, and as much more as was skipped.
     now: Instant,
@@ -26,14 +26,14 @@ pub struct Driver {
 
 impl Driver {
     /// Opens the backend and makes the kernel hold nothing.
-    pub fn start(family: Family, settings: Settings) -> Self {
+    pub(crate) fn start(family: Family, settings: Settings) -> Self {
         let mut driver = Self::open(family, settings);
         driver.full();
         driver
     }
 
     #[expect(clippy::disallowed_methods, reason = "the origin of virtual time")]
-    pub fn open(family: Family, settings: Settings) -> Self {
+    pub(crate) fn open(family: Family, settings: Settings) -> Self {
         let (planner, executor) = open(family, settings).expect("IPVS is there");
         Self {
             planner,
@@ -45,7 +45,7 @@ impl Driver {
     }
 
     /// A new process over what the kernel holds, with the same routes.
-    pub fn restart(&mut self, settings: Settings) {
+    pub(crate) fn restart(&mut self, settings: Settings) {
         let mut new = Self::open(self.environment.family, settings);
         new.environment = self.environment.clone();
         new.routes = std::mem::take(&mut self.routes);
@@ -53,12 +53,12 @@ impl Driver {
         *self = new;
     }
 
-    pub fn set(&mut self, service: &str, route: Route) {
+    pub(crate) fn set(&mut self, service: &str, route: Route) {
         self.change(service, Some(route));
     }
 
     /// Wanted from the next full plan on.
-    pub fn set_without_plan(&mut self, service: &str, route: Route) {
+    pub(crate) fn set_without_plan(&mut self, service: &str, route: Route) {
         let name = ServicePortName {
             service: ObjectName::new("default", service),
             port: "".into(),
@@ -67,7 +67,7 @@ impl Driver {
         self.routes.insert(name, Arc::new(route));
     }
 
-    pub fn remove(&mut self, service: &str, protocol: Protocol) {
+    pub(crate) fn remove(&mut self, service: &str, protocol: Protocol) {
         let name =
             ServicePortName { service: ObjectName::new("default", service), port: "".into(), protocol };
         assert!(self.routes.contains_key(&name));
@@ -91,7 +91,7 @@ impl Driver {
     }
 
     /// Applies changes to the same Service ports again and again, as the engine would.
-    pub fn incremental(&mut self, changes: &[Change]) {
+    pub(crate) fn incremental(&mut self, changes: &[Change]) {
         match self.planner.plan(changes, &self.environment, self.now) {
             Planned::Plan(plan) => {
                 let outcome = self.executor.apply(&plan).unwrap_or_else(|error| panic!("{error}\n{plan}"));
@@ -105,7 +105,7 @@ impl Driver {
     }
 
     /// As `incremental`, but the kernel's refusals are returned.
-    pub fn rejected(&mut self, service: &str, route: Route) -> Vec<String> {
+    pub(crate) fn rejected(&mut self, service: &str, route: Route) -> Vec<String> {
         let name = ServicePortName {
             service: ObjectName::new("default", service),
             port: "".into(),
@@ -123,7 +123,7 @@ impl Driver {
 
     /// Reads the kernel and makes it hold the routes. Returns how many operations it took on virtual servers and
     /// addresses.
-    pub fn full(&mut self) -> usize {
+    pub(crate) fn full(&mut self) -> usize {
         let found = self.executor.survey().expect("readable");
         let routes: Vec<_> = self.routes.iter().map(|(name, route)| (name.clone(), route.clone())).collect();
         let plan = self.planner.plan_full(&routes, &self.environment, found, self.now);
@@ -134,7 +134,7 @@ impl Driver {
     }
 
     /// Lets time pass and does what is due.
-    pub fn pass(&mut self, time: Duration) {
+    pub(crate) fn pass(&mut self, time: Duration) {
         self.now += time;
         if let Some(plan) = self.planner.plan_upkeep(self.now) {
             self.executor.apply(&plan).expect("upkeep");
@@ -142,12 +142,12 @@ impl Driver {
         }
     }
 
-    pub fn is_intact(&mut self) -> bool {
+    pub(crate) fn is_intact(&mut self) -> bool {
         self.executor.intact().expect("readable")
     }
 }
 
-pub fn environment(family: Family) -> Environment {
+pub(crate) fn environment(family: Family) -> Environment {
     let v4 = family == Family::V4;
     let addresses = if v4 {
         ["127.0.0.1", "10.1.0.1", "10.1.1.1", "10.2.0.1", "192.168.7.1"]
@@ -171,12 +171,12 @@ pub fn environment(family: Family) -> Environment {
     }
 }
 
-pub fn ip(text: &str) -> IpAddr {
+pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
 /// A Service with a cluster IP on port 80 and these endpoints on port 8080.
-pub fn route(protocol: Protocol, cluster_ip: &str, endpoints: &[&str]) -> Route {
+pub(crate) fn route(protocol: Protocol, cluster_ip: &str, endpoints: &[&str]) -> Route {
     let mut targets: Vec<Target> = endpoints
         .iter()
         .map(|addr| {
@@ -204,12 +204,12 @@ pub fn route(protocol: Protocol, cluster_ip: &str, endpoints: &[&str]) -> Route 
     }
 }
 
-pub fn frontend(kind: FrontendKind, at: Option<&str>, port: u16) -> Frontend {
+pub(crate) fn frontend(kind: FrontendKind, at: Option<&str>, port: u16) -> Frontend {
     Frontend { kind, at: at.map(ip), port, sources: None }
 }
 
 /// The same with a load balancer IP on port 80 and a node port 30080.
-pub fn exposed(mut route: Route, vip: &str, external_policy: TrafficPolicy) -> Route {
+pub(crate) fn exposed(mut route: Route, vip: &str, external_policy: TrafficPolicy) -> Route {
     let mut frontends = route.frontends.into_vec();
     frontends.push(frontend(FrontendKind::LoadBalancerIp, Some(vip), 80));
     frontends.push(frontend(FrontendKind::NodePort, None, 30080));

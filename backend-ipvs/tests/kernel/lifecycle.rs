@@ -139,7 +139,7 @@ fn udp_moves_to_another_endpoint_at_once() {
             socket.connect(VIP).expect("a route");
             socket
         });
-        let mut who = || {
+        let who = || {
             let mut buffer = [0; 64];
             socket.send(b"?").expect("sent");
             socket

@@ -16,12 +16,12 @@ use vm_test::run;
 const PATIENCE: Duration = Duration::from_millis(1000);
 
 /// Where a probe starts.
-pub const NODE: &str = "node";
-pub const CLIENT: &str = "client";
+pub(crate) const NODE: &str = "node";
+pub(crate) const CLIENT: &str = "client";
 /// Endpoints: two pods here and one elsewhere.
-pub const POD: &str = "pod";
-pub const NEIGHBOUR: &str = "neighbour";
-pub const REMOTE: &str = "remote";
+pub(crate) const POD: &str = "pod";
+pub(crate) const NEIGHBOUR: &str = "neighbour";
+pub(crate) const REMOTE: &str = "remote";
 
 /// Name, IPv4 network and IPv6 network of what is wired to the node; the node is .1, the other end .2.
 const WIRES: [(&str, &str, &str); 4] = [
@@ -33,7 +33,7 @@ const WIRES: [(&str, &str, &str); 4] = [
 
 /// What came of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reply {
+pub(crate) enum Reply {
     /// Who answered, and the address it was asked from.
     From {
         who: String,
@@ -44,14 +44,14 @@ pub enum Reply {
 }
 
 impl Reply {
-    pub fn who(&self) -> &str {
+    pub(crate) fn who(&self) -> &str {
         match self {
             Self::From { who, .. } => who,
             other => panic!("no answer: {other:?}"),
         }
     }
 
-    pub fn source(&self) -> IpAddr {
+    pub(crate) fn source(&self) -> IpAddr {
         match self {
             Self::From { source, .. } => *source,
             other => panic!("no answer: {other:?}"),
@@ -60,7 +60,7 @@ impl Reply {
 }
 
 /// Wires everything up, and starts servers on port 8080, TCP and UDP, in every pod.
-pub fn build() {
+pub(crate) fn build() {
     run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv6.conf.default.accept_dad=0");
     // Refusals shall be seen however many there are.
     run(
@@ -83,7 +83,7 @@ pub fn build() {
 }
 
 /// Servers that answer with their name and the address of who asks. They end with the process.
-pub fn serve(name: &'static str, port: u16) {
+pub(crate) fn serve(name: &'static str, port: u16) {
     for any in ["0.0.0.0", "::"] {
         let at = SocketAddr::new(any.parse().expect("an address"), port);
         let tcp = within(name, move || listen(at));
@@ -149,7 +149,7 @@ fn plain(addr: IpAddr) -> IpAddr {
 }
 
 /// Runs something in another namespace: on a thread of its own, which is all that enters it.
-pub fn within<T: Send + 'static>(name: &'static str, what: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) fn within<T: Send + 'static>(name: &'static str, what: impl FnOnce() -> T + Send + 'static) -> T {
     if name == NODE {
         return what();
     }
@@ -163,7 +163,7 @@ pub fn within<T: Send + 'static>(name: &'static str, what: impl FnOnce() -> T + 
 }
 
 /// Asks once over TCP.
-pub fn tcp(from: &'static str, to: &str) -> Reply {
+pub(crate) fn tcp(from: &'static str, to: &str) -> Reply {
     match connect(from, to) {
         Ok(mut connection) => reply(ask(&mut connection)),
         Err(error) => reply(Err(error)),
@@ -171,7 +171,7 @@ pub fn tcp(from: &'static str, to: &str) -> Reply {
 }
 
 /// Asks once over TCP from this port, which it leaves ready for use.
-pub fn tcp_from(from: &'static str, port: u16, to: &str) -> Reply {
+pub(crate) fn tcp_from(from: &'static str, port: u16, to: &str) -> Reply {
     use nix::sys::socket::{
         AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
     };
@@ -191,7 +191,7 @@ pub fn tcp_from(from: &'static str, port: u16, to: &str) -> Reply {
 }
 
 /// A connection that stays open.
-pub fn connect(from: &'static str, to: &str) -> io::Result<TcpStream> {
+pub(crate) fn connect(from: &'static str, to: &str) -> io::Result<TcpStream> {
     let to: SocketAddr = to.parse().expect("an address and port");
     within(from, move || {
         let connection = TcpStream::connect_timeout(&to, PATIENCE)?;
@@ -201,7 +201,7 @@ pub fn connect(from: &'static str, to: &str) -> io::Result<TcpStream> {
 }
 
 /// Asks on a connection.
-pub fn ask(connection: &mut TcpStream) -> io::Result<String> {
+pub(crate) fn ask(connection: &mut TcpStream) -> io::Result<String> {
     connection.write_all(b"\n")?;
     let mut line = Vec::new();
     let mut byte = [0];
@@ -217,7 +217,7 @@ pub fn ask(connection: &mut TcpStream) -> io::Result<String> {
 }
 
 /// Asks once over UDP, from a new port.
-pub fn udp(from: &'static str, to: &str) -> Reply {
+pub(crate) fn udp(from: &'static str, to: &str) -> Reply {
     let to: SocketAddr = to.parse().expect("an address and port");
     reply(within(from, move || {
         let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
