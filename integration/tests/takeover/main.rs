@@ -1,0 +1,273 @@
+//! Connections through a Service while its rules pass from one owner to the next: from kube-proxy to us, from one of our
+//! processes to its successor, from mode to mode. None may fail, and none may wait for a lost packet.
+
+mod flood;
+mod layouts;
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use flood::{Flood, now};
+use integration::lab::{Lab, Mode, Options, cluster_ip, seen_as_sent, service, slices};
+use integration::network::Place::{Client, Node, PodA, PodB, PodC, PodD};
+use integration::network::Protocol::Tcp;
+use integration::network::{Family, Outcome, Probe};
+
+/// Connections a second, from both kinds of clients together.
+const RATE: u32 = 200;
+/// How long connections run before and after what happens.
+const MARGIN: Duration = Duration::from_millis(700);
+/// How long a takeover may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn lab(mode: Mode) -> Lab {
+    let mut lab = Lab::without_proxy(Options { mode, ..Options::default() })
+        .expect("root, and a kube-proxy that was built");
+    lab.apply(service("web", 1).port("t", 80, Tcp).node_port(30080));
+    lab.apply(slices("web").port("t", 8080, Tcp).ready(&[PodA, PodD]));
+    lab
+}
+
+/// Keeps connections coming, of a pod to the cluster IP and of an outside client to the NodePort, while `act` runs.
+fn flooded(lab: &mut Lab, family: Family, what: &str, act: impl FnOnce(&mut Lab)) {
+    let cluster_ip = SocketAddr::new(family.service(1), 80);
+    let node_port = SocketAddr::new(Node.address(family), 30080);
+    let floods = [(PodB, cluster_ip), (Client, node_port)]
+        .map(|(from, to)| (to, Flood::start(lab.network.namespace(from), to, RATE / 2)));
+    sleep(MARGIN);
+    act(lab);
+    sleep(MARGIN);
+    let counts = floods.map(|(to, flood)| {
+        flood.stop().unwrap_or_else(|wrong| panic!("{what}, to {to}: {wrong}\n{}", lab.log()))
+    });
+    println!("{what} ({family:?}): {counts:?} connections, none failed");
+}
+
+/// Runs a command on the node and returns what it printed.
+fn on_node(lab: &Lab, program: &str, arguments: &[&str]) -> String {
+    let output = lab.network.namespace(Node).output(Command::new(program).args(arguments));
+    String::from_utf8_lossy(&output.expect("it succeeds").stdout).into_owned()
+}
+
+fn feed_on_node(lab: &Lab, program: &str, arguments: &[&str], input: &str) {
+    let feed = || {
+        let mut child = Command::new(program).args(arguments).stdin(Stdio::piped()).spawn()?;
+        child.stdin.take().expect("piped").write_all(input.as_bytes())?;
+        child.wait()
+    };
+    let status = lab.network.namespace(Node).run(feed).expect("the node is there").expect("it runs");
+    assert!(status.success(), "{program} {arguments:?}");
+}
+
+fn eventually(lab: &Lab, what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = now() + PATIENCE;
+    while !holds() {
+        assert!(now() < deadline, "{what}\n{}", lab.log());
+        sleep(Duration::from_millis(50));
+    }
+}
+
+fn has_iptables_rules(lab: &Lab, variant: &str) -> bool {
+    ["iptables", "ip6tables"].iter().any(|program| {
+        let save = on_node(lab, &format!("{program}-{variant}-save"), &[]);
+        save.lines().any(|line| line.starts_with(":KUBE-S") || line.contains("-j KUBE-SERVICES"))
+    })
+}
+
+fn has_nftables_table(lab: &Lab) -> bool {
+    on_node(lab, "nft", &["list", "tables"]).contains("kube-proxy")
+}
+
+/// The rules in force are written by this process: a change of the API's objects reaches them.
+fn assert_in_charge(lab: &mut Lab) {
+    lab.apply(slices("web").port("t", 8080, Tcp).ready(&[PodC]));
+    lab.expect(PodB, cluster_ip(1, Tcp, 80), &seen_as_sent(&[PodC]));
+    lab.apply(slices("web").port("t", 8080, Tcp).ready(&[PodA, PodD]));
+    lab.expect(PodB, cluster_ip(1, Tcp, 80), &seen_as_sent(&[PodA, PodD]));
+}
+
+fn load_kube_proxys_nftables(lab: &Lab) {
+    feed_on_node(lab, "nft", &["-f", "-"], &layouts::nftables());
+}
+
+fn load_kube_proxys_iptables(lab: &Lab, variant: &str) {
+    let v4 = layouts::iptables("172.30.0.1/32", "10.0.0.0/16", ["10.0.1.11", "10.0.2.11"]);
+    let v6 = layouts::iptables("fd00:30::1/128", "fd00:10::/32", ["fd00:10:1::11", "fd00:10:2::11"]);
+    feed_on_node(lab, &format!("iptables-{variant}-restore"), &["--noflush"], &v4);
+    feed_on_node(lab, &format!("ip6tables-{variant}-restore"), &["--noflush"], &v6);
+}
+
+/// Starts over what is there, in both families one after the other, and waits until `over` holds.
+fn takes_over(mode: Mode, prepare: impl Fn(&Lab), over: impl Fn(&Lab) -> bool, what: &str) {
+    for family in Family::BOTH {
+        let mut lab = lab(mode);
+        prepare(&lab);
+        flooded(&mut lab, family, what, |lab| {
+            lab.start_proxy().expect("it starts");
+            lab.settle();
+            let lab = &*lab;
+            eventually(lab, &format!("{what}: the old rules are still there"), || over(lab));
+        });
+        assert_in_charge(&mut lab);
+    }
+}
+
+#[test]
+fn a_moment_without_rules_is_noticed() {
+    let lab = lab(Mode::Nftables);
+    load_kube_proxys_nftables(&lab);
+    let flood =
+        || Flood::start(lab.network.namespace(PodB), SocketAddr::new(Family::V4.service(1), 80), RATE);
+    let quiet = flood();
+    sleep(MARGIN);
+    quiet.stop().expect("kube-proxy's rules work");
+    let disturbed = flood();
+    sleep(MARGIN);
+    on_node(&lab, "nft", &["delete", "table", "ip", "kube-proxy"]);
+    sleep(Duration::from_millis(20));
+    on_node(&lab, "nft", &["delete", "table", "ip6", "kube-proxy"]);
+    load_kube_proxys_nftables(&lab);
+    sleep(MARGIN);
+    disturbed.stop().expect_err("connections of that moment failed");
+}
+
+#[test]
+fn kube_proxys_nftables_rules_are_taken_over_in_nftables_mode() {
+    takes_over(
+        Mode::Nftables,
+        load_kube_proxys_nftables,
+        |lab| !on_node(lab, "nft", &["list", "ruleset"]).contains("service-2HVXDNZT"),
+        "from kube-proxy's nftables to nftables",
+    );
+}
+
+#[test]
+fn kube_proxys_iptables_rules_are_taken_over_in_nftables_mode() {
+    for variant in ["legacy", "nft"] {
+        takes_over(
+            Mode::Nftables,
+            |lab| load_kube_proxys_iptables(lab, variant),
+            |lab| !has_iptables_rules(lab, variant),
+            &format!("from kube-proxy's iptables ({variant}) to nftables"),
+        );
+    }
+}
+
+#[test]
+fn kube_proxys_iptables_rules_are_taken_over_in_iptables_mode() {
+    for (mode, variant) in [(Mode::IptablesLegacy, "legacy"), (Mode::IptablesNft, "nft")] {
+        takes_over(
+            mode,
+            |lab| load_kube_proxys_iptables(lab, variant),
+            |lab| {
+                let save = on_node(lab, &format!("iptables-{variant}-save"), &[]);
+                !save.contains("KUBE-SEP-AAAAAAAAAAAAAAAA")
+            },
+            &format!("from kube-proxy's iptables ({variant}) to iptables"),
+        );
+    }
+}
+
+#[test]
+fn kube_proxys_nftables_rules_are_taken_over_in_iptables_mode() {
+    takes_over(
+        Mode::IptablesNft,
+        load_kube_proxys_nftables,
+        |lab| !has_nftables_table(lab),
+        "from kube-proxy's nftables to iptables",
+    );
+}
+
+#[test]
+fn a_restart_fails_no_connection() {
+    for mode in [Mode::Nftables, Mode::IptablesLegacy, Mode::IptablesNft] {
+        let mut lab = lab(mode);
+        lab.start_proxy().expect("it starts");
+        lab.settle();
+        flooded(&mut lab, Family::V4, &format!("restart in {mode:?}"), |lab| {
+            for _ in 0..3 {
+                lab.stop_proxy().expect("it runs");
+                sleep(Duration::from_millis(200));
+                lab.start_proxy().expect("it starts again");
+                lab.settle();
+            }
+        });
+        assert_in_charge(&mut lab);
+    }
+}
+
+#[test]
+fn a_change_of_mode_fails_no_connection() {
+    let mut lab = lab(Mode::Nftables);
+    lab.start_proxy().expect("it starts");
+    lab.settle();
+    for (from, to) in [
+        (Mode::Nftables, Mode::IptablesNft),
+        (Mode::IptablesNft, Mode::Nftables),
+        (Mode::Nftables, Mode::IptablesLegacy),
+        (Mode::IptablesLegacy, Mode::Nftables),
+    ] {
+        flooded(&mut lab, Family::V4, &format!("{from:?} to {to:?}"), |lab| {
+            lab.stop_proxy().expect("it runs");
+            lab.change_mode(to).expect("the configuration is written");
+            lab.start_proxy().expect("it starts again");
+            lab.settle();
+            let lab = &*lab;
+            eventually(lab, &format!("{from:?} to {to:?}: the old rules are still there"), || match from {
+                Mode::Nftables => !has_nftables_table(lab),
+                Mode::IptablesLegacy => !has_iptables_rules(lab, "legacy"),
+                _ => !has_iptables_rules(lab, "nft"),
+            });
+        });
+        assert_in_charge(&mut lab);
+        // Kubelet's hint stays, so that the next one must not name another variant.
+        lab.forget_iptables_variant().expect("the node is there");
+    }
+}
+
+#[test]
+fn nothing_is_removed_before_the_first_sync() {
+    let mut lab = lab(Mode::Nftables);
+    load_kube_proxys_iptables(&lab, "nft");
+    lab.api.set_faults(|faults| {
+        faults.refuse.insert("endpointslices".to_owned(), 403);
+    });
+    flooded(&mut lab, Family::V4, "a first sync that cannot be", |lab| {
+        lab.start_proxy().expect("it starts");
+        sleep(Duration::from_secs(3));
+        assert!(has_iptables_rules(lab, "nft"), "these are what Services work by");
+        lab.api.set_faults(|faults| faults.refuse.clear());
+        lab.settle();
+        let lab = &*lab;
+        eventually(lab, "the old rules are still there", || !has_iptables_rules(lab, "nft"));
+    });
+    assert_in_charge(&mut lab);
+}
+
+#[test]
+fn cleanup_leaves_nothing_behind() {
+    for mode in [Mode::Nftables, Mode::IptablesLegacy, Mode::IptablesNft] {
+        let mut lab = lab(mode);
+        lab.start_proxy().expect("it starts");
+        lab.settle();
+        lab.stop_proxy().expect("it runs");
+        let answers = |lab: &Lab| {
+            let to = SocketAddr::new(Family::V4.service(1), 80);
+            let probe = Probe::new(Tcp, to).patience(Duration::from_secs(1));
+            let outcome = lab.network.probe_one(PodB, probe).expect("a socket");
+            matches!(outcome, Outcome::Answered { .. })
+        };
+        assert!(answers(&lab), "{mode:?}: the rules outlive the process");
+        let program = integration::lab::program().expect("built").display().to_string();
+        on_node(&lab, &program, &["--cleanup"]);
+        assert!(!answers(&lab), "{mode:?}");
+        assert!(!has_nftables_table(&lab), "{mode:?}");
+        for variant in ["legacy", "nft"] {
+            assert!(!has_iptables_rules(&lab, variant), "{mode:?}: {variant}");
+        }
+        on_node(&lab, &program, &["--cleanup"]);
+    }
+}
