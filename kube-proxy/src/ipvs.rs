@@ -18,7 +18,9 @@ pub(crate) fn settings(from: &IpvsSettings) -> anyhow::Result<Settings> {
     };
     // The kernel counts whole seconds, and takes 0 for "as it is": less than one becomes one.
     let seconds = |timeout: Option<Duration>| {
-        timeout.filter(|timeout| !timeout.is_zero()).map(|timeout| timeout.as_secs().clamp(1, i32::MAX as u64) as u32)
+        timeout
+            .filter(|timeout| !timeout.is_zero())
+            .map(|timeout| timeout.as_secs().clamp(1, i32::MAX as u64) as u32)
     };
     let timeouts = Timeouts {
         tcp: seconds(from.tcp_timeout),

@@ -20,6 +20,7 @@ mod slim;
 mod sysctl;
 mod version;
 mod watch;
+mod watched;
 
 use std::{io::Write as _, process::ExitCode};
 

@@ -274,9 +274,12 @@ pub(crate) fn iptables_rules(family: Family, table: &'static str, total: usize, 
     }
 }
 
-/// nftables mode: what was to be removed after a sync could not be.
-pub(crate) fn nftables_cleanup_failed(family: Family) {
-    by_family_counter("kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total", family).increment(1);
+/// nftables mode: so many times what was to be removed after a sync could not be.
+pub(crate) fn nftables_cleanup_failed(family: Family, count: u64) {
+    if count > 0 {
+        by_family_counter("kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total", family)
+            .increment(count);
+    }
 }
 
 /// A round of conntrack cleaning ended.
@@ -300,6 +303,9 @@ pub(crate) fn drifted(family: Family) {
 
 /// So many clients got no affinity because its table was full.
 pub(crate) fn affinity_lost(family: Family, count: u64) {
+    if count == 0 {
+        return;
+    }
     by_family_counter("switchyard_affinity_entries_lost_total", family).increment(count);
 }
 

@@ -1,13 +1,14 @@
 //! What becomes of a sync outside the engine: logs, metrics, health, conntrack, health check node ports.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
 use proxy_core::{
-    backend::{Executor, Planner},
+    backend::{Executor, Figures, Planner},
     conntrack::FlowTracker,
     environment::NodePortAddresses,
     instance::{Pending, SyncReport},
@@ -43,6 +44,7 @@ pub(crate) struct Observations {
     /// Since when each family's oldest change has been known to wait.
     queued: Vec<(Family, Instant)>,
     shown: Pending,
+    figures: HashMap<Family, Figures>,
 }
 
 impl Observations {
@@ -68,6 +70,7 @@ impl Observations {
             synced: Vec::new(),
             queued: Vec::new(),
             shown: Pending::default(),
+            figures: HashMap::new(),
         }
     }
 
@@ -183,6 +186,17 @@ where
             instance.conflicts(),
         );
         metrics::no_local_endpoints(family, counts.no_local_internal, counts.no_local_external);
+        let figures = instance.executor().figures();
+        for (table, total, last) in &figures.rules {
+            metrics::iptables_rules(family, table, *total, *last);
+        }
+        let shown = self.figures.entry(family).or_default();
+        metrics::affinity_lost(family, figures.affinity_lost.saturating_sub(shown.affinity_lost));
+        metrics::nftables_cleanup_failed(
+            family,
+            figures.cleanup_failures.saturating_sub(shown.cleanup_failures),
+        );
+        *shown = figures;
         let rules = self.flows.rules(&report, engine.store(), instance);
         if let (Some(conntrack), Some(environment)) = (&self.conntrack, instance.environment()) {
             conntrack.submit(rules, environment);

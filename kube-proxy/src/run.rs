@@ -42,6 +42,7 @@ use crate::{
     reload,
     sysctl::{self, Sysctl},
     watch as watches,
+    watched::Watched,
 };
 
 /// How long what is worth an Event at the end of the process may take to be sent.
@@ -436,11 +437,12 @@ impl Start<'_> {
         P: Planner + Send + 'static,
         X: Executor<Op = P::Op, Found = P::Found> + Send + 'static,
     {
-        for (family, ..) in &backends {
-            self.health.started(*family, Instant::now());
-        }
+        let watched = backends.into_iter().map(|(family, planner, executor)| {
+            self.health.started(family, Instant::now());
+            (family, planner, Watched { family, executor, health: self.health.clone() })
+        });
         let (ended, receiver) = tokio::sync::oneshot::channel();
-        let reconciler = Reconciler::new(self.environment, self.pace, backends);
+        let reconciler = Reconciler::new(self.environment, self.pace, watched.collect());
         thread::Builder::new().name("engine".to_owned()).spawn(move || {
             engine::run(reconciler, &self.inbox, &mut self.observations, drift_interval);
             // Nobody may be listening any more.

@@ -1,8 +1,8 @@
 //! Is the data plane keeping up? The verdict behind `/healthz`, `/livez` and every health check node port.
 //!
-//! kube-proxy calls itself unhealthy when an update has waited for two sync periods. Here it must also have made no
-//! progress in that time: a large first sync that goes on and on is not stuck. Where updates keep failing there is no
-//! progress either, so health turns bad as it should.
+//! kube-proxy calls itself unhealthy when an update has waited for two sync periods. Here a write that is under way is
+//! given more time: a large first sync that goes on and on is not stuck. Where the last write failed it is not, so
+//! health turns bad as it should.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,15 +20,22 @@ struct Progress {
     updated: Option<Instant>,
     /// Since when the oldest update that is not in the kernel has waited.
     waiting: Option<Instant>,
-    /// The last time that a part of an update got into the kernel.
-    moved: Option<Instant>,
+    /// Since when an update is being written; `None` again once it ended, well or not.
+    writing: Option<Instant>,
+    /// The last time something was written, it failed.
+    failed: bool,
 }
+
+/// How many times the usual limit one write may take before it counts as stuck: a first load of a very large cluster
+/// takes minutes in the modes whose kernel interface is slow.
+const PATIENCE_WHILE_WRITING: u32 = 15;
 
 impl Progress {
     fn healthy(&self, now: Instant, limit: Duration) -> bool {
         let Some(waiting) = self.waiting else { return true };
-        let since = self.moved.map_or(waiting, |moved| moved.max(waiting));
-        now.saturating_duration_since(since) < limit
+        let passed = |since: Instant| now.saturating_duration_since(since);
+        let writing = self.writing.filter(|_| !self.failed);
+        passed(waiting) < limit || writing.is_some_and(|since| passed(since) < limit * PATIENCE_WHILE_WRITING)
     }
 }
 
@@ -72,15 +79,22 @@ impl HealthState {
         self.state().families[index(family)].waiting.get_or_insert(now);
     }
 
-    /// A part of what waits got into the kernel.
-    pub(crate) fn moved(&self, family: Family, now: Instant) {
-        self.state().families[index(family)].moved = Some(now);
+    /// An update begins to be written.
+    pub(crate) fn writing(&self, family: Family, now: Instant) {
+        self.state().families[index(family)].writing = Some(now);
+    }
+
+    /// What began to be written is written, or was refused.
+    pub(crate) fn written(&self, family: Family, well: bool) {
+        let progress = &mut self.state().families[index(family)];
+        progress.writing = None;
+        progress.failed = !well;
     }
 
     /// All that waited is in the kernel.
     pub(crate) fn updated(&self, family: Family, now: Instant) {
         let progress = &mut self.state().families[index(family)];
-        *progress = Progress { updated: Some(now), waiting: None, moved: Some(now) };
+        *progress = Progress { updated: Some(now), ..Progress::default() };
     }
 
     /// Whether load balancers may send new connections to this node; not as long as the node is unknown.
@@ -226,23 +240,25 @@ mod tests {
     }
 
     #[test]
-    fn progress_keeps_a_long_sync_healthy_and_its_end_does_not() {
+    fn a_long_write_keeps_a_sync_healthy_but_not_for_ever() {
         let (state, now) = begin();
         state.queued(Family::V6, now);
-        for at in [50, 100, 150] {
-            state.moved(Family::V6, now + seconds(at));
-        }
-        assert!(state.health(now + seconds(209)).healthy);
-        assert!(!state.health(now + seconds(210)).healthy);
+        state.writing(Family::V6, now + seconds(1));
+        assert!(state.health(now + seconds(900)).healthy);
+        assert!(!state.health(now + seconds(901)).healthy);
     }
 
     #[test]
-    fn progress_from_before_the_update_does_not_count() {
+    fn writes_that_fail_again_and_again_are_unhealthy_also_while_one_is_under_way() {
         let (state, now) = begin();
-        state.moved(Family::V4, now);
-        state.queued(Family::V4, now + seconds(100));
-        assert!(state.health(now + seconds(159)).healthy);
-        assert!(!state.health(now + seconds(160)).healthy);
+        state.queued(Family::V4, now);
+        state.writing(Family::V4, now + seconds(1));
+        state.written(Family::V4, false);
+        state.writing(Family::V4, now + seconds(59));
+        assert!(state.health(now + seconds(59)).healthy, "the limit is not reached");
+        assert!(!state.health(now + seconds(60)).healthy);
+        state.updated(Family::V4, now + seconds(61));
+        assert!(state.health(now + seconds(61)).healthy);
     }
 
     #[test]

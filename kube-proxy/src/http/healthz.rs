@@ -77,7 +77,7 @@ mod tests {
         state.started(Family::V4, Instant::now());
         state.queued(Family::V4, Instant::now() - Duration::from_secs(61));
         assert_eq!(codes().await, expect("503", "503"), "stuck");
-        state.moved(Family::V4, Instant::now());
+        state.writing(Family::V4, Instant::now());
         assert_eq!(codes().await, expect("200", "200"), "slow, but moving");
     }
 

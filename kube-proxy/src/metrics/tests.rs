@@ -82,7 +82,7 @@ fn exercise(mode: Mode) {
                 iptables_rules(family, "nat", 10, 2);
                 iptables_rules(family, "filter", 5, 1);
             }
-            Mode::Nftables => nftables_cleanup_failed(family),
+            Mode::Nftables => nftables_cleanup_failed(family, 1),
             Mode::Ipvs => {}
         }
     }
