@@ -129,14 +129,14 @@ impl ServiceChain {
     /// A chain found in the kernel, if its name is one that only we and kube-proxy give.
     pub fn parse(chain: &str) -> Option<Self> {
         Role::ALL.into_iter().find_map(|role| {
-            let hash = chain.strip_prefix(role.prefix())?.as_bytes().try_into().ok()?;
-            Some(Self { role, hash })
+            let hash: [u8; 16] = chain.strip_prefix(role.prefix())?.as_bytes().try_into().ok()?;
+            hash.is_ascii().then_some(Self { role, hash })
         })
     }
 
     pub(crate) fn write(self, to: &mut String) {
         to.push_str(self.role.prefix());
-        to.extend(self.hash.iter().map(|&byte| char::from(byte)));
+        to.push_str(str::from_utf8(&self.hash).expect("a hash is base32 text"));
     }
 }
 

@@ -190,8 +190,8 @@ impl backend::Planner for Planner {
         let mut owners = HashMap::new();
         for (owner, (name, route)) in (0..).zip(routes) {
             let rules = rules::write(name, route, context);
-            let mut chains = Vec::new();
-            let mut text = String::new();
+            let mut chains = Vec::with_capacity(rules.chains().len());
+            let mut text = String::with_capacity(rules.len());
             for (chain, rules) in rules.chains() {
                 wanted.insert(chain);
                 if !found.holds_service_chain(chain, rules) {

@@ -18,7 +18,7 @@ use crate::{
     chains::{ChainStem, Dispatcher, MARK_MASQUERADE, Role, ServiceChain},
     survey::Host,
 };
-use text::{Match, host, network, socket};
+use text::{Rule, host, network, one_in, socket};
 
 /// All rules of one Service port.
 #[derive(Debug, Default)]
@@ -30,8 +30,13 @@ pub(crate) struct Rules {
 
 impl Rules {
     /// The chains of this port, each with its rules as restore lines.
-    pub(crate) fn chains(&self) -> impl Iterator<Item = (ServiceChain, &str)> {
+    pub(crate) fn chains(&self) -> impl ExactSizeIterator<Item = (ServiceChain, &str)> {
         self.chains.iter().map(|(chain, range)| (*chain, &self.text[range.clone()]))
+    }
+
+    /// The length of all chains' text in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.text.len()
     }
 }
 
@@ -163,44 +168,51 @@ impl Writer<'_> {
     }
 
     fn external_chain(&self, text: &mut String) {
+        fn comment<'a>(rule: Rule<'a>, what: &str, writer: &Writer<'_>) -> Rule<'a> {
+            rule.comment(&[what, &writer.name, " external destinations"])
+        }
         let chain = self.chain(Role::External);
-        let comment = |what: &str| format!("{what} {} external destinations", self.name);
         match self.route.external_policy {
             TrafficPolicy::Cluster => {
-                Match::new(chain).comment(&comment("masquerade traffic for")).jump(text, MARK_MASQUERADE);
+                comment(Rule::new(text, chain), "masquerade traffic for ", self).jump(&[MARK_MASQUERADE]);
             }
             TrafficPolicy::Local => {
+                const FROM_NODE: &str = "-m addrtype --src-type LOCAL";
                 let anywhere = self.chain(Role::Cluster);
                 // Traffic of this node is treated as if it went out to a load balancer and came back: no policy.
                 for pods in local_pods(&self.context.environment.local_pods) {
-                    pods.of(Match::new(chain)).comment(&comment("pod traffic for")).goto(text, anywhere);
+                    let rule = match &pods {
+                        Pods::Source(network) => Rule::new(text, chain).source(network),
+                        Pods::Interface(name) => Rule::new(text, chain).interface(name),
+                    };
+                    comment(rule, "pod traffic for ", self).goto(anywhere);
                 }
                 // From the node itself it has the destination as its source, so that needs translation.
-                Match::new(chain)
-                    .comment(&comment("masquerade LOCAL traffic for"))
-                    .more("-m addrtype --src-type LOCAL")
-                    .jump(text, MARK_MASQUERADE);
-                Match::new(chain)
-                    .comment(&comment("route LOCAL traffic for"))
-                    .more("-m addrtype --src-type LOCAL")
-                    .goto(text, anywhere);
+                comment(Rule::new(text, chain), "masquerade LOCAL traffic for ", self)
+                    .more(FROM_NODE)
+                    .jump(&[MARK_MASQUERADE]);
+                comment(Rule::new(text, chain), "route LOCAL traffic for ", self)
+                    .more(FROM_NODE)
+                    .goto(anywhere);
             }
         }
         if self.has_endpoints_under(self.route.external_policy) {
-            Match::new(chain).goto(text, self.policy_chain(self.route.external_policy));
+            Rule::new(text, chain).goto(self.policy_chain(self.route.external_policy));
         }
     }
 
     fn firewall_chain(&self, text: &mut String, sources: &AllowedSources) {
         let chain = self.chain(Role::Firewall);
-        let comment = format!("{} loadbalancer IP", self.name);
         let ranges = sources.ranges.iter().map(network);
         for source in ranges.chain(sources.own_vips.iter().map(|vip| host(*vip))) {
-            Match::new(chain).source(&source).comment(&comment).goto(text, self.chain(Role::External));
+            Rule::new(text, chain)
+                .source(&source)
+                .comment(&[&self.name, " loadbalancer IP"])
+                .goto(self.chain(Role::External));
         }
-        Match::new(chain)
-            .comment(&format!("other traffic to {} will be dropped by KUBE-PROXY-FIREWALL", self.name))
-            .end(text);
+        Rule::new(text, chain)
+            .comment(&["other traffic to ", &self.name, " will be dropped by KUBE-PROXY-FIREWALL"])
+            .end();
     }
 
     fn policy_chain_rules(&self, text: &mut String, policy: TrafficPolicy, targets: &[Target]) {
@@ -214,28 +226,25 @@ impl Writer<'_> {
         endpoints.sort_unstable_by(|(_, a), (_, b)| a.text.cmp(&b.text));
         if let Some(seconds) = self.route.affinity {
             for (to, endpoint) in &endpoints {
-                let recent = format!(
-                    "-m recent --rcheck --seconds {seconds} --reap --name {to} --mask {} --rsource",
-                    text::full_mask(endpoint.addr)
-                );
-                self.to_endpoint(chain, endpoint).more(&recent).goto(text, *to);
+                let mask = text::full_mask(endpoint.addr);
+                self.to_endpoint(text, chain, endpoint)
+                    .more(&format!(
+                        "-m recent --rcheck --seconds {seconds} --reap --name {to} --mask {mask} --rsource"
+                    ))
+                    .goto(*to);
             }
         }
         for (at, (to, endpoint)) in endpoints.iter().enumerate() {
             let left = endpoints.len() - at;
-            let rule = self.to_endpoint(chain, endpoint);
-            if left > 1 {
-                rule.more(&text::one_in(left)).goto(text, *to);
-            } else {
-                rule.goto(text, *to);
-            }
+            let rule = self.to_endpoint(text, chain, endpoint);
+            if left > 1 { rule.more(&one_in(left)) } else { rule }.goto(*to);
         }
     }
 
-    fn to_endpoint(&self, chain: ServiceChain, endpoint: &Endpoint) -> Match {
-        let rule = Match::new(chain);
+    fn to_endpoint<'a>(&self, text: &'a mut String, chain: ServiceChain, endpoint: &Endpoint) -> Rule<'a> {
+        let rule = Rule::new(text, chain);
         match self.context.comments {
-            EndpointComments::Written => rule.comment(&[&self.name, " -> ", &endpoint.text].concat()),
+            EndpointComments::Written => rule.comment(&[&self.name, " -> ", &endpoint.text]),
             EndpointComments::LeftOut => rule,
         }
     }
@@ -252,25 +261,38 @@ impl Writer<'_> {
     /// Traffic to a cluster IP from outside the cluster may be answered by another node, and must come back here.
     fn masquerade_internal(&self, text: &mut String, chain: ServiceChain) {
         let environment = self.context.environment;
-        let comment = format!("{} cluster IP", self.name);
         for frontend in self.frontends(FrontendKind::ClusterIp) {
-            let rule = |rule: Match| {
-                rule.destination(frontend.at)
-                    .protocol(self.route.protocol)
-                    .comment(&comment)
+            let to_frontend = |rule: Rule<'_>, target: &[&str]| {
+                rule.protocol(self.route.protocol)
+                    .comment(&[&self.name, " cluster IP"])
                     .port(frontend.port)
+                    .jump(target);
             };
+            let to = frontend.at.map(host).unwrap_or_default();
             let pods = local_pods(&environment.local_pods);
             match &pods[..] {
-                _ if environment.masquerade_all => rule(Match::new(chain)).jump(text, MARK_MASQUERADE),
+                _ if environment.masquerade_all => {
+                    to_frontend(Rule::new(text, chain).destination(&to), &[MARK_MASQUERADE]);
+                }
                 [] => {}
-                [pods] => rule(pods.others(Match::new(chain))).jump(text, MARK_MASQUERADE),
+                [Pods::Source(network)] => {
+                    let rule = Rule::new(text, chain).not_source(network).destination(&to);
+                    to_frontend(rule, &[MARK_MASQUERADE]);
+                }
+                [Pods::Interface(name)] => {
+                    let rule = Rule::new(text, chain).destination(&to).not_interface(name);
+                    to_frontend(rule, &[MARK_MASQUERADE]);
+                }
                 // One rule cannot exclude two networks: mark all, then clear what turns out to be local.
-                pods => {
-                    rule(Match::new(chain)).jump(text, MARK_MASQUERADE);
-                    for pods in pods {
-                        let clear = format!("MARK --set-xmark 0x0/{:#x}", environment.masquerade_mark);
-                        rule(pods.of(Match::new(chain))).jump(text, &clear);
+                several => {
+                    to_frontend(Rule::new(text, chain).destination(&to), &[MARK_MASQUERADE]);
+                    let clear = format!("MARK --set-xmark 0x0/{:#x}", environment.masquerade_mark);
+                    for pods in several {
+                        let rule = match pods {
+                            Pods::Source(network) => Rule::new(text, chain).source(network).destination(&to),
+                            Pods::Interface(name) => Rule::new(text, chain).destination(&to).interface(name),
+                        };
+                        to_frontend(rule, &[&clear]);
                     }
                 }
             }
@@ -278,21 +300,21 @@ impl Writer<'_> {
     }
 
     fn endpoint_chain(&self, text: &mut String, chain: ServiceChain, endpoint: &Endpoint) {
-        let comment = |rule: Match| match self.context.comments {
-            EndpointComments::Written => rule.comment(&self.name),
-            EndpointComments::LeftOut => rule,
-        };
-        // An endpoint that reaches itself would answer itself directly, past the translation.
-        comment(Match::new(chain).source(&host(endpoint.addr))).jump(text, MARK_MASQUERADE);
-
-        let mut rule = comment(Match::new(chain).protocol(self.route.protocol));
-        if self.route.affinity.is_some() {
-            rule = rule.more(&format!(
-                "-m recent --set --name {chain} --mask {} --rsource",
-                text::full_mask(endpoint.addr)
-            ));
+        fn comment<'a>(rule: Rule<'a>, writer: &Writer<'_>) -> Rule<'a> {
+            match writer.context.comments {
+                EndpointComments::Written => rule.comment(&[&writer.name]),
+                EndpointComments::LeftOut => rule,
+            }
         }
-        rule.protocol_match().jump(text, &["DNAT --to-destination ", &endpoint.text].concat());
+        // An endpoint that reaches itself would answer itself directly, past the translation.
+        comment(Rule::new(text, chain).source(&host(endpoint.addr)), self).jump(&[MARK_MASQUERADE]);
+
+        let mut rule = comment(Rule::new(text, chain).protocol(self.route.protocol), self);
+        if self.route.affinity.is_some() {
+            let mask = text::full_mask(endpoint.addr);
+            rule = rule.more(&format!("-m recent --set --name {chain} --mask {mask} --rsource"));
+        }
+        rule.protocol_match().jump(&["DNAT --to-destination ", &endpoint.text]);
     }
 }
 
@@ -306,22 +328,6 @@ fn add_chain(rules: &mut Rules, chain: ServiceChain, write: impl FnOnce(&mut Str
 enum Pods {
     Source(String),
     Interface(String),
-}
-
-impl Pods {
-    fn of(&self, rule: Match) -> Match {
-        match self {
-            Self::Source(network) => rule.source(network),
-            Self::Interface(name) => rule.interface(name),
-        }
-    }
-
-    fn others(&self, rule: Match) -> Match {
-        match self {
-            Self::Source(network) => rule.not_source(network),
-            Self::Interface(name) => rule.not_interface(name),
-        }
-    }
 }
 
 fn local_pods(detector: &LocalPods) -> Vec<Pods> {

@@ -1,11 +1,14 @@
 //! One Service port's lines in the chains that all Services share.
 
 use proxy_core::{
-    model::Protocol,
+    model::{Family, Protocol},
     route::{Frontend, FrontendKind},
 };
 
-use super::{Dispatch, Writer, text::Match};
+use super::{
+    Dispatch, Writer,
+    text::{Rule, host},
+};
 use crate::{
     accounting::LOCALHOST_ACCEPTED,
     chains::{Dispatcher, Role, ServiceChain},
@@ -26,14 +29,14 @@ impl Writer<'_> {
         for frontend in self.frontends(FrontendKind::ClusterIp) {
             let policy = self.route.internal_policy;
             if self.has_endpoints_under(policy) {
-                self.captured(&mut lines, "cluster IP", frontend, self.policy_chain(policy));
+                self.captured(&mut lines, " cluster IP", frontend, self.policy_chain(policy));
             } else {
                 self.refused(&mut lines, Dispatcher::FilterServices, frontend);
             }
         }
         for frontend in self.frontends(FrontendKind::ExternalIp) {
             if self.route.any_endpoint {
-                self.captured(&mut lines, "external IP", frontend, self.chain(Role::External));
+                self.captured(&mut lines, " external IP", frontend, self.chain(Role::External));
             }
             self.refused_external(&mut lines, frontend);
         }
@@ -41,11 +44,11 @@ impl Writer<'_> {
         let to = self.chain(if restricted { Role::Firewall } else { Role::External });
         for frontend in self.frontends(FrontendKind::LoadBalancerIp) {
             if self.route.any_endpoint {
-                self.captured(&mut lines, "loadbalancer IP", frontend, to);
+                self.captured(&mut lines, " loadbalancer IP", frontend, to);
                 if restricted {
-                    let comment = format!("{} traffic not accepted by {to}", self.name);
-                    let dispatcher = Dispatcher::FilterProxyFirewall;
-                    self.to_frontend(dispatcher, frontend, &comment).jump(lines.of(dispatcher), "DROP");
+                    let comment = [&self.name, " traffic not accepted by ", &to.to_string()];
+                    self.to_frontend(&mut lines, Dispatcher::FilterProxyFirewall, frontend, &comment)
+                        .jump(&["DROP"]);
                 }
             }
             self.refused_external(&mut lines, frontend);
@@ -58,30 +61,37 @@ impl Writer<'_> {
         }
         if let Some(port) = self.route.health_check_node_port {
             let dispatcher = Dispatcher::FilterNodePorts;
-            Match::in_fixed(dispatcher.chain())
+            Rule::in_fixed(lines.of(dispatcher), dispatcher.chain())
                 .protocol(Protocol::Tcp)
-                .comment(&format!("{} health check node port", self.name))
+                .comment(&[&self.name, " health check node port"])
                 .port(port)
-                .jump(lines.of(dispatcher), "ACCEPT");
+                .jump(&["ACCEPT"]);
         }
         let written = Dispatcher::ALL.into_iter().zip(lines.0).filter(|(_, lines)| !lines.is_empty());
         Dispatch(written.map(|(dispatcher, lines)| (dispatcher, lines.into())).collect())
     }
 
-    fn to_frontend(&self, dispatcher: Dispatcher, frontend: &Frontend, comment: &str) -> Match {
-        let rule = Match::in_fixed(dispatcher.chain())
-            .destination(frontend.at)
-            .protocol(self.route.protocol)
-            .comment(comment);
-        // In table `filter` a node port has no chain of its own that is reached for local destinations only.
-        let local = frontend.at.is_none() && dispatcher == Dispatcher::FilterExternalServices;
-        if local { rule.more("-m addrtype --dst-type LOCAL") } else { rule }.port(frontend.port)
+    fn to_frontend<'a>(
+        &self,
+        lines: &'a mut Lines,
+        dispatcher: Dispatcher,
+        frontend: &Frontend,
+        comment: &[&str],
+    ) -> Rule<'a> {
+        let mut rule = Rule::in_fixed(lines.of(dispatcher), dispatcher.chain());
+        if let Some(addr) = frontend.at {
+            rule = rule.destination(&host(addr));
+        }
+        rule = rule.protocol(self.route.protocol).comment(comment);
+        if frontend.at.is_none() && dispatcher == Dispatcher::FilterExternalServices {
+            // In table `filter` node ports have no chain that is reached for local destinations only.
+            rule = rule.more("-m addrtype --dst-type LOCAL");
+        }
+        rule.port(frontend.port)
     }
 
     fn captured(&self, lines: &mut Lines, kind: &str, frontend: &Frontend, to: ServiceChain) {
-        let comment = format!("{} {kind}", self.name);
-        let dispatcher = Dispatcher::NatServices;
-        self.to_frontend(dispatcher, frontend, &comment).goto(lines.of(dispatcher), to);
+        self.to_frontend(lines, Dispatcher::NatServices, frontend, &[&self.name, kind]).goto(to);
     }
 
     fn node_port(&self, lines: &mut Lines, frontend: &Frontend) {
@@ -89,12 +99,16 @@ impl Writer<'_> {
         let to = self.chain(Role::External);
         if self.context.environment.localhost_node_ports && self.context.host.counters.localhost_accepted {
             // `iptables-save` prints two blanks before the name (libxt_nfacct.c).
-            self.to_frontend(dispatcher, frontend, &self.name)
-                .destination_network("127.0.0.0/8")
-                .more(&format!("-m nfacct --nfacct-name  {LOCALHOST_ACCEPTED}"))
-                .goto(lines.of(dispatcher), to);
+            Rule::in_fixed(lines.of(dispatcher), dispatcher.chain())
+                .destination("127.0.0.0/8")
+                .protocol(self.route.protocol)
+                .comment(&[&self.name])
+                .port(frontend.port)
+                .more("-m nfacct --nfacct-name ")
+                .more(LOCALHOST_ACCEPTED)
+                .goto(to);
         }
-        self.to_frontend(dispatcher, frontend, &self.name).goto(lines.of(dispatcher), to);
+        self.to_frontend(lines, dispatcher, frontend, &[&self.name]).goto(to);
     }
 
     /// Without any endpoint: refused. With endpoints elsewhere only: what no chain has taken before is dropped.
@@ -106,15 +120,10 @@ impl Writer<'_> {
 
     fn refused(&self, lines: &mut Lines, dispatcher: Dispatcher, frontend: &Frontend) {
         let (verdict, why) = match (self.route.any_endpoint, self.context.environment.family) {
-            (true, _) => ("DROP", "has no local endpoints"),
-            (false, proxy_core::model::Family::V4) => {
-                ("REJECT --reject-with icmp-port-unreachable", "has no endpoints")
-            }
-            (false, proxy_core::model::Family::V6) => {
-                ("REJECT --reject-with icmp6-port-unreachable", "has no endpoints")
-            }
+            (true, _) => ("DROP", " has no local endpoints"),
+            (false, Family::V4) => ("REJECT --reject-with icmp-port-unreachable", " has no endpoints"),
+            (false, Family::V6) => ("REJECT --reject-with icmp6-port-unreachable", " has no endpoints"),
         };
-        let comment = format!("{} {why}", self.name);
-        self.to_frontend(dispatcher, frontend, &comment).jump(lines.of(dispatcher), verdict);
+        self.to_frontend(lines, dispatcher, frontend, &[&self.name, why]).jump(&[verdict]);
     }
 }

@@ -1,138 +1,104 @@
 //! One rule as text, its parts in the order in which `iptables-save` prints them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    borrow::Cow,
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    sync::LazyLock,
+};
 
 use ipnet::IpNet;
 use proxy_core::model::Protocol;
 
 use crate::chains::ServiceChain;
 
-/// A rule in the making. Addresses, interface and protocol come first, in this order, then matches as they are added.
-pub(super) struct Match {
-    head: String,
-    source: String,
-    destination: String,
-    interface: String,
-    matches: String,
+/// A rule in the making, written as it is made: addresses, interface and protocol come first, in this order, then
+/// matches.
+pub(super) struct Rule<'a> {
+    text: &'a mut String,
     protocol: Option<Protocol>,
 }
 
-impl Match {
-    pub(super) fn new(chain: ServiceChain) -> Self {
-        let mut head = String::with_capacity(320);
-        head.push_str("-A ");
-        chain.write(&mut head);
-        Self::with_head(head)
+impl<'a> Rule<'a> {
+    pub(super) fn new(text: &'a mut String, chain: ServiceChain) -> Self {
+        text.push_str("-A ");
+        chain.write(text);
+        Self { text, protocol: None }
     }
 
-    pub(super) fn in_fixed(chain: &str) -> Self {
-        let mut head = String::with_capacity(320);
-        push(&mut head, &["-A ", chain]);
-        Self::with_head(head)
+    pub(super) fn in_fixed(text: &'a mut String, chain: &str) -> Self {
+        Self { text, protocol: None }.put(&["-A ", chain])
     }
 
-    fn with_head(head: String) -> Self {
-        Self {
-            head,
-            source: String::new(),
-            destination: String::new(),
-            interface: String::new(),
-            matches: String::new(),
-            protocol: None,
+    fn put(self, parts: &[&str]) -> Self {
+        for part in parts {
+            self.text.push_str(part);
         }
-    }
-
-    pub(super) fn source(mut self, network: &str) -> Self {
-        push(&mut self.source, &[" -s ", network]);
         self
     }
 
-    pub(super) fn not_source(mut self, network: &str) -> Self {
-        push(&mut self.source, &[" ! -s ", network]);
-        self
+    pub(super) fn source(self, network: &str) -> Self {
+        self.put(&[" -s ", network])
     }
 
-    pub(super) fn destination(self, addr: Option<IpAddr>) -> Self {
-        match addr {
-            Some(addr) => self.destination_network(&host(addr)),
-            None => self,
-        }
+    pub(super) fn not_source(self, network: &str) -> Self {
+        self.put(&[" ! -s ", network])
     }
 
-    pub(super) fn destination_network(mut self, network: &str) -> Self {
-        push(&mut self.destination, &[" -d ", network]);
-        self
+    pub(super) fn destination(self, network: &str) -> Self {
+        self.put(&[" -d ", network])
     }
 
-    pub(super) fn interface(mut self, name: &str) -> Self {
-        push(&mut self.interface, &[" -i ", name]);
-        self
+    pub(super) fn interface(self, name: &str) -> Self {
+        self.put(&[" -i ", name])
     }
 
-    pub(super) fn not_interface(mut self, name: &str) -> Self {
-        push(&mut self.interface, &[" ! -i ", name]);
-        self
+    pub(super) fn not_interface(self, name: &str) -> Self {
+        self.put(&[" ! -i ", name])
     }
 
     pub(super) fn protocol(mut self, protocol: Protocol) -> Self {
         self.protocol = Some(protocol);
-        self
+        self.put(&[" -p ", protocol.as_str()])
     }
 
-    /// Must hold a blank or a slash: `iptables-save` leaves out the quotes of simpler ones.
-    pub(super) fn comment(mut self, comment: &str) -> Self {
-        push(&mut self.matches, &[" -m comment --comment \"", comment, "\""]);
-        self
+    /// The parts together must hold a blank or a slash: `iptables-save` leaves out the quotes of simpler ones.
+    pub(super) fn comment(self, parts: &[&str]) -> Self {
+        self.put(&[" -m comment --comment \""]).put(parts).put(&["\""])
     }
 
-    pub(super) fn more(mut self, matched: &str) -> Self {
-        push(&mut self.matches, &[" ", matched]);
-        self
+    pub(super) fn more(self, matched: &str) -> Self {
+        self.put(&[" ", matched])
     }
 
     /// The protocol's own match without a condition: kube-proxy writes it, so it is there.
-    pub(super) fn protocol_match(mut self) -> Self {
-        if let Some(protocol) = self.protocol {
-            push(&mut self.matches, &[" -m ", protocol.as_str()]);
+    pub(super) fn protocol_match(self) -> Self {
+        match self.protocol {
+            Some(protocol) => self.put(&[" -m ", protocol.as_str()]),
+            None => self,
         }
-        self
     }
 
     /// The destination port, of the protocol given before.
     pub(super) fn port(self, port: u16) -> Self {
-        self.protocol_match().more("--dport").more(&port.to_string())
+        let rule = self.protocol_match();
+        write!(rule.text, " --dport {port}").expect("a String takes everything");
+        rule
     }
 
-    pub(super) fn goto(self, text: &mut String, chain: ServiceChain) {
-        self.write(text);
-        text.push_str(" -j ");
-        chain.write(text);
-        text.push('\n');
+    pub(super) fn goto(self, chain: ServiceChain) {
+        self.text.push_str(" -j ");
+        chain.write(self.text);
+        self.text.push('\n');
     }
 
-    pub(super) fn jump(self, text: &mut String, target: &str) {
-        self.write(text);
-        push(text, &[" -j ", target, "\n"]);
+    pub(super) fn jump(self, target: &[&str]) {
+        self.put(&[" -j "]).put(target).end();
     }
 
     /// Without a target: it only counts.
-    pub(super) fn end(self, text: &mut String) {
-        self.write(text);
-        text.push('\n');
-    }
-
-    fn write(&self, text: &mut String) {
-        push(text, &[&self.head, &self.source, &self.destination, &self.interface]);
-        if let Some(protocol) = self.protocol {
-            push(text, &[" -p ", protocol.as_str()]);
-        }
-        text.push_str(&self.matches);
-    }
-}
-
-fn push(text: &mut String, parts: &[&str]) {
-    for part in parts {
-        text.push_str(part);
+    pub(super) fn end(self) {
+        self.text.push('\n');
     }
 }
 
@@ -158,7 +124,14 @@ pub(super) fn full_mask(addr: IpAddr) -> &'static str {
 
 /// Matches one packet in `left`. kube-proxy gives ten digits; the kernel keeps a fraction of 2^31, and that fraction is
 /// printed with eleven (xt_statistic, libxt_statistic.c).
-pub(super) fn one_in(left: usize) -> String {
+pub(super) fn one_in(left: usize) -> Cow<'static, str> {
+    /// Most Services have few endpoints, and digits take time.
+    static FEW: LazyLock<[String; 64]> =
+        LazyLock::new(|| std::array::from_fn(|left| write_one_in(left.max(1))));
+    FEW.get(left).map_or_else(|| write_one_in(left).into(), |text| text.as_str().into())
+}
+
+fn write_one_in(left: usize) -> String {
     const WHOLE: f64 = 2_147_483_648.0;
     let given = (1e10 / left as f64).round() / 1e10;
     let kept = (given * WHOLE).round() / WHOLE;
