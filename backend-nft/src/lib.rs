@@ -13,8 +13,12 @@ mod encode_rule;
 mod encode_set;
 mod found;
 mod full;
+#[cfg(test)]
+mod history;
 mod ids;
 mod kernel;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
 mod name;
 mod operation;
 mod placement;
@@ -31,6 +35,8 @@ mod sticky;
 mod text;
 mod upkeep;
 mod value;
+#[cfg(any(test, feature = "model"))]
+mod walk;
 
 pub use cleanup::{CleanupError, cleanup};
 pub use found::Found;
