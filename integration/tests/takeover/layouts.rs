@@ -192,3 +192,62 @@ COMMIT
         to[0], to[1]
     )
 }
+
+/// Its ipvs mode, IPv4: commands for `ip -batch`, `ipvsadm -R`, `ipset restore` and `iptables-restore`.
+pub(crate) struct Ipvs {
+    pub(crate) links: &'static str,
+    pub(crate) servers: &'static str,
+    pub(crate) sets: &'static str,
+    pub(crate) rules: &'static str,
+}
+
+/// The last virtual server is somebody else's.
+pub(crate) const IPVS: Ipvs = Ipvs {
+    links: "link add kube-ipvs0 type dummy\naddr add 172.30.0.1/32 dev kube-ipvs0\n",
+    servers: "-A -t 172.30.0.1:80 -s rr
+-a -t 172.30.0.1:80 -r 10.0.1.11:8080 -m -w 1
+-a -t 172.30.0.1:80 -r 10.0.2.11:8080 -m -w 1
+-A -t 192.168.50.1:30080 -s rr
+-a -t 192.168.50.1:30080 -r 10.0.1.11:8080 -m -w 1
+-a -t 192.168.50.1:30080 -r 10.0.2.11:8080 -m -w 1
+-A -t 198.51.100.200:9999 -s rr
+-a -t 198.51.100.200:9999 -r 10.0.1.12:8080 -m -w 1
+",
+    sets: "create KUBE-CLUSTER-IP hash:ip,port
+add KUBE-CLUSTER-IP 172.30.0.1,tcp:80
+create KUBE-NODE-PORT-TCP bitmap:port range 0-65535
+add KUBE-NODE-PORT-TCP 30080
+create KUBE-LOOP-BACK hash:ip,port,ip
+add KUBE-LOOP-BACK 10.0.1.11,tcp:8080,10.0.1.11
+",
+    rules: r#"*filter
+:KUBE-FORWARD - [0:0]
+:KUBE-NODE-PORT - [0:0]
+:KUBE-PROXY-FIREWALL - [0:0]
+-A INPUT -m comment --comment "kubernetes health check rules" -j KUBE-NODE-PORT
+-A INPUT -m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL
+-A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
+-A FORWARD -m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL
+-A KUBE-FORWARD -m comment --comment "kubernetes forwarding rules" -m mark --mark 0x4000/0x4000 -j ACCEPT
+-A KUBE-FORWARD -m comment --comment "kubernetes forwarding conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+COMMIT
+*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-NODE-PORT - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A KUBE-SERVICES ! -s 10.0.0.0/16 -m comment --comment "Kubernetes service cluster ip + port for masquerade purpose" -m set --match-set KUBE-CLUSTER-IP dst,dst -j KUBE-MARK-MASQ
+-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODE-PORT
+-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT
+-A KUBE-NODE-PORT -p tcp -m comment --comment "Kubernetes nodeport TCP port for masquerade purpose" -m set --match-set KUBE-NODE-PORT-TCP dst -j KUBE-MARK-MASQ
+-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
+-A KUBE-POSTROUTING -m comment --comment "Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose" -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0
+-A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully
+COMMIT
+"#,
+};

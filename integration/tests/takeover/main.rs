@@ -199,33 +199,122 @@ fn a_restart_fails_no_connection() {
     }
 }
 
-#[test]
-fn a_change_of_mode_fails_no_connection() {
-    let mut lab = lab(Mode::Nftables);
+/// Changes mode again and again.
+fn changes_of_mode(changes: &[(Mode, Mode)]) {
+    let mut lab = lab(changes[0].0);
     lab.start_proxy().expect("it starts");
     lab.settle();
-    for (from, to) in [
-        (Mode::Nftables, Mode::IptablesNft),
-        (Mode::IptablesNft, Mode::Nftables),
-        (Mode::Nftables, Mode::IptablesLegacy),
-        (Mode::IptablesLegacy, Mode::Nftables),
-    ] {
+    for (from, to) in changes {
         flooded(&mut lab, Family::V4, &format!("{from:?} to {to:?}"), |lab| {
             lab.stop_proxy().expect("it runs");
-            lab.change_mode(to).expect("the configuration is written");
+            // Kubelet's hint of another variant must not decide.
+            lab.forget_iptables_variant().expect("the node is there");
+            lab.change_mode(*to).expect("the configuration is written");
             lab.start_proxy().expect("it starts again");
             lab.settle();
             let lab = &*lab;
-            eventually(lab, &format!("{from:?} to {to:?}: the old rules are still there"), || match from {
-                Mode::Nftables => !has_nftables_table(lab),
-                Mode::IptablesLegacy => !has_iptables_rules(lab, "legacy"),
-                _ => !has_iptables_rules(lab, "nft"),
+            eventually(lab, &format!("{from:?} to {to:?}: the old rules are still there"), || {
+                let iptables = match to {
+                    Mode::IptablesLegacy => !has_iptables_rules(lab, "nft"),
+                    Mode::IptablesNft => !has_iptables_rules(lab, "legacy"),
+                    _ => !has_iptables_rules(lab, "nft") && !has_iptables_rules(lab, "legacy"),
+                };
+                let nftables = match to {
+                    Mode::Nftables => !on_node(lab, "nft", &["list", "sets"]).contains("set ipvs-"),
+                    Mode::Ipvs => !on_node(lab, "nft", &["list", "maps"]).contains("dispatch"),
+                    _ => !has_nftables_table(lab),
+                };
+                iptables && nftables && (*to == Mode::Ipvs || !has_virtual_servers(lab))
             });
         });
         assert_in_charge(&mut lab);
-        // Kubelet's hint stays, so that the next one must not name another variant.
-        lab.forget_iptables_variant().expect("the node is there");
     }
+}
+
+/// Of Services; one of somebody else's does not count.
+fn has_virtual_servers(lab: &Lab) -> bool {
+    let servers = lab.network.namespace(Node).run(|| std::fs::read_to_string("/proc/thread-self/net/ip_vs"));
+    let servers = servers.expect("the node is there").unwrap_or_default();
+    let service = |line: &str| line.starts_with("TCP") && !line.starts_with("TCP  C63364C8:270F ");
+    servers.lines().any(service) || on_node(lab, "ip", &["-o", "link"]).contains("kube-ipvs0")
+}
+
+fn load_kube_proxys_ipvs(lab: &Lab) {
+    let layouts::Ipvs { links, servers, sets, rules } = layouts::IPVS;
+    let sysctls = [("net/ipv4/vs/conntrack", "1"), ("net/ipv4/vs/expire_nodest_conn", "1")];
+    lab.network.namespace(Node).ip(links, &sysctls).expect("this kernel has IPVS and the dummy device");
+    feed_on_node(lab, "ipvsadm", &["-R"], servers);
+    feed_on_node(lab, "ipset", &["restore"], sets);
+    feed_on_node(lab, "iptables-nft-restore", &["--noflush"], rules);
+}
+
+/// The IPVS server of somebody else's is still there.
+fn assert_neighbour_untouched(lab: &Lab) {
+    assert!(on_node(lab, "ipvsadm", &["-Ln"]).contains("198.51.100.200:9999 rr"));
+}
+
+fn kube_proxys_ipvs_is_taken_over(mode: Mode) {
+    let mut lab = lab(mode);
+    load_kube_proxys_ipvs(&lab);
+    flooded(&mut lab, Family::V4, &format!("from kube-proxy's ipvs to {mode:?}"), |lab| {
+        lab.start_proxy().expect("it starts");
+        lab.settle();
+        let lab = &*lab;
+        eventually(lab, "kube-proxy's rules are still there", || {
+            let save = on_node(lab, "iptables-nft-save", &[]);
+            let sets = on_node(lab, "ipset", &["list", "-n"]);
+            !save.contains("KUBE-NODE-PORT -")
+                && !sets.contains("KUBE")
+                && (mode == Mode::Ipvs || !has_virtual_servers(lab))
+        });
+    });
+    assert_neighbour_untouched(&lab);
+    assert_in_charge(&mut lab);
+    lab.stop_proxy().expect("it runs");
+    let program = integration::lab::program().expect("built").display().to_string();
+    on_node(&lab, &program, &["--cleanup"]);
+    assert_neighbour_untouched(&lab);
+    assert!(!has_virtual_servers(&lab));
+}
+
+#[test]
+fn kube_proxys_ipvs_is_taken_over_in_nftables_mode() {
+    vm_test::with_ipvs(|| kube_proxys_ipvs_is_taken_over(Mode::Nftables));
+}
+
+#[test]
+fn kube_proxys_ipvs_is_taken_over_in_iptables_mode() {
+    vm_test::with_ipvs(|| kube_proxys_ipvs_is_taken_over(Mode::IptablesNft));
+}
+
+#[test]
+fn kube_proxys_ipvs_is_taken_over_in_ipvs_mode() {
+    vm_test::with_ipvs(|| kube_proxys_ipvs_is_taken_over(Mode::Ipvs));
+}
+
+#[test]
+fn a_change_of_mode_fails_no_connection() {
+    use Mode::{IptablesLegacy, IptablesNft, Nftables};
+    changes_of_mode(&[
+        (Nftables, IptablesNft),
+        (IptablesNft, Nftables),
+        (Nftables, IptablesLegacy),
+        (IptablesLegacy, Nftables),
+    ]);
+}
+
+#[test]
+fn a_change_from_and_to_ipvs_fails_no_connection() {
+    use Mode::{IptablesNft, Ipvs, Nftables};
+    vm_test::with_ipvs(|| {
+        changes_of_mode(&[
+            (Nftables, Ipvs),
+            (Ipvs, Nftables),
+            (Nftables, Ipvs),
+            (Ipvs, IptablesNft),
+            (IptablesNft, Ipvs),
+        ]);
+    });
 }
 
 #[test]
