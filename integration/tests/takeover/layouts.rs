@@ -128,6 +128,30 @@ table {table} kube-proxy {{
         )
 }
 
+/// The chains that [`nftables`] hooks into the kernel.
+const BASE_CHAINS: [&str; 8] = [
+    "filter-prerouting-pre-dnat",
+    "filter-output-pre-dnat",
+    "filter-input",
+    "filter-forward",
+    "filter-output",
+    "nat-prerouting",
+    "nat-output",
+    "nat-postrouting",
+];
+
+/// The first transaction of its nftables mode: base chains anew, whatever they were, then everything else added to what
+/// is there.
+pub(crate) fn nftables_first_sync() -> String {
+    let anew = |family: &str| {
+        let chains = BASE_CHAINS.map(|chain| {
+            format!("add chain {family} kube-proxy {chain}\ndelete chain {family} kube-proxy {chain}\n")
+        });
+        format!("add table {family} kube-proxy\n{}", chains.concat())
+    };
+    anew("ip") + &anew("ip6") + &nftables()
+}
+
 /// Its iptables mode, of one family.
 pub(crate) fn iptables(vip: &str, pods: &str, endpoints: [&str; 2]) -> String {
     let to = endpoints.map(|endpoint| {

@@ -4,6 +4,7 @@
 mod flood;
 mod layouts;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -314,6 +315,56 @@ fn a_change_from_and_to_ipvs_fails_no_connection() {
             (Ipvs, IptablesNft),
             (IptablesNft, Ipvs),
         ]);
+    });
+}
+
+/// kube-proxy comes back in nftables mode over what we left, which may not be in its way.
+fn is_rolled_back(mode: Mode) {
+    let mut lab = lab(mode);
+    lab.start_proxy().expect("it starts");
+    lab.settle();
+    lab.stop_proxy().expect("it runs");
+    feed_on_node(&lab, "nft", &["-f", "-"], &layouts::nftables_first_sync());
+    let endpoints = |family: Family| {
+        let to = SocketAddr::new(family.service(1), 80);
+        let outcomes = lab.network.probe(PodB, &vec![Probe::new(Tcp, to); 32]).expect("sockets");
+        let by = outcomes.into_iter().map(|outcome| match outcome {
+            Outcome::Answered { answer, .. } => answer.by,
+            other => panic!("{mode:?}, {family:?}: {other}"),
+        });
+        by.collect::<BTreeSet<String>>()
+    };
+    let both = BTreeSet::from(["pod-a".to_owned(), "pod-d".to_owned()]);
+    assert_eq!(Family::BOTH.map(endpoints), [both.clone(), both]);
+    // The rules in force are kube-proxy's: without them nothing is left of the Service.
+    on_node(&lab, "nft", &["flush", "chain", "ip", "kube-proxy", "services"]);
+    let to = SocketAddr::new(Family::V4.service(1), 80);
+    let probe = Probe::new(Tcp, to).patience(Duration::from_secs(1));
+    let outcome = lab.network.probe_one(PodB, probe).expect("a socket");
+    assert!(!matches!(outcome, Outcome::Answered { .. }), "{mode:?}: {outcome}");
+}
+
+#[test]
+fn kube_proxy_can_take_back_what_nftables_mode_left() {
+    is_rolled_back(Mode::Nftables);
+}
+
+#[test]
+fn kube_proxy_can_take_back_what_ipvs_mode_left() {
+    vm_test::with_ipvs(|| {
+        // Its nftables mode removes the virtual servers before it begins.
+        let mut lab = lab(Mode::Ipvs);
+        lab.start_proxy().expect("it starts");
+        lab.settle();
+        lab.stop_proxy().expect("it runs");
+        on_node(&lab, "ipvsadm", &["-C"]);
+        on_node(&lab, "ip", &["link", "delete", "kube-ipvs0"]);
+        feed_on_node(&lab, "nft", &["-f", "-"], &layouts::nftables_first_sync());
+        for family in Family::BOTH {
+            let probe = Probe::new(Tcp, SocketAddr::new(family.service(1), 80));
+            let outcome = lab.network.probe_one(PodB, probe).expect("a socket");
+            assert!(matches!(outcome, Outcome::Answered { .. }), "{family:?}: {outcome}");
+        }
     });
 }
 
