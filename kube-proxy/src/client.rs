@@ -1,5 +1,7 @@
 //! The connection to the API server.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use kube::{
     Client, Config,
@@ -8,6 +10,11 @@ use kube::{
 };
 
 use crate::{config::settings::ClientSettings, metrics::RestClientMetrics};
+
+/// How long a connection may be silent before it counts as dead. The API server sends a bookmark on every watch about
+/// once a minute; without this limit a connection that died unseen would be noticed only when the watch's own time is
+/// up, minutes later.
+const SILENCE: Duration = Duration::from_secs(150);
 
 /// From a kubeconfig file, or from inside the cluster; `master` replaces the server of either.
 pub(crate) async fn connect(settings: &ClientSettings) -> anyhow::Result<Client> {
@@ -30,6 +37,8 @@ pub(crate) async fn connect(settings: &ClientSettings) -> anyhow::Result<Client>
     if let Some(master) = &settings.master {
         config.cluster_url = master.parse().with_context(|| format!("--master {master}"))?;
     }
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
     let builder = ClientBuilder::try_from(config).context("the API client could not be set up")?;
     Ok(builder.with_layer(&RestClientMetrics).build())
 }

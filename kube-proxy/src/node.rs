@@ -74,7 +74,7 @@ impl Node {
 
     pub(crate) fn pod_cidrs(&self) -> Vec<IpNet> {
         let given = self.spec.pod_cidrs.as_deref().filter(|cidrs| !cidrs.is_empty());
-        let all = given.unwrap_or_else(|| self.spec.pod_cidr.as_slice());
+        let all = given.unwrap_or(self.spec.pod_cidr.as_slice());
         all.iter().filter_map(|cidr| cidr.parse::<IpNet>().ok()).map(|cidr| cidr.trunc()).collect()
     }
 

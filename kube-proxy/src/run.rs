@@ -142,7 +142,7 @@ async fn start(
         remove_leftovers(&settings),
     );
     let environment = environment_settings(&settings, &pod_cidrs);
-    let engine_ended = start_engine(&settings, environment, inbox, observations, &health)?;
+    let engine_ended = start_engine(&settings, environment, inbox, observations, &health, &events)?;
 
     let settings = Arc::new(settings);
     let (current, shown) = watch::channel(Arc::clone(&settings));
@@ -361,11 +361,18 @@ fn start_engine(
     inbox: mpsc::Receiver<Message>,
     observations: Observations,
     health: &HealthState,
+    events: &Events,
 ) -> anyhow::Result<EngineEnded> {
     let start = Start { environment, pace: pace(settings), inbox, observations, health };
     match settings.mode {
         Mode::Nftables => {
-            let open = |family| Ok((backend_nft::Planner::new(family), backend_nft::Executor::open(family)?));
+            let open = |family| {
+                for missing in backend_nft::probe(family)? {
+                    tracing::error!(ipFamily = %family, "{missing}");
+                    events.send(Event::kernel_lacks(missing.to_string()));
+                }
+                Ok((backend_nft::Planner::new(family), backend_nft::Executor::open(family)?))
+            };
             start.spawn(open_families(open)?, NFT_DRIFT_CHECK)
         }
         Mode::Iptables => {

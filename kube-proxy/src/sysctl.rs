@@ -84,11 +84,6 @@ impl Sysctl {
         errors
     }
 
-    /// Lets packets to 127.0.0.0/8 leave the node's own stack, which NodePorts on localhost need (IPv4).
-    pub(crate) fn allow_localhost_node_ports(&self) -> Result<Written, SysctlError> {
-        self.set(&Setting { name: "net/ipv4/conf/all/route_localnet", value: 1 })
-    }
-
     /// A table of flows with a hash too small is slow; the kernel does not widen it by itself.
     fn widen_hash(&self, least: i64) -> Result<Written, SysctlError> {
         let path = self.sys.join(HASH_SIZE);
@@ -290,7 +285,12 @@ mod tests {
     #[test]
     fn an_equal_value_is_not_written() {
         let tree = Tree::new("equal", &[("proc/net/ipv4/conf/all/route_localnet", "1\n")]);
-        assert_eq!(tree.sysctl().allow_localhost_node_ports().expect("a setting"), Written::Unchanged);
+        assert_eq!(
+            tree.sysctl()
+                .set(&Setting { name: "net/ipv4/conf/all/route_localnet", value: 1 })
+                .expect("a setting"),
+            Written::Unchanged
+        );
         assert_eq!(tree.read("proc/net/ipv4/conf/all/route_localnet"), "1\n");
     }
 
@@ -336,6 +336,9 @@ mod tests {
             let path = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");
             assert_eq!(read(Path::new(&path)), Some(value), "{name}");
         }
-        assert_eq!(sysctl.allow_localhost_node_ports().expect("a setting"), Written::Changed(Some(0)));
+        assert_eq!(
+            sysctl.set(&Setting { name: "net/ipv4/conf/all/route_localnet", value: 1 }).expect("a setting"),
+            Written::Changed(Some(0))
+        );
     }
 }
