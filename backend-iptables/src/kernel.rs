@@ -11,20 +11,23 @@ use std::{
 
 use nix::fcntl::{FcntlArg, fcntl};
 use proxy_core::{
-    backend::{self, ApplyError, Outcome, Plan, Rejection, Step},
+    backend::{self, ApplyError, Figures, Outcome, Plan, Rejection, Step},
     model::Family,
 };
 
 use crate::{
     accounting,
     chains::{CANARY, JUMPS, KUBELET_JUMPS, Table},
-    restore::{self, Op},
+    restore::{self, Line, Op, Tally},
     survey::{Found, Host},
+    trial,
     variant::{self, Machine, Programs, Variant, Version},
 };
 
 /// How long a program waits for others that hold /run/xtables.lock, in seconds.
 const LOCK_WAIT: &str = "5";
+
+const WRITE: [&str; 4] = ["-w", LOCK_WAIT, "--noflush", "--counters"];
 
 /// The size of the pipe to `iptables-restore`; the default (64 KiB) makes it wait for us.
 const PIPE_SIZE: i32 = 1 << 20;
@@ -38,6 +41,8 @@ pub struct Executor {
     version: Version,
     /// Rules of ours that do not depend on Services, as they were written last: [`Executor::intact`] looks for them.
     standing: BTreeMap<(Table, &'static str), Arc<str>>,
+    rules: Tally,
+    last_written: Tally,
 }
 
 /// Why iptables cannot be used.
@@ -71,14 +76,29 @@ impl Executor {
         let programs = Programs::of(family, Some(variant));
         let version =
             variant::version(&programs.iptables).map_err(|error| not_run(&programs.iptables, &error))?;
-        Ok(Self { family, variant, programs, version, standing: BTreeMap::new() })
+        Ok(Self {
+            family,
+            variant,
+            programs,
+            version,
+            standing: BTreeMap::new(),
+            rules: Tally::default(),
+            last_written: Tally::default(),
+        })
     }
 
     fn open_programs(family: Family, programs: Programs) -> Result<Self, OpenError> {
         let version = variant::version(&programs.iptables)
             .map_err(|source| OpenError::Missing { program: programs.iptables.clone(), source })?;
-        let executor =
-            Self { family, variant: version.variant, programs, version, standing: BTreeMap::new() };
+        let executor = Self {
+            family,
+            variant: version.variant,
+            programs,
+            version,
+            standing: BTreeMap::new(),
+            rules: Tally::default(),
+            last_written: Tally::default(),
+        };
         let probe = Command::new(&executor.programs.iptables)
             .args(["-w", LOCK_WAIT, "-t", "nat", "-S", "POSTROUTING"])
             .output()
@@ -95,7 +115,7 @@ impl Executor {
     }
 
     fn restore(&self, step: &Step<Op>) -> Result<(), ApplyError> {
-        let run = run_restore(&self.programs.restore, &["-w", LOCK_WAIT, "--noflush", "--counters"], |to| {
+        let run = run_restore(&self.programs.restore, &WRITE, |to| {
             let mut result = Ok(());
             restore::write(step, self.variant, &mut |_, lines| {
                 if result.is_ok() {
@@ -120,19 +140,29 @@ impl Executor {
     /// Finds the operation that a failed restore complains about.
     fn refusal(&self, step: &Step<Op>, stderr: &str) -> ApplyError {
         let mut reason = message(stderr);
-        let mut culprit = None;
-        if !is_of_the_moment(stderr)
-            && let Some(line) =
-                restore::complained_line(stderr).and_then(|number| restore::line(step, self.variant, number))
-        {
-            reason = format!("{reason}: {}", line.text);
-            culprit = line.op.and_then(|op| step.ops[op].owner);
+        if is_of_the_moment(stderr) {
+            return ApplyError::Refused { reason, culprit: None };
         }
+        let line =
+            restore::complained_line(stderr).and_then(|number| restore::line(step, self.variant, number));
+        if let Some(Line { text, op: Some(op) }) = line {
+            reason = format!("{reason}: {text}");
+            return ApplyError::Refused { reason, culprit: step.ops[op].owner };
+        }
+        // It complains about `COMMIT`: the kernel refused the table whole.
+        let culprit = trial::find_culprit(step, |text| {
+            let run = run_restore(&self.programs.restore, &WRITE, |to| to.write_all(text.as_bytes())).ok()?;
+            if !run.status.success() && is_of_the_moment(&run.stderr) {
+                return None;
+            }
+            Some(run.status.success())
+        });
         ApplyError::Refused { reason, culprit }
     }
 
     /// Remembers the rules that stand for the tables.
     fn remember(&mut self, step: &Step<Op>) {
+        self.last_written = Tally::written(step);
         for owned in &step.ops {
             match &owned.op {
                 Op::Declare { table, chain } => {
@@ -141,6 +171,7 @@ impl Executor {
                 Op::Append { table, chain, rules, standing: true } | Op::Stands { table, chain, rules } => {
                     self.standing.insert((*table, chain), rules.clone());
                 }
+                Op::Tally(tally) => self.rules = *tally,
                 _ => {}
             }
         }
@@ -237,6 +268,14 @@ impl backend::Executor for Executor {
             message(&run.stderr),
         );
         Ok(false)
+    }
+
+    fn figures(&self) -> Figures {
+        let tables = [
+            ("filter", self.rules.filter, self.last_written.filter),
+            ("nat", self.rules.nat, self.last_written.nat),
+        ];
+        Figures { rules: tables.into(), ..Figures::default() }
     }
 }
 

@@ -12,6 +12,7 @@ pub mod restore;
 mod rules;
 mod scaffold;
 mod survey;
+mod trial;
 pub mod variant;
 
 pub use cleanup::{CleanupError, cleanup};

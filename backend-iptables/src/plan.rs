@@ -20,7 +20,7 @@ use crate::{
         CANARY, Dispatcher, IPVS_CHAINS, IPVS_JUMPS, JUMPS, KUBELET_FIREWALL, KUBELET_JUMPS, ServiceChain,
         Table, is_service_chain,
     },
-    restore::{self, Op},
+    restore::{self, Op, Tally},
     rules::{self, Context, Dispatch, EndpointComments, Rules},
     scaffold,
     survey::{Found, Host, fingerprint},
@@ -46,7 +46,25 @@ struct Installed {
     host: Host,
     /// The lines of every Service port in the dispatch chains: those are written whole, so they must be known.
     dispatch: BTreeMap<ServicePortName, Dispatch>,
+    totals: Totals,
+}
+
+/// Sums over all Services.
+#[derive(Debug, Clone, Copy, Default)]
+struct Totals {
     endpoints: usize,
+    /// Rules that belong to Services.
+    rules: Tally,
+}
+
+impl Totals {
+    fn add(&mut self, rules: &Rules) {
+        rules.texts().for_each(|(table, text)| self.rules.add(table, text));
+    }
+
+    fn remove(&mut self, rules: &Rules) {
+        rules.texts().for_each(|(table, text)| self.rules.remove(table, text));
+    }
 }
 
 #[derive(Debug)]
@@ -55,7 +73,7 @@ enum Undo {
     Change {
         environment: Option<Environment>,
         dispatch: Vec<(ServicePortName, Option<Dispatch>)>,
-        endpoints: usize,
+        totals: Totals,
         doubt: Doubt,
     },
 }
@@ -96,12 +114,12 @@ impl backend::Planner for Planner {
             return Planned::StartOver("the configuration that all Services' rules depend on has changed");
         }
 
-        let endpoints = installed.endpoints;
+        let totals = installed.totals;
         for change in changes {
-            installed.endpoints -= change.before.as_deref().map_or(0, rules::endpoint_count);
-            installed.endpoints += change.after.as_deref().map_or(0, rules::endpoint_count);
+            installed.totals.endpoints -= change.before.as_deref().map_or(0, rules::endpoint_count);
+            installed.totals.endpoints += change.after.as_deref().map_or(0, rules::endpoint_count);
         }
-        let comments = endpoint_comments(installed.endpoints);
+        let comments = endpoint_comments(installed.totals.endpoints);
         let context = Context { environment, host: installed.host, comments };
 
         let mut step = Step::default();
@@ -114,6 +132,8 @@ impl backend::Planner for Planner {
             };
             let before = written(&change.before);
             let after = written(&change.after);
+            before.iter().for_each(|rules| installed.totals.remove(rules));
+            after.iter().for_each(|rules| installed.totals.add(rules));
             plan_chains(&mut step, before.as_ref(), after.as_ref(), owner);
             plan_dispatch(installed, &change.name, after.map(|rules| rules.dispatch), &mut moved, &mut undo);
         }
@@ -134,7 +154,10 @@ impl backend::Planner for Planner {
             });
         }
         let old = scaffold::fixed_chains(&installed.environment, installed.host);
+        let mut tally = installed.totals.rules;
+        tally.add(Table::Nat, &tail);
         for fixed in scaffold::fixed_chains(environment, installed.host) {
+            tally.add(fixed.table, &fixed.rules);
             if !old.contains(&fixed) || (self.doubt == Doubt::Filter && fixed.table == Table::Filter) {
                 write_fixed(&mut step, fixed);
             }
@@ -149,8 +172,10 @@ impl backend::Planner for Planner {
         };
         let environment_before = (installed.environment != *environment)
             .then(|| mem::replace(&mut installed.environment, environment.clone()));
-        self.pending =
-            Some(Undo::Change { environment: environment_before, dispatch: undo, endpoints, doubt });
+        self.pending = Some(Undo::Change { environment: environment_before, dispatch: undo, totals, doubt });
+        if !step.ops.is_empty() {
+            step.push(Op::Tally(tally), None);
+        }
         Planned::Plan(Plan { steps: if step.ops.is_empty() { Vec::new() } else { vec![step] } })
     }
 
@@ -162,12 +187,13 @@ impl backend::Planner for Planner {
         _now: Instant,
     ) -> Plan<Op> {
         let endpoints = routes.iter().map(|(_, route)| rules::endpoint_count(route)).sum();
+        let mut totals = Totals { endpoints, rules: Tally::default() };
         let context = Context { environment, host: found.host, comments: endpoint_comments(endpoints) };
         let mut installed = Installed {
             environment: environment.clone(),
             host: found.host,
             dispatch: BTreeMap::new(),
-            endpoints,
+            totals,
         };
 
         let mut step = Step::default();
@@ -177,8 +203,10 @@ impl backend::Planner for Planner {
         if !environment.localhost_node_ports && !found.has_chain(Table::Filter, KUBELET_FIREWALL) {
             step.push(Op::Declare { table: Table::Filter, chain: KUBELET_FIREWALL }, None);
         }
+        let mut fixed_rules = Tally::default();
         for fixed in scaffold::fixed_chains(environment, found.host) {
             let scaffold::Fixed { table, chain, rules } = fixed;
+            fixed_rules.add(table, &rules);
             if found.holds(table, chain, fingerprint([&*rules])) {
                 step.push(Op::Stands { table, chain, rules: rules.into() }, None);
             } else {
@@ -190,6 +218,7 @@ impl backend::Planner for Planner {
         let mut owners = HashMap::new();
         for (owner, (name, route)) in (0..).zip(routes) {
             let rules = rules::write(name, route, context);
+            totals.add(&rules);
             let mut chains = Vec::with_capacity(rules.chains().len());
             let mut text = String::with_capacity(rules.len());
             for (chain, rules) in rules.chains() {
@@ -220,6 +249,13 @@ impl backend::Planner for Planner {
                 });
             }
         }
+        installed.totals = totals;
+        fixed_rules.add(Table::Nat, &tail);
+        let tally = Tally {
+            filter: totals.rules.filter + fixed_rules.filter,
+            nat: totals.rules.nat + fixed_rules.nat,
+        };
+        step.push(Op::Tally(tally), None);
         write_jumps(&mut step, &found);
         drop_stale(&mut step, &found, &wanted);
         if environment.localhost_node_ports {
@@ -239,7 +275,7 @@ impl backend::Planner for Planner {
                 self.installed = before;
                 self.doubt = Doubt::All;
             }
-            (Some(Undo::Change { environment, dispatch, endpoints, doubt }), Effect::Nothing) => {
+            (Some(Undo::Change { environment, dispatch, totals, doubt }), Effect::Nothing) => {
                 let Some(installed) = &mut self.installed else { return };
                 if let Some(environment) = environment {
                     installed.environment = environment;
@@ -250,7 +286,7 @@ impl backend::Planner for Planner {
                         None => installed.dispatch.remove(&name),
                     };
                 }
-                installed.endpoints = endpoints;
+                installed.totals = totals;
                 self.doubt = doubt;
             }
         }

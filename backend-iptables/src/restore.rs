@@ -30,6 +30,8 @@ pub enum Op {
     Remove(Jump),
     /// Deletes a chain by its name, whatever it holds.
     DropNamed { table: Table, chain: Box<str> },
+    /// How many rules of ours the tables hold once the step is applied: for metrics only.
+    Tally(Tally),
     /// Lets packets to and from 127.0.0.0/8 cross interfaces (a sysctl, once the rules that guard it are in).
     RouteLocalnet,
 }
@@ -43,7 +45,7 @@ impl Op {
                 Some(*table)
             }
             Self::Insert(jump) | Self::Remove(jump) => Some(jump.table),
-            Self::Stands { .. } | Self::RouteLocalnet => None,
+            Self::Stands { .. } | Self::Tally(_) | Self::RouteLocalnet => None,
         }
     }
 
@@ -91,6 +93,9 @@ impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let table = match self {
             Self::Stands { table, chain, .. } => return write!(f, "*{table}\n# {chain} stands"),
+            Self::Tally(tally) => {
+                return write!(f, "# {} rules in filter, {} in nat", tally.filter, tally.nat);
+            }
             Self::RouteLocalnet => return f.write_str("sysctl net.ipv4.conf.all.route_localnet=1"),
             _ => self.table().expect("all others belong to a table"),
         };
@@ -100,6 +105,45 @@ impl fmt::Display for Op {
         }
         f.write_str(text.trim_end())
     }
+}
+
+/// Numbers of rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    pub filter: usize,
+    pub nat: usize,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, table: Table, rules: &str) {
+        *self.of(table) += count(rules);
+    }
+
+    pub(crate) fn remove(&mut self, table: Table, rules: &str) {
+        *self.of(table) -= count(rules);
+    }
+
+    /// `mangle` holds no rules of ours.
+    fn of(&mut self, table: Table) -> &mut usize {
+        if table == Table::Nat { &mut self.nat } else { &mut self.filter }
+    }
+
+    /// The rules that a step writes.
+    pub(crate) fn written(step: &Step<Op>) -> Self {
+        let mut tally = Self::default();
+        for owned in &step.ops {
+            match &owned.op {
+                Op::Fill { rules, .. } => tally.add(Table::Nat, rules),
+                Op::Append { table, rules, .. } => tally.add(*table, rules),
+                _ => {}
+            }
+        }
+        tally
+    }
+}
+
+fn count(rules: &str) -> usize {
+    rules.bytes().filter(|&byte| byte == b'\n').count()
 }
 
 /// A table's lines come in this order, so that every chain exists before a rule leads to it, and no rule leads to a
@@ -229,7 +273,7 @@ pub(crate) fn line(step: &Step<Op>, variant: Variant, number: usize) -> Option<L
         if found.is_some() {
             return;
         }
-        let count = lines.bytes().filter(|&byte| byte == b'\n').count();
+        let count = count(lines);
         if number > seen && number <= seen + count {
             let text = lines.lines().nth(number - seen - 1).unwrap_or_default().to_owned();
             found = Some(Line { text, op });

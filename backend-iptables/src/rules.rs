@@ -6,7 +6,7 @@
 mod dispatch;
 mod text;
 
-use std::{net::IpAddr, ops::Range, sync::Arc};
+use std::{iter, net::IpAddr, ops::Range, sync::Arc};
 
 use proxy_core::{
     environment::{Environment, LocalPods},
@@ -15,7 +15,7 @@ use proxy_core::{
 };
 
 use crate::{
-    chains::{ChainStem, Dispatcher, MARK_MASQUERADE, Role, ServiceChain},
+    chains::{ChainStem, Dispatcher, MARK_MASQUERADE, Role, ServiceChain, Table},
     survey::Host,
 };
 use text::{Rule, host, network, one_in, socket};
@@ -32,6 +32,12 @@ impl Rules {
     /// The chains of this port, each with its rules as restore lines.
     pub(crate) fn chains(&self) -> impl ExactSizeIterator<Item = (ServiceChain, &str)> {
         self.chains.iter().map(|(chain, range)| (*chain, &self.text[range.clone()]))
+    }
+
+    /// All rules by table.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = (Table, &str)> {
+        let dispatch = self.dispatch.0.iter().map(|(dispatcher, lines)| (dispatcher.table(), &**lines));
+        iter::once((Table::Nat, &*self.text)).chain(dispatch)
     }
 
     /// The length of all chains' text in bytes.
