@@ -224,7 +224,7 @@ impl Lab {
         }
         self.unsettled = false;
         let deadline = now() + PATIENCE;
-        for family in self.families.clone() {
+        for family in Family::BOTH {
             let to = SocketAddr::new(family.service(BARRIER), port);
             loop {
                 let probe = Probe::new(Protocol::Tcp, to).patience(Duration::from_millis(100));
@@ -501,7 +501,8 @@ fn configuration(options: &Options, kubeconfig: &str) -> Value {
     json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
         "mode": mode,
-        "clientConnection": {"kubeconfig": kubeconfig},
+        // The embedded server speaks JSON only.
+        "clientConnection": {"kubeconfig": kubeconfig, "contentType": "application/json"},
         "clusterCIDR": if options.detect == Detect::ClusterCidr { cluster_cidr } else { String::new() },
         "detectLocalMode": match options.detect {
             Detect::Never | Detect::ClusterCidr => "ClusterCIDR",

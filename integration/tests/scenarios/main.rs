@@ -49,6 +49,11 @@ macro_rules! scenarios {
             fn in_iptables_mode_nft() {
                 crate::run(Mode::IptablesNft, $options, super::$name);
             }
+
+            #[test]
+            fn in_ipvs_mode() {
+                crate::run(Mode::Ipvs, $options, super::$name);
+            }
         }
     )+)+};
 }
