@@ -1,6 +1,6 @@
 # The two commands of the README, and the smaller steps they are made of.
 
-.PHONY: all demo test lint build bench image clean
+.PHONY: all demo test lint build bench image image-test clean
 
 all: build
 
@@ -20,6 +20,8 @@ test: lint
 	cargo build --locked -p kube-proxy
 	cargo nextest run --workspace --locked --no-fail-fast
 	cargo test --doc --workspace --locked -q
+	cargo build --locked -p kube-proxy -p integration --bin kube-proxy --bin apiserver
+	deploy/image-test
 
 lint:
 	@tools/setup build
@@ -30,3 +32,13 @@ lint:
 
 clean:
 	cargo clean
+
+# The container image, from the release build; BASE names another base image.
+image: build
+	deploy/image $(if $(BASE),--base $(BASE))
+
+# Builds it from Debian packages, without a registry, and runs it as kubeadm's DaemonSet does.
+image-test:
+	@tools/setup test
+	cargo build --locked -p kube-proxy -p integration --bin kube-proxy --bin apiserver
+	deploy/image-test
