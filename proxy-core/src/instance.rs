@@ -30,6 +30,9 @@ type Routes = Box<[(ServicePortName, Arc<Route>)]>;
 /// How many times one sync may find a Service at fault before it counts as failed.
 const MOST_CULPRITS_PER_SYNC: usize = 32;
 
+/// How many checks for drift in a row may fail before the kernel's state counts as changed.
+const MOST_UNANSWERED_CHECKS: u32 = 3;
+
 /// How many trigger times are kept while syncs fail: they feed a histogram only.
 const MOST_TRIGGERS: usize = 16_384;
 
@@ -53,6 +56,8 @@ pub struct Instance<P, X> {
     full: Option<&'static str>,
     begun: bool,
     failures: u32,
+    /// Checks for drift in a row that failed.
+    unanswered_checks: u32,
     /// Pace and back-off: nothing is written before.
     not_before: Option<Instant>,
     /// Since when something has been waiting.
@@ -134,6 +139,7 @@ where
             full: Some("start"),
             begun: false,
             failures: 0,
+            unanswered_checks: 0,
             not_before: None,
             queued_since: None,
             pending: Pending::default(),
@@ -237,8 +243,19 @@ where
         if self.full.is_some() {
             return false;
         }
-        let drifted = !matches!(self.executor.intact(), Ok(true));
+        let drifted = match self.executor.intact() {
+            Ok(intact) => {
+                self.unanswered_checks = 0;
+                !intact
+            }
+            // A lock that is held, say: no reason yet to write everything anew.
+            Err(_) => {
+                self.unanswered_checks += 1;
+                self.unanswered_checks >= MOST_UNANSWERED_CHECKS
+            }
+        };
         if drifted {
+            self.unanswered_checks = 0;
             self.start_over("the kernel's state was changed by somebody else", now);
         }
         drifted

@@ -144,6 +144,7 @@ fn faults() -> impl Strategy<Value = Faults> {
         reject,
         busy,
         lost,
+        silent: 0,
     })
 }
 

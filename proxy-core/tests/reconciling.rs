@@ -374,6 +374,19 @@ fn drift_is_repaired_by_a_full_sync() {
 }
 
 #[test]
+fn a_check_for_drift_that_fails_once_is_asked_again() {
+    let mut rig = Rig::running(two());
+    rig.v4().faults.silent = 2;
+    assert_eq!(rig.engine.check_drift(rig.now), []);
+    assert_eq!(rig.engine.check_drift(rig.now), []);
+    assert_eq!(rig.engine.check_drift(rig.now), [], "it answers, and all is well");
+    rig.v4().faults.silent = 3;
+    assert_eq!(rig.engine.check_drift(rig.now), []);
+    assert_eq!(rig.engine.check_drift(rig.now), []);
+    assert_eq!(rig.engine.check_drift(rig.now), [Family::V4], "three in a row are too many");
+}
+
+#[test]
 fn a_plan_that_does_not_fit_becomes_a_full_one_at_once() {
     let mut rig = Rig::running(two());
     rig.pass(LONG);

@@ -52,6 +52,8 @@ pub(crate) struct Faults {
     pub(crate) reject: BTreeSet<ServiceName>,
     /// Refuse so many transactions without naming anybody.
     pub(crate) busy: u32,
+    /// Fail so many checks for drift.
+    pub(crate) silent: u32,
     /// Lose so many replies; the transaction took effect or not.
     pub(crate) lost: Vec<bool>,
 }
@@ -210,7 +212,12 @@ impl Executor for Teller {
     }
 
     fn intact(&mut self) -> Result<bool, ApplyError> {
-        Ok(!self.0.borrow().damaged)
+        let mut kernel = self.0.borrow_mut();
+        if kernel.faults.silent > 0 {
+            kernel.faults.silent -= 1;
+            return Err(ApplyError::Lost(io::Error::other("locked")));
+        }
+        Ok(!kernel.damaged)
     }
 }
 
