@@ -135,3 +135,99 @@ impl EnvironmentSettings {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(node_ports: NodePortSettings) -> EnvironmentSettings {
+        EnvironmentSettings {
+            masquerade_mark: 0x4000,
+            masquerade_all: false,
+            local_pods: LocalPods::Unknown,
+            node_ports,
+            localhost_node_ports: true,
+        }
+    }
+
+    fn ips(texts: &[&str]) -> Box<[IpAddr]> {
+        texts.iter().map(|text| text.parse().expect("an address")).collect()
+    }
+
+    fn nets(texts: &[&str]) -> Box<[IpNet]> {
+        texts.iter().map(|text| text.parse().expect("a network")).collect()
+    }
+
+    fn facts() -> NodeFacts {
+        NodeFacts {
+            service_cidrs: nets(&["172.30.0.0/16", "fd00::/112", "172.31.0.0/16", "172.30.0.0/16"]),
+            node_ips: ips(&["192.168.0.10", "2001:db8::10"]),
+            interface_addresses: ips(&["192.168.0.10", "10.0.0.1", "127.0.0.1", "::1", "2001:db8::10"]),
+        }
+    }
+
+    #[test]
+    fn facts_are_those_of_the_family_sorted_and_once() {
+        let environment = settings(NodePortSettings::Any).resolve(Family::V4, &facts());
+        assert_eq!(environment.service_cidrs, nets(&["172.30.0.0/16", "172.31.0.0/16"]));
+        assert_eq!(environment.node_ips, ips(&["192.168.0.10"]));
+        assert_eq!(environment.interface_addresses, ips(&["10.0.0.1", "127.0.0.1", "192.168.0.10"]));
+        assert!(environment.localhost_node_ports);
+        let environment = settings(NodePortSettings::Any).resolve(Family::V6, &facts());
+        assert_eq!(environment.service_cidrs, nets(&["fd00::/112"]));
+        assert!(!environment.localhost_node_ports, "the kernel routes ::1 nowhere else");
+    }
+
+    #[test]
+    fn the_order_of_facts_makes_no_other_environment() {
+        let mut turned = facts();
+        turned.interface_addresses.reverse();
+        turned.service_cidrs.reverse();
+        let settings = settings(NodePortSettings::Any);
+        assert_eq!(settings.resolve(Family::V4, &turned), settings.resolve(Family::V4, &facts()));
+    }
+
+    #[test]
+    fn primary_is_the_nodes_address_and_nothing_while_that_is_unknown() {
+        let resolve =
+            |family, facts: &NodeFacts| settings(NodePortSettings::Primary).resolve(family, facts).node_ports;
+        assert_eq!(resolve(Family::V4, &facts()), NodePortAddresses::Only(ips(&["192.168.0.10"])));
+        assert_eq!(resolve(Family::V6, &facts()), NodePortAddresses::Only(ips(&["2001:db8::10"])));
+        let one_family = NodeFacts { node_ips: ips(&["192.168.0.10"]), ..facts() };
+        assert_eq!(resolve(Family::V6, &one_family), NodePortAddresses::Only(ips(&[])));
+        let loopback = NodeFacts { node_ips: ips(&["127.0.0.1"]), ..facts() };
+        assert_eq!(resolve(Family::V4, &loopback), NodePortAddresses::Only(ips(&[])));
+    }
+
+    #[test]
+    fn networks_choose_among_the_interfaces_addresses() {
+        let resolve = |family, networks: &[&str]| {
+            settings(NodePortSettings::Within(nets(networks))).resolve(family, &facts()).node_ports
+        };
+        let only = |addresses: &[&str]| NodePortAddresses::Only(ips(addresses));
+        assert_eq!(resolve(Family::V4, &["10.0.0.0/8", "127.0.0.0/8"]), only(&["10.0.0.1"]));
+        assert_eq!(
+            resolve(Family::V4, &["10.0.0.0/8", "192.168.0.0/16"]),
+            only(&["10.0.0.1", "192.168.0.10"])
+        );
+        assert_eq!(resolve(Family::V4, &["198.51.100.0/24"]), only(&[]));
+        assert_eq!(resolve(Family::V4, &["0.0.0.0/0"]), NodePortAddresses::Any);
+        assert_eq!(resolve(Family::V6, &["10.0.0.0/8"]), NodePortAddresses::Any, "not restricted");
+    }
+
+    #[test]
+    fn local_pods_are_told_by_the_networks_of_the_family() {
+        let resolve = |family, local_pods: LocalPods| {
+            EnvironmentSettings { local_pods, ..settings(NodePortSettings::Any) }
+                .resolve(family, &facts())
+                .local_pods
+        };
+        let both = || LocalPods::Cidrs(nets(&["10.0.0.0/16", "fd01::/48"]));
+        assert_eq!(resolve(Family::V4, both()), LocalPods::Cidrs(nets(&["10.0.0.0/16"])));
+        assert_eq!(resolve(Family::V6, both()), LocalPods::Cidrs(nets(&["fd01::/48"])));
+        let v4_only = LocalPods::Cidrs(nets(&["10.0.0.0/16"]));
+        assert_eq!(resolve(Family::V6, v4_only), LocalPods::Unknown);
+        let bridge = || LocalPods::Bridge("cni0".into());
+        assert_eq!(resolve(Family::V6, bridge()), bridge());
+    }
+}
