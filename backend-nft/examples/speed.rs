@@ -156,8 +156,7 @@ fn ranges(runs: usize) {
     proxy.full(&routes);
     let mut times = Vec::new();
     for changed in [1, 10, 100] {
-        for round in 0..runs * 4 {
-            let (name, before) = &routes[round];
+        for (round, (name, before)) in routes.iter().take(runs * 4).enumerate() {
             let mut after = Route::clone(before);
             let mut own = sources(round as u32).expect("there are some").ranges.to_vec();
             own.truncate(100 - changed);

@@ -251,12 +251,11 @@ impl Scaffold<'_> {
             to_base(),
             vec![Statement::DeleteClient { set: clients }],
             pick(),
-            // Index 0 is nobody's: nothing was picked.
+            // Index 0 is none: nothing was picked.
             vec![Statement::PriorityIs { mask: !mask, value: 0, not: true }, update],
             translate(),
-            // Reached when a commit took the endpoint between two look-ups: once more, in the new state.
-            to_base(),
-            pick(),
+            // Reached when a commit took the endpoint between two look-ups: the last index leads to one in any state.
+            vec![Statement::SetPriority(Priority::Or(!mask))],
             translate(),
         ]
     }

@@ -53,13 +53,13 @@ impl Draft<'_> {
         }
         let mut had = Vec::new();
         if let (Some(before), Some(old)) = (before, &old) {
-            derived(name, before, old, &mut had);
+            derived(before, old, &mut had);
         }
         let protocol = before.or(after).map_or(name.protocol, |route| route.protocol);
         let placement = self.place(name, old.unwrap_or_default(), after, protocol);
         let mut wanted = Vec::new();
         if let Some(after) = after {
-            derived(name, after, &placement, &mut wanted);
+            derived(after, &placement, &mut wanted);
         }
         self.exchange(had, wanted);
         self.sources(before, after);
@@ -70,7 +70,7 @@ impl Draft<'_> {
     }
 
     /// Deletes what is only in the first list, adds what is only in the second.
-    fn exchange(&mut self, mut had: Vec<Element>, mut wanted: Vec<Element>) {
+    pub(crate) fn exchange(&mut self, mut had: Vec<Element>, mut wanted: Vec<Element>) {
         had.sort_unstable();
         wanted.sort_unstable();
         let mut wanted = wanted.into_iter().peekable();
@@ -125,7 +125,7 @@ impl Draft<'_> {
         if let Some(sticky) = sticky
             && new.sticky.as_ref().is_none_or(|new| (new.port, new.wide) != (sticky.port, sticky.wide))
         {
-            self.retire_sticky(&sticky, protocol);
+            self.retire_sticky(name, &sticky, protocol);
         }
         let plain = if new.sticky.is_some() { Uses::default() } else { wanted };
         new.cluster = self.place_group(cluster, route, List::Cluster, plain.cluster, protocol);

@@ -101,8 +101,11 @@ fn remembered(found: &Found) -> std::collections::HashMap<Box<str>, Remembered> 
             let wide_end = base.saturating_add(1 << WIDE_INDEX_BITS);
             let next = found.sticky.ports.iter().map(|(_, other)| *other).filter(|other| other > base).min();
             let end = next.unwrap_or(wide_end).clamp(narrow_end, wide_end);
+            // The last index of a narrow or wide port is no endpoint's own.
+            let nobodys = [narrow_end - 1, wide_end - 1];
             let members = endpoints[first_from(*base)..first_from(end)]
                 .iter()
+                .filter(|(id, ..)| !nobodys.contains(id))
                 .map(|(id, addr, port)| (id - base, (*addr, *port)))
                 .collect();
             let port = ((base & STICKY_BASE) >> INDEX_BITS) as u16;

@@ -222,8 +222,7 @@ type Installed = BTreeMap<ServicePortName, Arc<Route>>;
 fn expected(routes: &Installed, from: From, packet: &Packet) -> Option<BTreeSet<Fate>> {
     let (route, frontend) = routes.values().find_map(|route| {
         let frontend = route.frontends.iter().find(|frontend| {
-            frontend.port == packet.to.port()
-                && frontend.at.map_or(packet.to.ip() == NODE, |at| at == packet.to.ip())
+            frontend.port == packet.to.port() && frontend.at.unwrap_or(NODE) == packet.to.ip()
         })?;
         Some((route, frontend))
     })?;

@@ -8,7 +8,7 @@ use proxy_core::{
 };
 
 use crate::{
-    element::{Data, Element, Key},
+    element::{Element, Key},
     name::Set,
     operation::List,
     size_class::SizeClass,
@@ -125,44 +125,18 @@ impl StickyPort {
     }
 }
 
-/// Every small element that follows from a route and its placement: all but slots, endpoints of sticky Service ports,
-/// source ranges, and keys shared with other Service ports.
-pub(crate) fn derived(
-    name: &ServicePortName,
-    route: &Route,
-    placement: &Placement,
-    elements: &mut Vec<Element>,
-) {
+/// Every small element that follows from a route and its placement: all but slots, what belongs to a sticky Service
+/// port, source ranges, and keys shared with other Service ports.
+pub(crate) fn derived(route: &Route, placement: &Placement, elements: &mut Vec<Element>) {
     for frontend in &route.frontends {
         derived_from_frontend(route, frontend, placement, elements);
     }
-    match (&placement.sticky, &placement.cluster, &placement.local) {
-        (Some(sticky), ..) => {
-            let named = |id: u32| Data::Named(id, comment(name));
-            let size = |slots: &[u32]| u32::from(SizeClass::of(slots.len()).index());
-            let key = Key::Id(sticky.base());
-            if !sticky.cluster.is_empty() {
-                let data = named(sticky.base() | size(&sticky.cluster));
-                elements.push(Element { set: Set::StickySizes, key, data });
-            }
-            if let Some((id, slots)) = &sticky.local
-                && !slots.is_empty()
-            {
-                let data = named(sticky_base(*id) | size(slots));
-                elements.push(Element { set: Set::StickyLocalSizes, key, data });
-            }
-        }
-        (None, Some(cluster), Some(local))
-            if !local.slots.is_empty()
-                && route
-                    .frontends
-                    .iter()
-                    .any(|frontend| matches!(way(route, frontend), Way::ExternalLocal { .. })) =>
-        {
-            let value = Plain::Local.value(local.size(), local.id);
-            elements.push(Element::id(Set::LocalGroups, Key::Id(group_key(cluster.id)), value));
-        }
-        _ => {}
+    if let (None, Some(cluster), Some(local)) = (&placement.sticky, &placement.cluster, &placement.local)
+        && !local.slots.is_empty()
+        && route.frontends.iter().any(|frontend| matches!(way(route, frontend), Way::ExternalLocal { .. }))
+    {
+        let value = Plain::Local.value(local.size(), local.id);
+        elements.push(Element::id(Set::LocalGroups, Key::Id(group_key(cluster.id)), value));
     }
 }
 

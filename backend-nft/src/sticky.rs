@@ -13,9 +13,10 @@ use crate::{
     name::Set,
     operation::List,
     placement::{Place, StickyPort, Uses, comment, places},
+    size_class::SizeClass,
     slots::refill,
     state::Remains,
-    value::{INDEX_BITS, WIDE_INDEX_BITS, sticky_base},
+    value::{INDEX_BITS, base_mask, sticky_base},
 };
 
 /// More endpoints than this make a Service port wide; it stays so down to half of it.
@@ -81,6 +82,8 @@ impl Draft<'_> {
             self.refill_sticky(port, sticky.base(), &mut slots, &here);
             sticky.local = Some((port, slots));
         }
+        let had = kept.map_or_else(Vec::new, |old| heads(name, old, protocol));
+        self.exchange(had, heads(name, &sticky, protocol));
         Some(Box::new(sticky))
     }
 
@@ -151,8 +154,8 @@ impl Draft<'_> {
     }
 
     /// Takes a sticky Service port away, in a moment.
-    pub(crate) fn retire_sticky(&mut self, sticky: &StickyPort, protocol: Protocol) {
-        let mut elements = Vec::new();
+    pub(crate) fn retire_sticky(&mut self, name: &ServicePortName, sticky: &StickyPort, protocol: Protocol) {
+        let mut elements = heads(name, sticky, protocol);
         let gone = |set, key| Element { set, key, data: Data::None };
         let mut list = |set, port: u16, slots: &[u32]| {
             for (slot, index) in (0..).zip(slots) {
@@ -170,6 +173,27 @@ impl Draft<'_> {
     }
 }
 
+/// What there is once for each list of a sticky Service port: its size, and under the last index, which is nobody's, one
+/// of its endpoints. That is for packets from under whom a commit took the endpoint they had chosen: found by one look-up, it
+/// is there before and after any commit.
+fn heads(name: &ServicePortName, sticky: &StickyPort, protocol: Protocol) -> Vec<Element> {
+    let base = sticky.base();
+    let mut elements = Vec::new();
+    let mut head = |sizes, usable, port: u16, slots: &[u32]| {
+        let Some((addr, number)) = slots.first().and_then(|index| sticky.place_of(*index)) else { return };
+        let size = u32::from(SizeClass::of(slots.len()).index());
+        let data = Data::Named(sticky_base(port) | size, comment(name));
+        elements.push(Element { set: sizes, key: Key::Id(base), data });
+        let last = base | !base_mask(sticky.wide);
+        elements.push(Element::target(usable, Key::IdProtocol(last, protocol), addr, number));
+    };
+    head(Set::StickySizes, Set::StickyEndpoints, sticky.port, &sticky.cluster);
+    if let Some((port, slots)) = &sticky.local {
+        head(Set::StickyLocalSizes, Set::StickyLocal, *port, slots);
+    }
+    elements
+}
+
 fn sorted(indices: &[u32]) -> Vec<u32> {
     let mut indices = indices.to_vec();
     indices.sort_unstable();
@@ -179,7 +203,8 @@ fn sorted(indices: &[u32]) -> Vec<u32> {
 impl StickyPort {
     /// Gives every place an index: those that had one keep it; a freed one is not another's at once.
     fn assign(&mut self, all: &[Place]) {
-        let limit = (1 << if self.wide { WIDE_INDEX_BITS } else { INDEX_BITS }) - 1;
+        // Neither the first index nor the last.
+        let limit = !base_mask(self.wide) - 1;
         let new: Vec<Place> = all.iter().filter(|place| self.index_of(**place).is_none()).copied().collect();
         if !new.is_empty() {
             let mut taken: Vec<u32> = self.members.iter().map(|(_, index)| *index).collect();

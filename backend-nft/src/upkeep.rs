@@ -41,12 +41,15 @@ impl Planner {
             && let Some(owed) = state.owed.pop_front()
         {
             remove(&owed, generation, &mut ops);
-            for (set, count) in deleted(&owed) {
-                state.counts[set as usize] -= count;
-            }
-            if let Remains::Sticky { ports, .. } = &owed.what {
-                for (port, wide) in ports {
-                    state.ports.give_back(*port, *wide);
+            match &owed.what {
+                Remains::Group { slots, .. } => state.counts[Set::Endpoints as usize] -= slots,
+                Remains::Sticky { elements, ports } => {
+                    for element in elements {
+                        state.deleted(element, now, &mut undo);
+                    }
+                    for (port, wide) in ports {
+                        state.ports.give_back(*port, *wide);
+                    }
                 }
             }
             undo.owed_taken.push(owed);
@@ -83,13 +86,6 @@ fn remove(owed: &Owed, generation: u32, ops: &mut Vec<Owned<Op>>) {
                 push(Operation::Delete { generation, element: element.clone() });
             }
         }
-    }
-}
-
-fn deleted(owed: &Owed) -> Vec<(Set, u32)> {
-    match &owed.what {
-        Remains::Group { slots, .. } => vec![(Set::Endpoints, *slots)],
-        Remains::Sticky { elements, .. } => elements.iter().map(|element| (element.set, 1)).collect(),
     }
 }
 

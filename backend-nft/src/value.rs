@@ -44,7 +44,7 @@ pub(crate) const GROUPS: u32 = (1 << 20) - 1;
 pub(crate) const STICKY_PORTS: u32 = 1 << 16;
 /// Different affinity timeouts: 0 to below this.
 pub(crate) const TIMEOUTS: usize = 1 << 11;
-/// Bits of an endpoint's index within a sticky Service port; index 0 is never used.
+/// Bits of an endpoint's index within a sticky Service port; the first index and the last are no endpoint's.
 pub(crate) const INDEX_BITS: u32 = 12;
 /// The same for wide Service ports, which take [`WIDE_PORTS`] consecutive ids.
 pub(crate) const WIDE_INDEX_BITS: u32 = 17;

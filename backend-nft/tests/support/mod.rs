@@ -16,6 +16,7 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 
+pub mod flood;
 pub mod routes;
 
 /// Runs a program and panics with its message if it fails.
@@ -258,4 +259,55 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(now() < until, "not within 5 s: {what}");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Rules as kube-proxy 1.36 writes them for one Service with a cluster IP: its base chains, its maps, a chain for the
+/// Service and a map of endpoints within its rule.
+pub fn kube_proxy_rules(vip: &str, protocol: &str, endpoints: &[&str]) -> String {
+    let count = endpoints.len();
+    let slots: Vec<String> =
+        endpoints.iter().enumerate().map(|(at, endpoint)| format!("{at} : {endpoint} . 8080")).collect();
+    let slots = slots.join(", ");
+    let bases = [
+        ("filter-prerouting-pre-dnat", "filter", "prerouting", -110),
+        ("filter-output-pre-dnat", "filter", "output", -110),
+        ("filter-input", "filter", "input", 0),
+        ("filter-forward", "filter", "forward", 0),
+        ("filter-output", "filter", "output", 0),
+        ("nat-prerouting", "nat", "prerouting", -100),
+        ("nat-output", "nat", "output", -100),
+        ("nat-postrouting", "nat", "postrouting", 100),
+    ];
+    let mut text = String::from("add table ip kube-proxy { comment \"rules for kube-proxy\"; }\n");
+    for (name, kind, hook, priority) in bases {
+        let chain =
+            format!("chain ip kube-proxy {name} {{ type {kind} hook {hook} priority {priority}; }}\n");
+        text += &format!("add {chain}delete chain ip kube-proxy {name}\nadd {chain}");
+    }
+    let service = format!("service-ABCDEFGH-test/web/{protocol}/http");
+    for chain in ["services", "masquerading", "service-endpoints-check", "cluster-ips-check", &service] {
+        text += &format!("add chain ip kube-proxy {chain}\nflush chain ip kube-proxy {chain}\n");
+    }
+    text += &format!(
+        r#"add set ip kube-proxy cluster-ips {{ type ipv4_addr; }}
+add element ip kube-proxy cluster-ips {{ {vip} }}
+add set ip kube-proxy affinity-ABCDEFGH-test/web {{ type ipv4_addr; flags dynamic,timeout; timeout 3h; }}
+add map ip kube-proxy service-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
+add map ip kube-proxy no-endpoint-services {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
+add rule ip kube-proxy {service} ip daddr {vip} {protocol} dport 80 ip saddr != 10.0.0.0/8 meta mark set mark or 0x4000
+add rule ip kube-proxy {service} meta l4proto {protocol} dnat ip to numgen random mod {count} map {{ {slots} }}
+add element ip kube-proxy service-ips {{ {vip} . {protocol} . 80 : goto {service} }}
+add rule ip kube-proxy services ip daddr . meta l4proto . th dport vmap @service-ips
+add rule ip kube-proxy masquerading mark and 0x4000 != 0 mark set mark xor 0x4000 masquerade fully-random
+add rule ip kube-proxy service-endpoints-check ip daddr . meta l4proto . th dport vmap @no-endpoint-services
+add rule ip kube-proxy cluster-ips-check ip daddr @cluster-ips reject
+add rule ip kube-proxy nat-prerouting jump services
+add rule ip kube-proxy nat-output jump services
+add rule ip kube-proxy nat-postrouting jump masquerading
+add rule ip kube-proxy filter-forward ct state new jump service-endpoints-check
+add rule ip kube-proxy filter-forward ct state new jump cluster-ips-check
+add rule ip kube-proxy filter-output ct state new jump service-endpoints-check
+"#
+    );
+    text
 }
