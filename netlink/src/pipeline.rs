@@ -89,3 +89,28 @@ impl Pipeline {
         self.starts.get(index).copied().unwrap_or(self.writer.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where datagrams end when requests of this length are sent.
+    fn ends(requests: usize, length: usize) -> Vec<usize> {
+        let mut pipeline = Pipeline::new();
+        for index in 0..requests {
+            assert_eq!(pipeline.push(20, 0, |writer| writer.raw(&vec![0; length - 16])), index);
+        }
+        let mut ends = vec![pipeline.datagram_end(0)];
+        while *ends.last().expect("one at least") < requests {
+            ends.push(pipeline.datagram_end(*ends.last().expect("one at least")));
+        }
+        ends
+    }
+
+    #[test]
+    fn a_datagram_is_bounded_by_messages_and_by_bytes() {
+        assert_eq!(ends(600, 20), [256, 512, 600]);
+        assert_eq!(ends(5, 30 << 10), [2, 4, 5]);
+        assert_eq!(ends(2, 100 << 10), [1, 2], "one that is longer goes alone");
+    }
+}

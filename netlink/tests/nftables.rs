@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use netlink::{
-    Protocol, Socket,
+    Dump, Protocol, Socket,
     nftables::{NftMonitor, generation},
 };
 use nix::sched::{CloneFlags, unshare};
@@ -53,8 +53,36 @@ fn a_deleted_table_is_noticed_though_its_contents_are_announced_too() {
         "add table ip one; add chain ip one c; add set ip one s { type ipv4_addr; elements = { 192.0.2.1 }; }",
     );
     let mut monitor = NftMonitor::open().expect("a monitor");
-    nft("delete table ip one");
-    let changes = monitor.drain().expect("read");
+    let process = nft("delete table ip one");
+    let mut changes = monitor.drain().expect("read");
     let [deletion] = &changes.transactions[..] else { panic!("{changes:?}") };
     assert!(deletion.touched.len() == 1 && deletion.touched[0].table_deleted, "{deletion:?}");
+    assert!(!changes.others_touched(process, 2, "one"), "it was we");
+    assert!(changes.others_touched(process + 1, 2, "one"), "it was another");
+    changes.overrun = true;
+    assert!(changes.others_touched(process, 2, "one"), "it may have been another");
+}
+
+#[test]
+fn a_dump_that_something_changed_under_is_called_interrupted() {
+    const GET_CHAIN: u16 = 10 << 8 | 4;
+    unshare(CloneFlags::CLONE_NEWNET).expect("kernel tests run as root");
+    let chains: String = (0..2000).map(|number| format!("add chain ip one chain-{number}; ")).collect();
+    nft(&format!("add table ip one; {chains}"));
+    let mut socket = Socket::open(Protocol::Netfilter).expect("a socket");
+    let mut listed = 0;
+    let quiet = socket.dump(GET_CHAIN, |writer| writer.raw(&[2, 0, 0, 0]), |_| listed += 1);
+    assert_eq!((quiet.expect("listed"), listed), (Dump::Complete, 2000));
+
+    let mut changed = false;
+    let outcome = socket.dump(
+        GET_CHAIN,
+        |writer| writer.raw(&[2, 0, 0, 0]),
+        |_| {
+            if !std::mem::replace(&mut changed, true) {
+                nft("delete chain ip one chain-1");
+            }
+        },
+    );
+    assert_eq!(outcome.expect("listed"), Dump::Interrupted);
 }

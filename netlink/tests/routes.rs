@@ -205,3 +205,17 @@ fn an_answer_that_does_not_come_is_not_waited_for_without_end() {
     assert!(matches!(socket.receive(), Err(Error::TimedOut)));
     link::list(&mut socket).expect("the socket serves on");
 }
+
+#[test]
+fn an_answer_to_an_earlier_request_is_not_taken_for_one_to_a_later() {
+    let mut socket = socket();
+    let index = device(&mut socket);
+    let route = Route::local(Ipv4Addr::new(172, 30, 0, 1).into(), index, OURS);
+    let mut pipeline = Pipeline::new();
+    route.push_delete(&mut pipeline);
+    socket.reserve(1);
+    socket.send(&[pipeline.bytes()]).expect("sent; it fails, and nobody reads the answer");
+    pipeline.clear();
+    route.push_add(&mut pipeline);
+    assert_eq!(pipeline.run(&mut socket).expect("answered"), []);
+}

@@ -115,7 +115,7 @@ fn has_sources(fields: &[Field]) -> bool {
     !fields.is_empty() && fields.iter().all(|field| field.source.is_some())
 }
 
-/// What nft wants to know about a set (`NFTNL_UDATA_SET_*`). `data` is empty for a plain set.
+/// What nft wants to know about a set (`NFTNL_UDATA_SET_*`). `data` is `None` for a plain set, empty for verdicts.
 pub(crate) fn set_userdata(key: &[Field], data: Option<&[Field]>, comment: Option<&str>) -> Vec<u8> {
     let mut out = Vec::with_capacity(128);
     put_u32(&mut out, 0, byte_order(key));
@@ -125,8 +125,10 @@ pub(crate) fn set_userdata(key: &[Field], data: Option<&[Field]>, comment: Optio
     let typeof_key = has_sources(key) && data.is_none_or(|data| data.is_empty() || has_sources(data));
     if typeof_key {
         put(&mut out, 3, &source_of(key));
-        if let Some(data @ [_, ..]) = data {
-            put(&mut out, 4, &source_of(data));
+        match data {
+            Some([]) => put(&mut out, 4, &expression(VERDICT, &[])),
+            Some(data) => put(&mut out, 4, &source_of(data)),
+            None => {}
         }
     } else if key.len() > 1 {
         // A concatenation of which nft knows the types from the set's key type.
@@ -148,6 +150,8 @@ pub(crate) fn put_comment(writer: &mut Writer, attribute: u16, comment: &str) {
     writer.bytes(attribute, &out);
 }
 
+/// nft's `enum expr_types`.
+const VERDICT: u32 = 1;
 const CONCATENATION: u32 = 13;
 
 fn byte_order(fields: &[Field]) -> u32 {
@@ -247,6 +251,12 @@ mod tests {
         // map dispatch { type classid : verdict; }
         let userdata = set_userdata(&[Field::CLASS], Some(&[]), None);
         assert_eq!(hex(&userdata), "000401000000010400000000060400000000");
+        // map m { typeof meta mark : verdict; }
+        let userdata = set_userdata(&[Field::META_MARK], Some(&[]), None);
+        assert_eq!(
+            hex(&userdata),
+            "000401000000010400000000030e000409000000010600040300000004080004010000000100060400000000"
+        );
     }
 
     #[test]

@@ -139,15 +139,24 @@ pub fn elements(
     name: &str,
     mut each: impl FnMut(FoundElement),
 ) -> Result<Dump, Error> {
-    socket.dump(
+    let mut generation = None;
+    let mut changed = false;
+    let outcome = socket.dump(
         message_kind(message::GET_ELEMENT),
         |writer| {
             writer.raw(&[of.family as u8, 0, 0, 0]);
             writer.str(element::LIST_TABLE, of.name);
             writer.str(element::LIST_SET, name);
         },
-        |message| FoundElement::decode_list(message).for_each(&mut each),
-    )
+        |message| {
+            // The kernel does not mark an interrupted list of elements, but each part carries the generation's lower
+            // half, in `res_id` of `struct nfgenmsg`.
+            let part = message.payload.get(2..FAMILY_HEADER).map(<[u8]>::to_vec);
+            changed |= *generation.get_or_insert_with(|| part.clone()) != part;
+            FoundElement::decode_list(message).for_each(&mut each);
+        },
+    )?;
+    Ok(if changed { Dump::Interrupted } else { outcome })
 }
 
 /// A dump that is begun anew when something changed meanwhile, a few times.

@@ -303,6 +303,7 @@ fn matches_are_listed_in_nfts_language() {
             "ip daddr . meta l4proto . th dport . ip saddr != @allowed accept",
             then(&[&vip(), &[ip_source(R[3]), not_in_set(R[0], "allowed")]]),
         ),
+        ("meta mark vmap @marks", rule([mark(R[0]), verdict_map(R[0], "marks")])),
         (
             "meta l4proto . ct original proto-dst @ports accept",
             then(&[&[
@@ -321,6 +322,7 @@ fn matches_are_listed_in_nfts_language() {
         Set::new("vips", &VIP),
         Set::new("allowed", &allowed).interval(),
         Set::new("ports", &[Field::PROTOCOL, Field::PORT]),
+        Set::verdict_map("marks", &[Field::META_MARK]),
     ];
     assert_listed_as(Family::Ip, filter(), cases, &sets);
 }

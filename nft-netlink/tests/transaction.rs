@@ -37,6 +37,9 @@ fn what_is_written_is_read_back() {
     batch.add_table(TABLE, Some("ours"));
     batch.add_chain(TABLE, &Chain::regular("c"));
     batch.add_chain(TABLE, &Chain::base("b", ChainKind::Filter, Hook::Forward, -5));
+    let other = Table::new(Family::Ip, "other");
+    batch.add_table(other, None);
+    batch.add_chain(other, &Chain::regular("not-ours"));
     batch.append_rule(TABLE, "b", &Rule::new().with(l4proto(Register::R0)).with(jump("c")).comment("to c"));
     batch.prepend_rule(TABLE, "b", &Rule::new().with(Expression::Counter));
     let aging = map().size(100).timeout(Duration::from_secs(60)).comment("hello");
@@ -50,10 +53,8 @@ fn what_is_written_is_read_back() {
     batch.commit(&mut socket).expect("committed");
 
     let tables = list::tables(&mut socket, Family::Ip).expect("listed");
-    assert_eq!(
-        tables.iter().map(|table| (&*table.name, table.comment.as_deref())).collect::<Vec<_>>(),
-        [("t", Some("ours"))]
-    );
+    let tables: Vec<_> = tables.iter().map(|table| (&*table.name, table.comment.as_deref())).collect();
+    assert_eq!(tables, [("t", Some("ours")), ("other", None)]);
     let chains = list::chains(&mut socket, TABLE).expect("listed");
     let chains: Vec<_> = chains.iter().map(|chain| (&*chain.name, chain.hook, chain.uses)).collect();
     assert_eq!(chains, [("c", None, 2), ("b", Some((2, -5)), 2)]);
@@ -82,6 +83,31 @@ fn what_is_written_is_read_back() {
     let mut verdicts = Vec::new();
     let _ = list::elements(&mut socket, TABLE, "v", |element| verdicts.push(element.data)).expect("listed");
     assert_eq!(verdicts, [FoundData::Verdict(goto)]);
+}
+
+#[test]
+fn a_list_that_changed_while_it_was_read_is_called_interrupted() {
+    let mut socket = namespace();
+    let mut writing = netlink::Socket::open(netlink::Protocol::Netfilter).expect("another socket");
+    let template = Template::new(4, 4);
+    let mut batch = Batch::new();
+    batch.add_table(TABLE, None);
+    batch.add_set(TABLE, &map());
+    for number in 0..5000_u32 {
+        batch.add_elements(TABLE, "m").push_fixed(&template, &number.to_be_bytes(), &[0; 4]);
+    }
+    batch.commit(&mut socket).expect("committed");
+    assert_eq!(list::elements(&mut socket, TABLE, "m", |_| {}).expect("listed"), Dump::Complete);
+
+    let mut change = Batch::new();
+    change.delete_elements(TABLE, "m").push(&Element::key(&[0; 4]));
+    let mut changed = false;
+    let outcome = list::elements(&mut socket, TABLE, "m", |_| {
+        if !std::mem::replace(&mut changed, true) {
+            change.commit(&mut writing).expect("committed");
+        }
+    });
+    assert_eq!(outcome.expect("listed"), Dump::Interrupted);
 }
 
 #[test]
@@ -253,6 +279,10 @@ fn a_batch_for_another_generation_is_refused_as_a_whole() {
     let refusals = refusals(batch.commit(&mut socket));
     assert_eq!((refusals.len(), refusals[0].position, refusals[0].errno), (1, None, ERESTART));
     assert_eq!(list::chains(&mut socket, TABLE).expect("listed"), []);
+
+    batch.clear();
+    batch.add_chain(TABLE, &Chain::regular("c"));
+    batch.commit(&mut socket).expect("a cleared batch expects nothing");
 }
 
 #[test]
