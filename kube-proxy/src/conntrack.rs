@@ -14,7 +14,7 @@ use netlink::{
     route::AddressFamily,
 };
 use proxy_core::{
-    conntrack::{Flow, FlowRule, NodePortDestinations, StaleFlows},
+    conntrack::{Flow, FlowRule, FlowTracker, NodePortDestinations, StaleFlows},
     environment::Environment,
     model::{Family, Protocol},
 };
@@ -31,6 +31,23 @@ const PORTION: usize = 4096;
 const DEFAULT_ZONE: u16 = 0;
 /// `ENOENT`: the flow ended by itself.
 const GONE: i32 = 2;
+
+/// `true` cuts TCP connections to endpoints that are gone: the kernel forgets them, so that the client's next packet goes
+/// to another endpoint, which resets the connection.
+const RESET_TCP: &str = "SWITCHYARD_RESET_TCP";
+
+/// A tracker of what the environment variable asks for.
+pub(crate) fn tracker() -> Result<FlowTracker, String> {
+    resets_tcp(std::env::var(RESET_TCP).ok().as_deref()).map(FlowTracker::new)
+}
+
+fn resets_tcp(chosen: Option<&str>) -> Result<bool, String> {
+    match chosen {
+        None | Some("" | "false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(other) => Err(format!("{RESET_TCP}: {other:?} is neither true nor false")),
+    }
+}
 
 /// What one pass did.
 #[derive(Debug)]
@@ -67,7 +84,7 @@ impl ConntrackReconciler {
         Ok(Self(sender))
     }
 
-    /// Hands over the rules of one sync ([`FlowTracker::rules`](proxy_core::conntrack::FlowTracker::rules)). Does not
+    /// Hands over the rules of one sync ([`FlowTracker::rules`]). Does not
     /// wait for anything.
     pub(crate) fn submit(&self, rules: Vec<FlowRule>, environment: &Environment) {
         if rules.is_empty() {

@@ -51,7 +51,7 @@ impl Observations {
     pub(crate) fn new(
         mode: Mode,
         health: HealthState,
-        conntrack: Option<ConntrackReconciler>,
+        (flows, conntrack): (FlowTracker, Option<ConntrackReconciler>),
         health_checks: watch::Sender<Wanted>,
         events: Events,
         node: String,
@@ -61,7 +61,7 @@ impl Observations {
             mode,
             process_started: Timestamp::now(),
             health,
-            flows: FlowTracker::new(false),
+            flows,
             conntrack,
             health_checks,
             events,

@@ -25,7 +25,7 @@ use tokio::{
 use crate::{
     cleanup, client,
     config::settings::{DetectLocal, Mode, NodePortAddressSet, Settings},
-    conntrack::{ConntrackReconciler, Pass},
+    conntrack::{self, ConntrackReconciler, Pass},
     engine::{self, Message},
     events::{Event, Events},
     feature_gates::Feature,
@@ -135,7 +135,10 @@ async fn start(
     let observations = Observations::new(
         settings.mode,
         health.clone(),
-        Some(ConntrackReconciler::spawn(report_conntrack)?),
+        (
+            conntrack::tracker().map_err(anyhow::Error::msg)?,
+            Some(ConntrackReconciler::spawn(report_conntrack)?),
+        ),
         checks,
         events.clone(),
         name.clone(),

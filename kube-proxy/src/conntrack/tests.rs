@@ -2,8 +2,8 @@
 
 use std::{
     collections::BTreeSet,
-    io::Write as _,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    io::{ErrorKind, Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::{Command, Stdio},
     sync::{Arc, mpsc},
 };
@@ -246,6 +246,22 @@ fn run(program: &str, arguments: &str, input: &str) {
     assert!(child.wait().expect("it ends").success(), "{program} {arguments}");
 }
 
+/// Two endpoints and a client on one interface, and a route for the VIPs.
+fn set_up_loopback() {
+    run("ip", "link set lo up", "");
+    for addr in ["10.0.0.1", "10.0.0.2", "192.0.2.1"] {
+        run("ip", &format!("address add {addr}/32 dev lo"), "");
+    }
+    run("ip", "route add 172.30.0.0/16 dev lo src 192.0.2.1", "");
+}
+
+/// Makes this the only rule of translation.
+fn translate(rule: &str) {
+    let chain =
+        "add table ip t\nadd chain ip t out { type nat hook output priority -100; }\nflush chain ip t out";
+    run("nft", "-f -", &format!("{chain}\nadd rule ip t out {rule}\n"));
+}
+
 /// Sends one datagram and says whether the server got it.
 fn arrives(client: &UdpSocket, vip: &str, server: &UdpSocket) -> bool {
     // A datagram to nobody may be answered by an error that the next call reports.
@@ -257,25 +273,15 @@ fn arrives(client: &UdpSocket, vip: &str, server: &UdpSocket) -> bool {
 #[test]
 fn a_real_flow_leaves_an_endpoint_that_is_gone_and_is_translated_though_older_than_its_rule() {
     own_namespace();
-    run("ip", "link set lo up", "");
-    for addr in ["10.0.0.1", "10.0.0.2", "192.0.2.1"] {
-        run("ip", &format!("address add {addr}/32 dev lo"), "");
-    }
-    run("ip", "route add 172.30.0.0/16 dev lo src 192.0.2.1", "");
+    set_up_loopback();
     let server = |addr: &str| {
         let socket = UdpSocket::bind((addr, 5353)).expect("bound");
         socket.set_read_timeout(Some(Duration::from_millis(300))).expect("set");
         socket
     };
     let (one, two) = (server("10.0.0.1"), server("10.0.0.2"));
-    let translate = |vip: &str, to: &str| {
-        let chain = "add table ip t\nadd chain ip t out { type nat hook output priority -100; }\nflush chain ip t out";
-        run(
-            "nft",
-            "-f -",
-            &format!("{chain}\nadd rule ip t out ip daddr {vip} udp dport 53 dnat to {to}:5353\n"),
-        );
-    };
+    let translate =
+        |vip: &str, to: &str| translate(&format!("ip daddr {vip} udp dport 53 dnat to {to}:5353"));
     // Connections are tracked, but this one is not translated, as before its Service was made.
     translate("172.30.0.9", "10.0.0.1");
     let client = UdpSocket::bind("192.0.2.1:0").expect("bound");
@@ -298,4 +304,42 @@ fn a_real_flow_leaves_an_endpoint_that_is_gone_and_is_translated_though_older_th
     reconciler.submit(vec![rule(vip, &["10.0.0.2:5353"])], &environment(Family::V4));
     assert_eq!(next(&told).deleted, 0, "a healthy flow stays");
     assert!(arrives(&client, vip, &two));
+}
+
+#[test]
+fn a_connection_to_an_endpoint_that_is_gone_is_reset() {
+    own_namespace();
+    set_up_loopback();
+    let listen = |addr: &str| TcpListener::bind((addr, 8080)).expect("bound");
+    let (one, _two) = (listen("10.0.0.1"), listen("10.0.0.2"));
+    translate("ip daddr 172.30.0.1 tcp dport 80 dnat to 10.0.0.1:8080");
+    let mut client = TcpStream::connect("172.30.0.1:80").expect("translated");
+    client.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+    let (_served, _) = one.accept().expect("connected");
+    translate("ip daddr 172.30.0.1 tcp dport 80 dnat to 10.0.0.2:8080");
+
+    let rule = |serving: &str| FlowRule {
+        untranslated: false,
+        ..node_rule((Protocol::Tcp, Some(at("172.30.0.1:80").0), 80), &[serving])
+    };
+    let (reconciler, told) = reconciler();
+    reconciler.submit(vec![rule("10.0.0.1:8080")], &environment(Family::V4));
+    assert_eq!(next(&told).deleted, 0, "its endpoint is there");
+    client.write_all(b"x").expect("the connection stands");
+    reconciler.submit(vec![rule("10.0.0.2:8080")], &environment(Family::V4));
+    assert_eq!(next(&told).deleted, 1);
+    let reset = client.write_all(b"x").and_then(|()| client.read(&mut [0; 8]));
+    assert_eq!(reset.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn tcp_is_cut_only_where_it_is_asked_for() {
+    assert_eq!(resets_tcp(None), Ok(false));
+    assert_eq!(resets_tcp(Some("")), Ok(false));
+    assert_eq!(resets_tcp(Some("false")), Ok(false));
+    assert_eq!(resets_tcp(Some("true")), Ok(true));
+    assert_eq!(
+        resets_tcp(Some("yes")),
+        Err("SWITCHYARD_RESET_TCP: \"yes\" is neither true nor false".to_owned())
+    );
 }
