@@ -133,6 +133,9 @@ pub fn sets(socket: &mut Socket, of: Table<'_>) -> Result<Vec<FoundSet>, Error> 
 }
 
 /// Hands the elements of a set to `each`; `ENOENT` if there is no such set.
+///
+/// While the hash of a set without a size still grows (in the background, after a large load), a list of many
+/// datagrams may hold some elements twice and lack others, and the kernel does not say so.
 pub fn elements(
     socket: &mut Socket,
     of: Table<'_>,
