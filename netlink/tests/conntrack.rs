@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use netlink::{
     Dump, Pipeline, Protocol, Socket,
-    conntrack::{Filter, Flow, Icmp, Tuple, count, protocol, walk},
+    conntrack::{Filter, Flow, Icmp, Tuple, count, protocol, status, walk},
     route::AddressFamily,
 };
 use nix::{
@@ -105,6 +105,7 @@ fn each_filter_lets_exactly_its_own_through() {
     let mut socket = socket();
     let mut marked = udp(1002);
     marked.mark = 0x10;
+    marked.status = status::SEEN_REPLY | status::ASSURED;
     let mut zoned = udp(1001);
     zoned.zone = 7;
     let elsewhere = flow(protocol::UDP, "192.0.2.1:1003", "172.30.0.2:5000", "10.0.0.1:5353");
@@ -115,13 +116,15 @@ fn each_filter_lets_exactly_its_own_through() {
     let vip: IpAddr = "172.30.0.1".parse().expect("an address");
     let of =
         |protocol| Filter { family: Some(AddressFamily::V4), protocol: Some(protocol), ..Filter::default() };
-    let cases: [(Filter, &[u16]); 8] = [
+    let cases: [(Filter, &[u16]); 10] = [
         (Filter::default(), &[1001, 1001, 1002, 1003, 1004, 1005]),
         (of(protocol::UDP), &[1001, 1001, 1002, 1003]),
         (of(protocol::TCP), &[1004]),
         (Filter { family: Some(AddressFamily::V6), ..of(protocol::UDP) }, &[1005]),
         (Filter { zone: Some(7), ..of(protocol::UDP) }, &[1001]),
         (Filter { mark: Some((0x10, 0x30)), ..Filter::default() }, &[1002]),
+        (Filter { status: Some((status::ASSURED, status::ASSURED)), ..of(protocol::UDP) }, &[1002]),
+        (Filter { status: Some((0, status::ASSURED)), ..of(protocol::UDP) }, &[1001, 1001, 1003]),
         (Filter { destination: Some(vip), ..of(protocol::UDP) }, &[1001, 1001, 1002]),
         (Filter { destination_port: Some(5000), ..of(protocol::UDP) }, &[1003]),
     ];

@@ -139,3 +139,36 @@ impl fmt::Display for Expression {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::{Family, Register, Rule, expression::*};
+
+    #[test]
+    fn a_rule_reads_as_its_steps() {
+        let (key, next) = (Register::R0, Register::R1);
+        let dispatch = Rule::new()
+            .with(ip_destination(key))
+            .with(l4proto(next))
+            .with(map(key, "vips", key))
+            .with(and(key, u32::from_ne_bytes([0xff, 0xf0, 0, 0])))
+            .with(verdict_map(key, "dispatch"))
+            .comment("first lookup");
+        assert_eq!(
+            dispatch.to_string(),
+            "r0 = Network 16+4; r1 = meta L4Protocol; r0 = @vips[r0]; r0 = r0 & 0xfff00000 ^ 0x00000000; \
+             verdict = @dispatch[r0] # first lookup"
+        );
+        let remember = Rule::new()
+            .with(update("clients", key, Some(next), Some(Duration::from_secs(60))))
+            .with(random(3, next))
+            .with(dnat(Family::Ip, key, next))
+            .with(goto("lb"));
+        assert_eq!(
+            remember.to_string(),
+            "Update @clients[r0] = r1 for 60s; r1 = Random mod 3; Destination nat address r0 port r1; goto lb"
+        );
+    }
+}
