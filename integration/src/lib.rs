@@ -2,6 +2,7 @@
 //! and an oracle that says where each packet may go.
 
 pub mod apiserver;
+pub mod history;
 pub mod lab;
 pub mod manifest;
 pub mod network;

@@ -156,7 +156,9 @@ fn run(arguments: &RunArguments) -> Result<()> {
 /// All modes of a comparison run in the same place, so with IPVS in the VM all run there.
 fn run_in_guests(arguments: &RunArguments) -> Result<()> {
     let Some(program) = &arguments.guest.vm_run else {
-        bail!("this kernel has no IPVS: leave the mode out with --modes nftables,iptables, or name integration/vm/vm-run with --vm-run");
+        bail!(
+            "this kernel has no IPVS: leave the mode out with --modes nftables,iptables, or name integration/vm/vm-run with --vm-run"
+        );
     };
     fs::create_dir_all(&arguments.out).with_context(|| format!("creating {}", arguments.out.display()))?;
     let folder = fs::canonicalize(&arguments.out)?;
@@ -215,7 +217,9 @@ fn plan(arguments: &RunArguments) -> Result<Plan> {
         }
     }
     if contenders.is_empty() {
-        bail!("there is nothing to compare: name a binary with --kube-proxy, and perhaps another with --peer");
+        bail!(
+            "there is nothing to compare: name a binary with --kube-proxy, and perhaps another with --peer"
+        );
     }
     Ok(Plan {
         contenders,
@@ -236,7 +240,8 @@ fn plan(arguments: &RunArguments) -> Result<Plan> {
 }
 
 fn report(arguments: &ReportArguments) -> Result<()> {
-    let all: Vec<Results> = arguments.results.iter().map(|path| Results::read(path)).collect::<Result<_>>()?;
+    let all: Vec<Results> =
+        arguments.results.iter().map(|path| Results::read(path)).collect::<Result<_>>()?;
     write_reports(&all, &arguments.out)?;
     if arguments.charts {
         for question in QUESTIONS {

@@ -46,12 +46,7 @@ pub(crate) fn svg(results: &Results, question: &Question) -> Option<String> {
                 Some(summary) => Mark::Figure(summary),
                 None => Mark::Missing((*results.unfinished(question, workload, name).first()?).to_owned()),
             };
-            Some(Row {
-                name: (*name).to_owned(),
-                colour: COLOURS[index % COLOURS.len()],
-                shape: index,
-                mark,
-            })
+            Some(Row { name: (*name).to_owned(), colour: COLOURS[index % COLOURS.len()], shape: index, mark })
         });
         groups.push((workload, rows.collect()));
     }
@@ -72,7 +67,8 @@ pub(crate) fn svg(results: &Results, question: &Question) -> Option<String> {
     for (workload, rows) in &groups {
         y += HEADING;
         // Writing to a string does not fail.
-        let _ = writeln!(out, "<text x=\"0\" y=\"{}\" font-weight=\"600\">{}</text>", y - 7.0, escape(workload));
+        let _ =
+            writeln!(out, "<text x=\"0\" y=\"{}\" font-weight=\"600\">{}</text>", y - 7.0, escape(workload));
         for row in rows {
             draw_row(&mut out, row, &scale, question.unit, y + ROW / 2.0);
             y += ROW;

@@ -104,10 +104,8 @@ impl Contender {
         command.arg("--config").arg(&configuration).stdin(Stdio::null());
         command.stdout(log_file.try_clone()?).stderr(log_file);
         let started = Instant::now();
-        let child = site
-            .node
-            .spawn(&mut command)
-            .with_context(|| format!("starting {}", self.program.display()))?;
+        let child =
+            site.node.spawn(&mut command).with_context(|| format!("starting {}", self.program.display()))?;
         interrupt::remember(child.id());
         Ok(Running { child, log, started })
     }
@@ -145,7 +143,9 @@ impl Running {
     pub(crate) fn check_alive(&mut self) -> Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
-            Some(status) => bail!("the contender ended by itself ({status}); its log ends:\n{}", self.log_end()),
+            Some(status) => {
+                bail!("the contender ended by itself ({status}); its log ends:\n{}", self.log_end())
+            }
         }
     }
 
@@ -216,7 +216,8 @@ mod tests {
 
     #[test]
     fn a_program_that_cannot_be_run_is_named() {
-        let refusal = Contender::own(Path::new("/nonexistent/kube-proxy"), Mode::Nftables).expect_err("no program");
+        let refusal =
+            Contender::own(Path::new("/nonexistent/kube-proxy"), Mode::Nftables).expect_err("no program");
         assert!(format!("{refusal:#}").contains("/nonexistent/kube-proxy"));
     }
 }

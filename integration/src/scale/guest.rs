@@ -39,7 +39,11 @@ pub fn run_inside(guest: &Guest, folder: &Path, arguments: &[OsString]) -> Resul
             guest.kind,
             guest.program.with_file_name("vm-setup").display()
         ),
-        Some(124) => bail!("the VM was given up after {} s; what was measured is in {}", guest.timeout, folder.display()),
+        Some(124) => bail!(
+            "the VM was given up after {} s; what was measured is in {}",
+            guest.timeout,
+            folder.display()
+        ),
         _ => bail!("the comparison inside the VM failed: {status}"),
     }
 }

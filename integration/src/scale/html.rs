@@ -56,19 +56,13 @@ fn write_results(out: &mut String, results: &Results, all: &[Results], index: us
         let _ = writeln!(out, "<p>{}</p>", inline(&line));
     }
     out.push_str("</div>\n");
-    let asked: Vec<&Question> = QUESTIONS
-        .iter()
-        .filter(|question| !results.workloads_of(question.measure).is_empty())
-        .collect();
+    let asked: Vec<&Question> =
+        QUESTIONS.iter().filter(|question| !results.workloads_of(question.measure).is_empty()).collect();
     write_key_table(out, results, &asked);
     out.push_str("<nav><h2>Questions</h2><ol>\n");
     for question in &asked {
-        let _ = writeln!(
-            out,
-            "<li><a href=\"#{}-{index}\">{}</a></li>",
-            question.slug(),
-            escape(question.title)
-        );
+        let _ =
+            writeln!(out, "<li><a href=\"#{}-{index}\">{}</a></li>", question.slug(), escape(question.title));
     }
     out.push_str("</ol></nav>\n");
     for question in asked {
@@ -77,7 +71,8 @@ fn write_results(out: &mut String, results: &Results, all: &[Results], index: us
 }
 
 fn write_key_table(out: &mut String, results: &Results, asked: &[&Question]) {
-    let Some(largest) = results.workloads.iter().max_by_key(|workload| workload.services + workload.endpoints)
+    let Some(largest) =
+        results.workloads.iter().max_by_key(|workload| workload.services + workload.endpoints)
     else {
         return;
     };

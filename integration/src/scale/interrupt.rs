@@ -1,11 +1,13 @@
 //! Ends what was started when the user ends us: children must not outlive a benchmark that is interrupted.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::signal::unix::{SignalKind, signal};
 
 static CHILDREN: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 static ASKED: AtomicBool = AtomicBool::new(false);
@@ -24,36 +26,42 @@ pub fn asked() -> bool {
 }
 
 /// From here on SIGINT and SIGTERM end the program at once, and all contenders with it.
-/// Call it before any thread is started: later ones inherit the blocked signals.
-pub fn end_children_too() -> nix::Result<()> {
+pub fn end_children_too() -> io::Result<()> {
     watch(|signal| {
         for child in CHILDREN.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let Ok(child) = i32::try_from(*child) else { continue };
             // It may have ended just now.
             let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
         }
-        std::process::exit(128 + signal as i32);
+        std::process::exit(128 + signal);
     })
 }
 
 /// From here on the first SIGINT or SIGTERM is only noted; a second one ends the program.
-pub fn ask_once() -> nix::Result<()> {
+pub fn ask_once() -> io::Result<()> {
     watch(|signal| {
         if ASKED.swap(true, Ordering::Relaxed) {
-            std::process::exit(128 + signal as i32);
+            std::process::exit(128 + signal);
         }
     })
 }
 
-fn watch(mut act: impl FnMut(Signal) + Send + 'static) -> nix::Result<()> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGINT);
-    signals.add(Signal::SIGTERM);
-    signals.thread_block()?;
+/// With handlers: a blocked signal would stay blocked in every child, and contenders are ended by SIGTERM.
+fn watch(mut act: impl FnMut(i32) + Send + 'static) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = runtime.block_on(async {
+        io::Result::Ok((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?))
+    })?;
     thread::spawn(move || {
-        while let Ok(signal) = signals.wait() {
-            act(signal);
-        }
+        runtime.block_on(async {
+            loop {
+                let number = tokio::select! {
+                    _ = interrupt.recv() => SignalKind::interrupt(),
+                    _ = terminate.recv() => SignalKind::terminate(),
+                };
+                act(number.as_raw_value());
+            }
+        });
     });
     Ok(())
 }

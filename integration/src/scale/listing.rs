@@ -45,7 +45,9 @@ pub(crate) fn measure(site: &Site, mode: Mode, limit: Duration) -> Result<Option
 /// Rules, chains, sets and elements; or rules and chains; or virtual and real servers.
 fn objects(mode: Mode, text: &str) -> usize {
     match mode {
-        Mode::Iptables => text.lines().filter(|line| line.starts_with("-A ") || line.starts_with(':')).count(),
+        Mode::Iptables => {
+            text.lines().filter(|line| line.starts_with("-A ") || line.starts_with(':')).count()
+        }
         Mode::Ipvs => text.lines().filter(|line| line.starts_with("-A ") || line.starts_with("-a ")).count(),
         Mode::Nftables => nft_objects(text),
     }
@@ -68,9 +70,10 @@ fn nft_objects(text: &str) -> usize {
             continue;
         }
         let is_head = ["table ", "chain ", "set ", "map "].iter().any(|word| line.starts_with(word));
-        let is_property = ["type ", "typeof ", "flags ", "size ", "comment ", "gc-interval ", "timeout ", "counter "]
-            .iter()
-            .any(|word| line.starts_with(word));
+        let is_property =
+            ["type ", "typeof ", "flags ", "size ", "comment ", "gc-interval ", "timeout ", "counter "]
+                .iter()
+                .any(|word| line.starts_with(word));
         let is_rule = !is_head && !is_property && !line.is_empty() && line != "}" && !line.starts_with('#');
         // A map inside a rule holds elements too.
         let inner = if is_rule && line.contains(" map {") { line.matches(" : ").count() } else { 0 };
@@ -95,7 +98,10 @@ mod tests {
 
     #[test]
     fn objects_of_the_other_tools_are_counted() {
-        assert_eq!(objects(Mode::Iptables, "*nat\n:KUBE-SVC-A - [0:0]\n-A KUBE-SVC-A -j RETURN\nCOMMIT\n"), 2);
+        assert_eq!(
+            objects(Mode::Iptables, "*nat\n:KUBE-SVC-A - [0:0]\n-A KUBE-SVC-A -j RETURN\nCOMMIT\n"),
+            2
+        );
         assert_eq!(objects(Mode::Ipvs, "-A -t 10.0.0.1:80 -s rr\n-a -t 10.0.0.1:80 -r 10.0.0.2:80 -m\n"), 2);
     }
 }

@@ -9,7 +9,6 @@ mod answering;
 mod changes;
 mod chart;
 mod churn;
-pub mod cluster;
 mod commits;
 mod completeness;
 mod connecting;

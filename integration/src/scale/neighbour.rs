@@ -38,3 +38,26 @@ pub(crate) fn measure(site: &Site, count: usize) -> Result<Vec<f64>> {
         Ok(times)
     })?
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink::nftables::generation;
+    use netlink::{Protocol, Socket};
+
+    use super::measure;
+    use crate::scale::site::Site;
+
+    #[test]
+    fn every_transaction_that_is_timed_reaches_the_kernel() {
+        let site = Site::build().expect("a network; run as root");
+        let now = || {
+            let asked = site.node.run(|| generation(&mut Socket::open(Protocol::Netfilter)?));
+            asked.expect("inside the node").expect("a generation")
+        };
+        let before = now();
+        let times = measure(&site, 20).expect("transactions");
+        assert_eq!(times.len(), 20);
+        // And one each to make and to remove the table.
+        assert_eq!(now() - before, 22);
+    }
+}

@@ -49,7 +49,9 @@ fn resident(process: u32) -> Option<u64> {
 fn children(process: u32) -> Vec<u32> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return Vec::new() };
     let lists = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<u32>>()).collect()
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<u32>>())
+        .collect()
 }
 
 fn resident_of_tree(process: u32) -> u64 {
@@ -121,7 +123,8 @@ mod tests {
 
     #[test]
     fn the_peak_counts_children() {
-        let mut child = Command::new("sh").args(["-c", "sleep 0.4 & sleep 0.4; wait"]).spawn().expect("sh starts");
+        let mut child =
+            Command::new("sh").args(["-c", "sleep 0.4 & sleep 0.4; wait"]).spawn().expect("sh starts");
         let peak = PeakMemory::watch(child.id());
         std::thread::sleep(Duration::from_millis(200));
         let alone = of(child.id()).expect("it runs").resident;

@@ -113,7 +113,9 @@ impl Results {
 
     /// Contenders and floors in the order they first appear, of those that have anything to say about a measure.
     pub fn contenders_of(&self, measure: &str) -> Vec<&str> {
-        unique(self.samples.iter().filter(|sample| sample.measure == measure).map(|sample| &*sample.contender))
+        unique(
+            self.samples.iter().filter(|sample| sample.measure == measure).map(|sample| &*sample.contender),
+        )
     }
 
     pub fn workloads_of(&self, measure: &str) -> Vec<&str> {

@@ -84,8 +84,7 @@ impl Run<'_> {
         (recorder.say)("first sync");
         let mut running = self.contender.start(&site, self.folder, &api.kubeconfig())?;
         let peak = PeakMemory::watch(running.id());
-        let completion =
-            completeness::wait(&site, workload, &mut running, &mut self.seed, plan.limit)?;
+        let completion = completeness::wait(&site, workload, &mut running, &mut self.seed, plan.limit)?;
         let usage = running.usage()?;
         let Completion::After(elapsed) = completion else {
             self.give_up(recorder, completion);
@@ -126,15 +125,18 @@ impl Run<'_> {
         self.list(&site, recorder)?;
         self.disturb(&site, &api, &mut canaries, running, recorder)?;
         let memory_after = kernel_memory::now()?;
-        recorder.note("kernel-memory", vec![memory_after.saturating_sub(memory_before) as f64]);
+        // Signed: the rest of the machine may have given back more than the rules took.
+        recorder.note("kernel-memory", vec![memory_after as f64 - memory_before as f64]);
         Ok(())
     }
 
     fn give_up(&self, recorder: &mut Recorder<'_>, completion: Completion) {
         if let Completion::Unfinished { unanswered } = completion {
             let limit = self.plan.limit.as_secs();
-            recorder
-                .unfinished("first-sync", format!("not complete after {limit} s: {unanswered} Services of a sample silent"));
+            recorder.unfinished(
+                "first-sync",
+                format!("not complete after {limit} s: {unanswered} Services of a sample silent"),
+            );
         }
     }
 
@@ -153,9 +155,12 @@ impl Run<'_> {
         )?;
         if packets.failed > 0 {
             let failed = packets.failed;
-            recorder.unfinished("connections", format!("{failed} connections failed although nothing changed"));
+            recorder
+                .unfinished("connections", format!("{failed} connections failed although nothing changed"));
         }
-        for measure in ["first-packet-first", "first-packet-middle", "first-packet-last", "first-packet-random"] {
+        for measure in
+            ["first-packet-first", "first-packet-middle", "first-packet-last", "first-packet-random"]
+        {
             recorder.add(FLOORS[0].to_owned(), measure, packets.one_rule.clone(), None);
             recorder.add(FLOORS[1].to_owned(), measure, packets.direct.clone(), None);
         }
@@ -181,8 +186,7 @@ impl Run<'_> {
         for (per_second, name) in named.chain(own) {
             (recorder.say)(&format!("churn, {per_second:.0} changes a second"));
             let churn = Churn { per_second, time: self.plan.churn_time, limit: self.plan.limit };
-            let churned =
-                churn::measure(site, api, self.workload, canaries, running, &mut self.seed, churn)?;
+            let churned = churn::measure(site, api, self.workload, canaries, running, &mut self.seed, churn)?;
             let measure = format!("churn-{name}");
             if churned.lost > 0 {
                 recorder.unfinished(&measure, lost(churned.lost, self.plan.limit));
@@ -198,7 +202,10 @@ impl Run<'_> {
                 None => recorder.unfinished(&format!("{measure}-backlog"), lost(1, self.plan.limit)),
             }
             if churned.flooded.tried > 0 {
-                recorder.note(&format!("{measure}-failed"), vec![per_million(churned.flooded.failed, churned.flooded.tried)]);
+                recorder.note(
+                    &format!("{measure}-failed"),
+                    vec![per_million(churned.flooded.failed, churned.flooded.tried)],
+                );
             }
         }
         Ok(())

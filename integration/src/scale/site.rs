@@ -64,8 +64,8 @@ impl Site {
     /// Adds one plain translation rule, independent of all contenders.
     pub(crate) fn add_floor(&self) -> io::Result<()> {
         self.node.nft(&format!(
-            "table ip scale-floor {{ chain nat {{ type nat hook prerouting priority -150; \
-             ip daddr {} tcp dport {} dnat to {DIRECT}; }} }}\n",
+            "table ip scale-floor {{\nchain nat {{\ntype nat hook prerouting priority -150\n\
+             ip daddr {} tcp dport {} dnat to {DIRECT}\n}}\n}}\n",
             FLOOR.ip(),
             FLOOR.port(),
         ))

@@ -23,10 +23,16 @@ pub fn markdown(all: &[Results]) -> String {
             }
             let _ = writeln!(out, "### {}\n\n{}\n", question.title, question.how);
             let contenders = results.contenders_of(question.measure);
-            let _ = writeln!(out, "| |{}", contenders.iter().map(|name| format!(" {name} |")).collect::<String>());
+            let _ = writeln!(
+                out,
+                "| |{}",
+                contenders.iter().map(|name| format!(" {name} |")).collect::<String>()
+            );
             let _ = writeln!(out, "|---|{}", "---|".repeat(contenders.len()));
             for workload in &workloads {
-                let cells = contenders.iter().map(|contender| format!(" {} |", cell(results, question, workload, contender)));
+                let cells = contenders
+                    .iter()
+                    .map(|contender| format!(" {} |", cell(results, question, workload, contender)));
                 let _ = writeln!(out, "| {workload} |{}", cells.collect::<String>());
             }
             out.push('\n');
@@ -108,7 +114,12 @@ pub(crate) fn cell(results: &Results, question: &Question, workload: &str, conte
 }
 
 /// How the others stand to the first contender.
-pub(crate) fn comparisons_of(results: &Results, all: &[Results], question: &Question, workload: &str) -> Vec<String> {
+pub(crate) fn comparisons_of(
+    results: &Results,
+    all: &[Results],
+    question: &Question,
+    workload: &str,
+) -> Vec<String> {
     comparisons(results, question, workload, ratios_allowed(results, all))
 }
 
@@ -117,9 +128,10 @@ fn comparisons(results: &Results, question: &Question, workload: &str, allowed: 
         return Vec::new();
     }
     let contenders = results.contenders_of(question.measure);
-    let mut measured = contenders.iter().filter(|name| !FLOORS.contains(name)).filter_map(|name| {
-        Some((*name, results.summary(question, workload, name)?))
-    });
+    let mut measured = contenders
+        .iter()
+        .filter(|name| !FLOORS.contains(name))
+        .filter_map(|name| Some((*name, results.summary(question, workload, name)?)));
     let Some((reference, of_reference)) = measured.next() else { return Vec::new() };
     measured.map(|(name, summary)| compare(name, &summary, reference, &of_reference, question)).collect()
 }
@@ -129,7 +141,11 @@ fn compare(name: &str, one: &Summary, reference: &str, other: &Summary, question
     match one.compare(other) {
         Comparison::Ratio(ratio) => format!("{name} is {} × {reference}", factor(ratio)),
         Comparison::WithinNoise(_) => {
-            format!("{name} and {reference} are not told apart: their runs overlap ({} and {})", median(one), median(other))
+            format!(
+                "{name} and {reference} are not told apart: their runs overlap ({} and {})",
+                median(one),
+                median(other)
+            )
         }
         Comparison::TooFewRuns(ratio) => {
             format!("{name} is {} × {reference} in too few runs to know the noise", factor(ratio))

@@ -171,9 +171,8 @@ impl Workload {
         // Which Service gets which address must not follow the order of names: some maps are trees.
         let mut addresses: Vec<u32> = (0..u32::try_from(total).expect("checked against the range")).collect();
         seed.shuffle(&mut addresses);
-        let address = |index: usize| {
-            SocketAddr::new(Ipv4Addr::from(CLUSTER_IPS + 1 + addresses[index]).into(), 80)
-        };
+        let address =
+            |index: usize| SocketAddr::new(Ipv4Addr::from(CLUSTER_IPS + 1 + addresses[index]).into(), 80);
         let services = (0..shape.services)
             .map(|index| Service {
                 name: format!("s-{index:06}"),
@@ -216,11 +215,15 @@ impl Workload {
 
     pub fn canary_slice(&self, canary: usize, step: usize) -> Value {
         let endpoint = self.canary_endpoint(canary, step);
-        slice_object(&canary_name(canary), 0, vec![json!({
-            "addresses": [endpoint.to_string()],
-            "conditions": {"ready": true, "serving": true, "terminating": false},
-            "nodeName": "node-b",
-        })])
+        slice_object(
+            &canary_name(canary),
+            0,
+            vec![json!({
+                "addresses": [endpoint.to_string()],
+                "conditions": {"ready": true, "serving": true, "terminating": false},
+                "nodeName": "node-b",
+            })],
+        )
     }
 
     /// The slice that results when one endpoint of the Service at `index` is replaced by a new one.
@@ -435,7 +438,8 @@ mod tests {
             .objects()
             .find(|object| object["metadata"]["name"] == "s-000001-1")
             .expect("the slice exists");
-        let (old, new) = (before["endpoints"].as_array().expect("list"), moved["endpoints"].as_array().expect("list"));
+        let (old, new) =
+            (before["endpoints"].as_array().expect("list"), moved["endpoints"].as_array().expect("list"));
         assert_eq!(old.len(), new.len());
         assert_eq!(old.iter().zip(new).filter(|(old, new)| old != new).count(), 1);
     }
