@@ -269,7 +269,8 @@ impl Flow {
             self.reply.write(writer, cta::TUPLE_REPLY);
             writer.be32(cta::TIMEOUT, self.timeout);
             if self.status != 0 {
-                writer.be32(cta::STATUS, self.status);
+                // An entry made this way is confirmed already, and that bit cannot be taken back (EBUSY).
+                writer.be32(cta::STATUS, self.status | status::CONFIRMED);
             }
             if self.mark != 0 {
                 writer.be32(cta::MARK, self.mark);
