@@ -7,6 +7,8 @@ pub mod accounting;
 pub mod chains;
 mod cleanup;
 mod kernel;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
 mod plan;
 pub mod restore;
 mod rules;
@@ -14,6 +16,9 @@ mod scaffold;
 mod survey;
 mod trial;
 pub mod variant;
+
+#[cfg(test)]
+mod tests;
 
 pub use cleanup::{CleanupError, cleanup};
 pub use kernel::{Executor, OpenError};

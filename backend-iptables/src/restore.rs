@@ -166,7 +166,11 @@ pub(crate) const BLOCK_CHAINS: usize = 1000;
 
 /// Whether the text of a step may have more than one `COMMIT` for table `nat`.
 pub(crate) fn may_be_split(step: &Step<Op>) -> bool {
-    step.ops.iter().map(|owned| owned.op.chains()).sum::<usize>() > BLOCK_CHAINS
+    count_chains(step) > BLOCK_CHAINS
+}
+
+fn count_chains(step: &Step<Op>) -> usize {
+    step.ops.iter().map(|owned| owned.op.chains()).sum()
 }
 
 /// Operations (by index) of one table that are committed at once.
@@ -177,8 +181,8 @@ struct Block {
 
 /// Divides a step into blocks. Where table `nat` is split, chains come before what leads to them, and what is deleted
 /// comes last: every block leaves rules that work.
-fn blocks(step: &Step<Op>, variant: Variant) -> Vec<Block> {
-    let split = variant == Variant::Nft && may_be_split(step);
+fn blocks(step: &Step<Op>, longest: usize) -> Vec<Block> {
+    let split = count_chains(step) > longest;
     let mut blocks: Vec<Block> = Vec::new();
     for table in Table::ALL {
         let of_table = || (0..step.ops.len()).filter(move |&at| step.ops[at].op.table() == Some(table));
@@ -194,7 +198,7 @@ fn blocks(step: &Step<Op>, variant: Variant) -> Vec<Block> {
             let mut ops = Vec::new();
             for at in of_table().filter(|&at| Phase::of(&step.ops[at].op) == phase) {
                 let more = step.ops[at].op.chains();
-                if chains > 0 && chains + more > BLOCK_CHAINS {
+                if chains > 0 && chains + more > longest {
                     blocks.push(Block { table, ops: mem::take(&mut ops) });
                     chains = 0;
                 }
@@ -239,7 +243,16 @@ impl Phase {
 
 /// Hands the pieces of a step's text to `to` in order, each with the index of its operation.
 pub(crate) fn write(step: &Step<Op>, variant: Variant, to: &mut dyn FnMut(Option<usize>, &str)) {
-    for Block { table, ops } in blocks(step, variant) {
+    let longest = match variant {
+        // Reads and writes the whole table for every `COMMIT`.
+        Variant::Legacy => usize::MAX,
+        Variant::Nft => BLOCK_CHAINS,
+    };
+    write_blocks(step, longest, to);
+}
+
+fn write_blocks(step: &Step<Op>, longest: usize, to: &mut dyn FnMut(Option<usize>, &str)) {
+    for Block { table, ops } in blocks(step, longest) {
         to(None, &format!("*{table}\n"));
         for section in Section::ALL {
             for &at in &ops {
@@ -254,6 +267,14 @@ pub(crate) fn write(step: &Step<Op>, variant: Variant, to: &mut dyn FnMut(Option
 pub fn text(step: &Step<Op>, variant: Variant) -> String {
     let mut text = String::new();
     write(step, variant, &mut |_, lines| text.push_str(lines));
+    text
+}
+
+/// The same, in blocks of another size.
+#[cfg(test)]
+pub(crate) fn text_in_blocks(step: &Step<Op>, longest: usize) -> String {
+    let mut text = String::new();
+    write_blocks(step, longest, &mut |_, lines| text.push_str(lines));
     text
 }
 
