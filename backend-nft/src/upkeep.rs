@@ -54,12 +54,13 @@ impl Planner {
             }
             undo.owed_taken.push(owed);
         }
-        let idle: Vec<Class> = state
+        let mut idle: Vec<Class> = state
             .classes
             .iter()
             .filter(|(_, usage)| usage.idle_since.is_some_and(|since| since + IDLE <= now))
             .map(|(class, _)| *class)
             .collect();
+        idle.sort_unstable();
         let scaffold = Scaffold { generation, environment };
         let chains = take_down(&scaffold, idle.iter().copied());
         for class in idle {

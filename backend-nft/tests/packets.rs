@@ -10,7 +10,9 @@ use proxy_core::{
     route::{Route, Target},
 };
 use support::{
-    Host, Saw, enter_node, outside, pod,
+    Host, Saw, enter_node,
+    flood::counted,
+    load, outside, pod,
     routes::{Build, Proxy, ip, name, named, route},
     run, serve, tcp, udp,
 };
@@ -109,6 +111,7 @@ in_both_families! {
     sticky => a_client_stays_with_its_endpoint, a_client_stays_with_its_endpoint_by_ipv6;
     by_udp => datagrams_are_balanced_too, datagrams_are_balanced_too_by_ipv6;
     changing => a_change_takes_effect_at_once, a_change_takes_effect_at_once_by_ipv6;
+    out_of_window => a_stray_packet_of_an_endpoint_provokes_no_reset, a_stray_packet_of_an_endpoint_provokes_no_reset_by_ipv6;
     priority => no_packet_leaves_with_our_priority, no_packet_leaves_with_our_priority_by_ipv6;
 }
 
@@ -456,4 +459,47 @@ fn pods_are_told_by_their_interface_where_so_configured() {
     let mut proxy = Proxy::with(environment);
     proxy.full(vec![(name("web"), web)]);
     assert_ne!(tcp(POD1, to("172.30.0.1", 80)).source(), world.pods[0].v4);
+}
+
+/// An endpoint's packet that lies outside its connection's window: conntrack takes it for INVALID and does not
+/// translate it back. The reset that the client would answer with kills the connection if the packet's acknowledgement
+/// is in order; a test cannot know that number, so it looks for the reset.
+fn out_of_window(world: World) {
+    let mut proxy = Proxy::new(world.family);
+    proxy.full(vec![(name("web"), route(&[world.remote(1)]).cluster_ip(&world.vip(1)))]);
+    let port = 8081;
+    let mut other = route(&[Target { port, ..world.remote(1) }]).cluster_ip(&world.vip(2));
+    other.frontends[0].port = port;
+    proxy.change(&name("held"), Some(other));
+    let family = if world.family == Family::V4 { "ip" } else { "ip6" };
+    let watch = |at: &str| {
+        format!(
+            "add table {family} watch
+             add chain {family} watch {at} {{ type filter hook {at} priority 400; }}
+             add rule {family} watch {at} tcp flags & rst == rst tcp dport {port} counter comment \"resets\""
+        )
+    };
+    for (from, hook) in [(POD1, "forward"), (NODE, "output")] {
+        load("nft", &watch(hook)).expect("nft takes it");
+        let stray = || {
+            let alive = support::stray::connection_survives(
+                from,
+                to(&world.vip(2), port),
+                "pod2",
+                SocketAddr::new(world.of(&world.pods[1]), port),
+            );
+            assert!(alive, "{hook}");
+        };
+        stray();
+        assert_eq!(counted("resets"), 0, "{hook}");
+        // Without the rule the client does answer with a reset, so the test can tell.
+        let chain = if hook == "forward" { "filter-forward" } else { "filter-input" };
+        let listing = run(&format!("nft -a list chain {family} kube-proxy {chain}"));
+        let rule = listing.lines().find(|line| line.contains("ct state invalid")).expect("the rule");
+        let handle = rule.rsplit_once("handle ").expect("a handle").1;
+        run(&format!("nft delete rule {family} kube-proxy {chain} handle {handle}"));
+        stray();
+        assert!(counted("resets") > 0, "{hook}");
+        run(&format!("nft delete table {family} watch"));
+    }
 }

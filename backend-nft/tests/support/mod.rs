@@ -18,6 +18,7 @@ use nix::{
 
 pub mod flood;
 pub mod routes;
+pub mod stray;
 
 /// Runs a program and panics with its message if it fails.
 pub fn run(command: &str) -> String {
