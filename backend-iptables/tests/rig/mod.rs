@@ -259,7 +259,7 @@ impl Proxy {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the test drives the backend by the real clock")]
-fn now() -> Instant {
+pub fn now() -> Instant {
     Instant::now()
 }
 
