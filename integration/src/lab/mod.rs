@@ -19,6 +19,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use crate::apiserver::ApiServer;
+use crate::history::Random;
 use crate::network::{
     BRIEF, Family, Network, Outcome, POD_BRIDGE, POD_INTERFACE_PREFIX, Place, Probe, Protocol, Wiring,
 };
@@ -37,6 +38,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const SAMPLES: usize = 32;
 /// The cluster IP that tells whether a change has arrived.
 const BARRIER: u8 = 250;
+
+/// Targets to try from one origin.
+type Job = (Origin, Vec<(Protocol, SocketAddr)>);
 
 /// A mode of the proxy as it can be run here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,6 +279,26 @@ impl Lab {
     pub fn sweep(&mut self) {
         self.settle();
         let oracle = self.oracle();
+        let jobs = self.everything(&oracle);
+        if let Err(wrong) = self.check_jobs(&oracle, jobs) {
+            panic!("{wrong}\n{}", self.log());
+        }
+    }
+
+    /// Checks about `count` of what a sweep would check.
+    pub fn check_sample(&mut self, random: &mut Random, count: usize) -> Result<()> {
+        self.settle();
+        let oracle = self.oracle();
+        let mut jobs = self.everything(&oracle);
+        let all: usize = jobs.iter().map(|(_, targets)| targets.len()).sum();
+        for (_, targets) in &mut jobs {
+            targets.retain(|_| random.below(all.max(1) as u64) < count as u64);
+        }
+        self.check_jobs(&oracle, jobs)
+    }
+
+    /// Every address and port that a Service claims, the ports beside them and an address nobody has, from all origins.
+    fn everything(&self, oracle: &Oracle) -> Vec<Job> {
         let origins = [
             Origin::from(Place::Client),
             FAR_CLIENT,
@@ -284,8 +308,8 @@ impl Lab {
         ];
         let barrier = Family::BOTH.map(|family| family.service(BARRIER));
         let mut jobs = Vec::new();
-        for family in self.families.clone() {
-            let mut targets = oracle.frontends(family);
+        for family in &self.families {
+            let mut targets = oracle.frontends(*family);
             targets.retain(|(_, at)| !barrier.contains(&at.ip()));
             let beside: Vec<_> = targets
                 .iter()
@@ -297,21 +321,23 @@ impl Lab {
             targets.dedup();
             jobs.extend(origins.map(|origin| (origin, targets.clone())));
         }
-        let lab = &*self;
-        let oracle = &oracle;
+        jobs
+    }
+
+    fn check_jobs(&self, oracle: &Oracle, jobs: Vec<Job>) -> Result<()> {
         let wrongs: Vec<String> = thread::scope(|scope| {
-            let run = |(origin, targets): (Origin, Vec<_>)| {
+            let run = |(origin, targets): Job| {
                 scope.spawn(move || {
-                    lab.check_all(oracle, origin, &targets).err().map(|wrong| wrong.to_string())
+                    self.check_all(oracle, origin, &targets).err().map(|wrong| wrong.to_string())
                 })
             };
             let running: Vec<_> = jobs.into_iter().map(run).collect();
-            let end = |job: thread::ScopedJoinHandle<'_, _>| {
+            let end = |job: thread::ScopedJoinHandle<'_, Option<String>>| {
                 job.join().unwrap_or_else(|_| Some("a check panicked".into()))
             };
             running.into_iter().filter_map(end).collect()
         });
-        assert!(wrongs.is_empty(), "{}\n{}", wrongs.join("\n"), self.log());
+        if wrongs.is_empty() { Ok(()) } else { bail!("{}", wrongs.join("\n")) }
     }
 
     /// Checks many targets from one origin at once; those that fail are asked again until the time is up.

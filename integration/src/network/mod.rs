@@ -299,7 +299,13 @@ fn attach_pods<'a>(
                     gateway.0, gateway.1
                 );
             }
-            Wiring::Bridged => *batch += &format!("link set {link} master {POD_BRIDGE}\n"),
+            // With br_netfilter a translated packet is bridged, not routed, so one to the pod that sent it goes back out of
+            // the port it came in by.
+            Wiring::Bridged => {
+                *batch += &format!(
+                    "link set {link} master {POD_BRIDGE}\nlink set {link} type bridge_slave hairpin on\n"
+                );
+            }
         }
     }
 }
