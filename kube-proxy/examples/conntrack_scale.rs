@@ -16,6 +16,8 @@ use proxy_core::{
     model::{Family, Protocol},
 };
 
+// rustfmt looks for its tests beside this file; it is formatted as part of the binary.
+#[rustfmt::skip]
 #[path = "../src/conntrack.rs"]
 #[allow(dead_code, reason = "part of the binary, which uses all of it")]
 mod conntrack;

@@ -384,7 +384,8 @@ fn localhost_is_noticed_among_the_addresses_of_node_ports() {
         assert_eq!(settings.node_port_addresses.localhost, expected, "{addresses}");
     }
     let only = file_settings("mode: nftables\nnodePortAddresses: [localhost]\n", &[]);
-    assert_eq!(only.node_port_addresses.addresses, NodePortAddressSet::Cidrs(Vec::new()));
+    let NodePortAddressSet::Cidrs(nets) = only.node_port_addresses.addresses else { panic!("{only:?}") };
+    assert_eq!(nets.iter().map(ToString::to_string).collect::<Vec<_>>(), ["127.0.0.0/8", "::1/128"]);
     let all = file_settings("mode: nftables\nnodePortAddresses: [all, localhost]\n", &[]);
     assert_eq!(all.node_port_addresses.addresses, NodePortAddressSet::Any);
 }

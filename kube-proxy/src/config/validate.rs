@@ -20,6 +20,8 @@ use crate::feature_gates::{Feature, FeatureGates};
 /// IFNAMSIZ of linux/if.h is 16 with the final zero.
 const INTERFACE_NAME_LIMIT: usize = 15;
 
+const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
+
 /// What is not in the configuration itself.
 pub(super) struct Surroundings {
     pub(super) feature_gates: FeatureGates,
@@ -303,8 +305,11 @@ impl Check {
         }
         selection.addresses = if primary {
             NodePortAddressSet::Primary
-        } else if !nets.is_empty() || (selection.localhost && !all) {
+        } else if !nets.is_empty() {
             NodePortAddressSet::Cidrs(nets)
+        } else if selection.localhost && !all {
+            // Nowhere else, in either family.
+            NodePortAddressSet::Cidrs(LOOPBACK.iter().filter_map(|text| parse_cidr(text)).collect())
         } else {
             NodePortAddressSet::Any
         };

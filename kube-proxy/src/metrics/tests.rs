@@ -213,3 +213,31 @@ fn the_indicators_appear_with_the_first_health_check() {
         assert!(!metrics.render().contains("kubernetes_healthcheck"));
     });
 }
+
+/// Every word of a text that looks like the name of a metric of ours or of kube-proxy, without the suffixes of
+/// histograms.
+fn named(text: &str) -> BTreeSet<&str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| {
+            ["kubeproxy_", "switchyard_", "rest_client_"].iter().any(|start| word.starts_with(start))
+        })
+        .map(|word| word.strip_suffix("_bucket").unwrap_or(word))
+        .collect()
+}
+
+#[test]
+fn dashboards_alerts_and_documents_name_metrics_that_exist() {
+    for (file, text) in [
+        ("grafana/switchyard.json", include_str!("../../../deploy/grafana/switchyard.json")),
+        ("alerts.yaml", include_str!("../../../deploy/alerts.yaml")),
+        ("operations.md", include_str!("../../../docs/operations.md")),
+    ] {
+        for name in named(text) {
+            assert!(TABLE.iter().any(|metric| metric.name == name), "{file}: there is no {name}");
+        }
+    }
+    let documented = named(include_str!("../../../docs/operations.md"));
+    for metric in TABLE.iter().filter(|metric| metric.name.starts_with("switchyard_")) {
+        assert!(documented.contains(metric.name), "{} is not documented", metric.name);
+    }
+}
