@@ -3,13 +3,13 @@
 use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, OwnedFd},
     sync::mpsc,
     time::Duration,
 };
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, sendto, socket,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, recv, sendto, socket,
 };
 
 /// Connects to a Service whose one endpoint is a server on `server`; has the server's host send a packet far outside the
@@ -25,12 +25,25 @@ pub fn connection_survives(
     let serving = std::thread::spawn(move || {
         super::within(Some(&host), move || {
             let listener = TcpListener::bind(("::", endpoint.port())).expect("the port is free");
+            let family = if endpoint.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            // Sees a copy of every segment that comes in.
+            let raw = socket(family, SockType::Raw, SockFlag::empty(), SockProtocol::Tcp)
+                .expect("tests run as root");
             ready.send(()).expect("the test waits");
             let (mut stream, client) = listener.accept().expect("the client comes");
             stream.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout can be set");
             let mut one = [0; 1];
             stream.read_exact(&mut one).expect("the client says something");
-            send_stray(endpoint, SocketAddr::new(client.ip().to_canonical(), client.port()));
+            let (sequence, acknowledged) = last_numbers(&raw, client.port(), endpoint.is_ipv4());
+            let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+            // Far beyond the window (conntrack forgives what lies before it), but with the right acknowledgement.
+            send_stray(
+                &raw,
+                endpoint,
+                client,
+                acknowledged.wrapping_add(100_000_000),
+                sequence.wrapping_add(1),
+            );
             std::thread::sleep(Duration::from_millis(200));
             let _ = stream.write_all(b"still here");
         });
@@ -47,13 +60,28 @@ pub fn connection_survives(
     alive
 }
 
-/// A TCP segment with a sequence number that no connection of the test has reached, from a raw socket.
-fn send_stray(from: SocketAddr, to: SocketAddr) {
+/// Sequence and acknowledgement numbers of the client's segment that carries data.
+fn last_numbers(raw: &OwnedFd, client: u16, v4: bool) -> (u32, u32) {
+    let mut buffer = [0; 2048];
+    loop {
+        let length = recv(raw.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).expect("the segment came in");
+        // Raw sockets of IPv4 show the IP header, those of IPv6 do not.
+        let header = if v4 { usize::from(buffer[0] & 0xf) * 4 } else { 0 };
+        let segment = &buffer[header..length];
+        let data = segment.len() - usize::from(segment[12] >> 4) * 4;
+        if segment[0..2] == client.to_be_bytes() && data == 1 {
+            let number = |at: usize| u32::from_be_bytes(segment[at..at + 4].try_into().expect("four bytes"));
+            return (number(4), number(8));
+        }
+    }
+}
+
+fn send_stray(raw: &OwnedFd, from: SocketAddr, to: SocketAddr, sequence: u32, acknowledged: u32) {
     let mut segment = [0_u8; 24];
     segment[0..2].copy_from_slice(&from.port().to_be_bytes());
     segment[2..4].copy_from_slice(&to.port().to_be_bytes());
-    segment[4..8].copy_from_slice(&0x1234_5678_u32.to_be_bytes());
-    segment[8..12].copy_from_slice(&0x8765_4321_u32.to_be_bytes());
+    segment[4..8].copy_from_slice(&sequence.to_be_bytes());
+    segment[8..12].copy_from_slice(&acknowledged.to_be_bytes());
     segment[12] = 5 << 4;
     // PSH and ACK.
     segment[13] = 0x18;
@@ -61,8 +89,6 @@ fn send_stray(from: SocketAddr, to: SocketAddr) {
     segment[20..24].copy_from_slice(b"data");
     let checksum = checksum(from.ip(), to.ip(), &segment);
     segment[16..18].copy_from_slice(&checksum.to_be_bytes());
-    let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let raw = socket(family, SockType::Raw, SockFlag::empty(), SockProtocol::Tcp).expect("tests run as root");
     let sent = match to {
         SocketAddr::V4(mut to) => {
             to.set_port(0);
