@@ -13,6 +13,10 @@ use crate::journal::Journal;
 
 /// The first look for connections comes soon, later ones ever more rarely.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// A virtual server that is to go holds an address that may be somebody else's by now: it is looked at sooner, and
+/// goes at the latest after this.
+const FIRST_LOOK_AT_SERVER: Duration = Duration::from_secs(1);
+const SERVER_LIMIT: Duration = Duration::from_secs(120);
 const RAREST_LOOK: Duration = Duration::from_secs(60);
 
 /// What the executor found while reaping.
@@ -28,8 +32,8 @@ pub enum Reaped {
 pub(crate) struct Draining {
     /// Address and port, and when the endpoint went.
     destinations: Vec<((IpAddr, u16), Instant)>,
-    /// The virtual server itself is to go after the last of them.
-    pub(crate) server: bool,
+    /// Since when the virtual server itself is to go.
+    server: Option<Instant>,
     next: Instant,
     wait: Duration,
 }
@@ -59,7 +63,7 @@ impl Drains {
     pub(crate) fn begin(&mut self, key: ServiceKey, addr: IpAddr, port: u16, now: Instant) {
         let mut draining = self.servers.get(&key).cloned().unwrap_or_else(|| Draining {
             destinations: Vec::new(),
-            server: false,
+            server: None,
             next: now + FIRST_LOOK,
             wait: FIRST_LOOK,
         });
@@ -90,12 +94,23 @@ impl Drains {
         }
     }
 
-    /// The virtual server itself is to go, or to stay.
-    pub(crate) fn set_server(&mut self, key: ServiceKey, goes: bool) {
-        if let Some(draining) = self.servers.get(&key)
-            && draining.server != goes
-        {
-            let draining = Draining { server: goes, ..draining.clone() };
+    /// The virtual server itself is to go.
+    pub(crate) fn end_server(&mut self, key: ServiceKey, now: Instant) {
+        if let Some(draining) = self.servers.get(&key).filter(|draining| draining.server.is_none()) {
+            let draining = Draining {
+                server: Some(now),
+                next: now + FIRST_LOOK_AT_SERVER,
+                wait: FIRST_LOOK_AT_SERVER,
+                ..draining.clone()
+            };
+            self.put(key, draining);
+        }
+    }
+
+    /// The virtual server is to stay after all.
+    pub(crate) fn keep_server(&mut self, key: ServiceKey) {
+        if let Some(draining) = self.servers.get(&key).filter(|draining| draining.server.is_some()) {
+            let draining = Draining { server: None, ..draining.clone() };
             self.put(key, draining);
         }
     }
@@ -108,7 +123,7 @@ impl Drains {
                 None
             }
             Reaped::Server(key) => {
-                let went = self.servers.get(&key).is_some_and(|draining| draining.server);
+                let went = self.servers.get(&key).is_some_and(Draining::ends_server);
                 self.servers.set(key, None);
                 went.then_some(key)
             }
@@ -129,16 +144,16 @@ impl Drains {
             let mut draining = draining.clone();
             draining.wait = (draining.wait * 2).min(RAREST_LOOK);
             draining.next = now + draining.wait;
-            let (expired, waiting): (Vec<_>, Vec<_>) = draining
-                .destinations
-                .iter()
-                .partition(|(_, since)| now.saturating_duration_since(*since) >= limit);
+            let late = |since: Instant, limit| now.saturating_duration_since(since) >= limit;
+            let server_is_late = draining.server.is_some_and(|since| late(since, SERVER_LIMIT.min(limit)));
+            let (expired, waiting): (Vec<_>, Vec<_>) =
+                draining.destinations.iter().partition(|(_, since)| server_is_late || late(*since, limit));
             let bare = draining.destinations.is_empty();
             for (destinations, force) in [(expired, true), (waiting, false)] {
                 // Without destinations there is still the server to delete: once, not twice.
                 if !destinations.is_empty() || (bare && !force) {
                     let destinations = destinations.into_iter().map(|(at, _)| at).collect();
-                    due.push(Due { key, destinations, force, server: draining.server });
+                    due.push(Due { key, destinations, force, server: draining.ends_server() });
                 }
             }
             self.put(key, draining);
@@ -161,7 +176,7 @@ impl Drains {
     }
 
     fn put(&mut self, key: ServiceKey, draining: Draining) {
-        if draining.destinations.is_empty() && !draining.server {
+        if draining.destinations.is_empty() && !draining.ends_server() {
             self.servers.set(key, None);
             return;
         }
@@ -173,6 +188,11 @@ impl Drains {
 }
 
 impl Draining {
+    /// The virtual server itself is to go after its last destination.
+    pub(crate) fn ends_server(&self) -> bool {
+        self.server.is_some()
+    }
+
     pub(crate) fn holds(&self, addr: IpAddr, port: u16) -> bool {
         self.destinations.iter().any(|(at, _)| *at == (addr, port))
     }
@@ -246,10 +266,27 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_is_to_go_does_not_wait_for_the_limit_of_endpoints() {
+        let mut drains = Drains::default();
+        let start = start();
+        drains.begin(key(), addr(2), 80, start);
+        drains.end_server(key(), start);
+        let looks = std::iter::from_fn(|| {
+            let now = drains.next()?;
+            Some((now, drains.due(now, LIMIT)))
+        });
+        let forced = looks.take(20).find(|(_, due)| due.iter().any(|due| due.force && due.server));
+        let (at, _) = forced.expect("it goes at last");
+        assert!(at - start <= SERVER_LIMIT + RAREST_LOOK, "{:?}", at - start);
+    }
+
+    #[test]
     fn a_server_that_is_to_go_is_reported_once_its_last_endpoint_went() {
         let mut drains = Drains::default();
-        drains.begin(key(), addr(2), 80, start());
-        drains.set_server(key(), true);
+        let start = start();
+        drains.begin(key(), addr(2), 80, start);
+        drains.end_server(key(), start);
+        assert_eq!(drains.next(), Some(start + FIRST_LOOK_AT_SERVER));
         assert_eq!(drains.reaped(&Reaped::Destination(key(), addr(2), 80)), None);
         assert!(drains.get(&key()).is_some(), "the server itself is still owed");
         assert_eq!(drains.reaped(&Reaped::Server(key())), Some(key()));

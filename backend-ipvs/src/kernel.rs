@@ -291,7 +291,10 @@ impl IpvsExecutor {
             let found = standing
                 .iter()
                 .find(|found| (found.destination.address, found.destination.port) == (*addr, *port));
-            let idle = found.is_none_or(|found| found.active_connections + found.inactive_connections == 0);
+            // What only waits for its end does not hold an address that may be somebody else's by now.
+            let idle = found.is_none_or(|found| {
+                found.active_connections == 0 && (server || found.inactive_connections == 0)
+            });
             if idle || force {
                 if found.is_some() {
                     batch.del_destination(&key, *addr, *port);

@@ -19,6 +19,7 @@ mod drain;
 mod element;
 mod journal;
 mod nftables;
+mod order;
 mod render;
 mod scaffold;
 mod survey;

@@ -39,7 +39,12 @@ pub fn open(family: Family, settings: Settings) -> Result<(IpvsPlanner, IpvsExec
     set_timeouts(&mut ipvs, &settings)?;
     let (sender, receiver) = mpsc::channel();
     let executor = IpvsExecutor::new(settings.clone(), family, ipvs, route, nft, sender);
-    Ok((IpvsPlanner::new(settings, receiver), executor))
+    Ok((IpvsPlanner::new(settings, receiver).with_seed(seed()), executor))
+}
+
+/// std's hasher is seeded at random.
+fn seed() -> u64 {
+    std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), ())
 }
 
 /// Makes a virtual server that no packet can reach, and removes it.

@@ -20,12 +20,13 @@ use proxy_core::{
 };
 
 use crate::{
-    drain::{Drains, Due, Reaped},
+    drain::{Draining, Drains, Due, Reaped},
     found::{Found, is_excluded, is_ours},
     journal::{Counts, Journal},
     marks::{Marks, SENTINEL},
     op::{Element, Op},
     options::Options,
+    order::Order,
     render::{OURS, Rendered, Server, needs_mark, render},
     settings::{Binding, Settings},
 };
@@ -59,12 +60,21 @@ struct State {
     releasing: Vec<IpAddr>,
     /// Addresses of our device, which an environment may name among the node's own.
     device_addresses: HashSet<IpAddr>,
+    order: Order,
 }
 
 impl IpvsPlanner {
     /// `reports` carries what the executor reaped.
     pub fn new(settings: Settings, reports: Receiver<Reaped>) -> Self {
         Self { settings, state: State::default(), previous: None, reports }
+    }
+
+    /// Has destinations added in an order of this node's own. Without it they are added in one that is the same
+    /// everywhere.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.state.order = Order(seed);
+        self
     }
 
     /// A planner that hears nothing from an executor, for tests and models.
@@ -152,7 +162,8 @@ impl Planner for IpvsPlanner {
         now: Instant,
     ) -> Plan<Op> {
         self.absorb_reports();
-        let mut fresh = State { device_addresses: found.addresses.clone(), ..State::default() };
+        let order = self.state.order;
+        let mut fresh = State { device_addresses: found.addresses.clone(), order, ..State::default() };
         let known = mem::take(&mut self.state);
         self.state.device_addresses.clone_from(&found.addresses);
         let environment = Arc::new(self.normalise(environment));
@@ -337,14 +348,14 @@ impl State {
             (None, None) => {}
             (None, Some(after)) => {
                 // It may stand yet, draining.
-                if self.drains.get(&key).is_some_and(|draining| draining.server) {
+                if self.drains.get(&key).is_some_and(Draining::ends_server) {
                     draft.servers.push(Op::SetServer(after.service), owner);
-                    self.drains.set_server(key, false);
+                    self.drains.keep_server(key);
                     self.let_go(key, draft);
                 } else {
                     draft.servers.push(Op::NewServer(after.service), owner);
                 }
-                for to in after.destinations {
+                for to in self.order.of(&after) {
                     self.add_destination(key, to, owner, draft);
                 }
             }
@@ -440,7 +451,7 @@ impl State {
         for from in before.destinations {
             self.remove_destination(key, from, true, owner, now, draft);
         }
-        self.drains.set_server(key, true);
+        self.drains.end_server(key, now);
         // The address stays ours as long as connections to it do.
         if let ServiceKey::Address { address, .. } = key
             && (bound || self.vips.get(&address).is_some())

@@ -149,6 +149,8 @@ impl Scaffold<'_> {
             ("filter-output-pre-dnat", new().with(nft::jump(SOURCE_CHECK))),
             ("filter-output-pre-dnat", new().with_all(self.spot(DROP).expressions).with(nft::drop_packet())),
             ("nat-output", Rule::new().with(nft::jump(MARK))),
+            // The source that the kernel picks for a bound address is that address itself (IPv4) or any (IPv6).
+            ("nat-output", self.destination_in(VIPS).with_all(self.ask_for_masquerading())),
             ("nat-output", self.short_circuit(Rule::new())),
             ("nat-postrouting", self.masquerade()),
             ("nat-postrouting", self.hairpin()),
@@ -159,7 +161,7 @@ impl Scaffold<'_> {
             rules.push(("filter-forward", self.short_circuit(new().with_all(pod))));
         }
         rules.push((POLICY_CHECK, self.spot(DROP_OUTSIDE).with(nft::drop_packet())));
-        rules.extend(self.unmark().map(|rule| (UNMARK, rule)));
+        rules.extend(self.unmark().into_iter().map(|rule| (UNMARK, rule)));
         rules.extend(self.refusals().map(|rule| (REFUSE, rule)));
         rules
     }
@@ -244,8 +246,8 @@ impl Scaffold<'_> {
             .with(nft::meta_set(MetaKey::Mark, Register::R8))
     }
 
-    /// Back to the mark of before. The node itself is masqueraded, its pods are not.
-    fn unmark(&self) -> [Rule; 2] {
+    /// Back to the mark of before. What the node itself sends is masqueraded, unless it does so as a pod.
+    fn unmark(&self) -> Vec<Rule> {
         let restore = |rule: Rule, bits: u32| {
             rule.with(nft::priority(Register::R0))
                 .with(nft::or(Register::R0, bits))
@@ -255,7 +257,15 @@ impl Scaffold<'_> {
                 .with(nft::return_to_caller())
         };
         let own = Rule::new().with(nft::source_type(Register::R0)).with(nft::is_local(Register::R0));
-        [restore(own, self.environment.masquerade_mark), restore(Rule::new(), 0)]
+        // Interfaces tell nothing on the output hook; there a pod is not taken for the node.
+        let pods = match &self.environment.local_pods {
+            LocalPods::Cidrs(_) => self.pod_matches(),
+            _ => Vec::new(),
+        };
+        let mut rules: Vec<Rule> =
+            pods.into_iter().map(|pod| restore(Rule::new().with_all(pod), 0)).collect();
+        rules.extend([restore(own, self.environment.masquerade_mark), restore(Rule::new(), 0)]);
+        rules
     }
 
     fn ask_for_masquerading(&self) -> [Expression; 3] {

@@ -357,9 +357,9 @@ fn upkeep_reaps_and_lets_the_address_go_with_the_last_connection() {
     plan_at(&mut planner, &[("web", Some(&route()), None)], begin);
     planner.settle(Effect::Applied);
 
-    assert_eq!(planner.next_upkeep(), Some(begin + Duration::from_secs(5)));
-    assert_eq!(planner.plan_upkeep(begin + Duration::from_secs(4)), None);
-    let plan = planner.plan_upkeep(begin + Duration::from_secs(5)).expect("due");
+    assert_eq!(planner.next_upkeep(), Some(begin + Duration::from_secs(1)));
+    assert_eq!(planner.plan_upkeep(begin + Duration::from_millis(900)), None);
+    let plan = planner.plan_upkeep(begin + Duration::from_secs(1)).expect("due");
     assert_eq!(plan.to_string(), "reap tcp 10.96.0.1:80 -> 10.1.0.2:8080 10.2.0.2:8080, then the server\n");
     planner.settle(Effect::Applied);
 

@@ -1,0 +1,81 @@
+//! In which order a new virtual server gets its destinations.
+
+use std::net::IpAddr;
+
+use ipvs_netlink::{Destination, Scheduler, ServiceKey};
+
+use crate::render::Server;
+
+/// Round robin begins at the destination that was added last, and most other schedulers prefer it among equals. In one
+/// order everywhere, the first connection to a Service would go to the same endpoint on every node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Order(pub(crate) u64);
+
+impl Order {
+    /// The destinations of a server in the order of their addition.
+    pub(crate) fn of(self, server: &Server) -> Vec<Destination> {
+        let mut all = server.destinations.clone();
+        // Maglev's table follows from the order: the same one on all nodes.
+        if self.0 != 0 && server.service.scheduler != Scheduler::MH {
+            all.sort_by_cached_key(|to| self.rank(&server.service.key, to));
+        }
+        all
+    }
+
+    fn rank(self, key: &ServiceKey, to: &Destination) -> u64 {
+        let (addr, port) = match *key {
+            ServiceKey::Address { address, port, .. } => (number(address), u64::from(port)),
+            ServiceKey::Mark { mark, .. } => (u64::from(mark), 0),
+        };
+        [addr, port, number(to.address), u64::from(to.port)].into_iter().fold(mix(self.0, 0), mix)
+    }
+}
+
+/// The finaliser of SplitMix64, which spreads every bit of its input.
+fn mix(state: u64, value: u64) -> u64 {
+    let mut mixed = (state ^ value).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+fn number(addr: IpAddr) -> u64 {
+    match addr {
+        IpAddr::V4(addr) => u64::from(addr.to_bits()),
+        IpAddr::V6(addr) => mix((addr.to_bits() >> 64) as u64, addr.to_bits() as u64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use ipvs_netlink::{Protocol, Service};
+
+    use super::*;
+
+    fn server(number: u8, scheduler: Scheduler) -> Server {
+        let key = ServiceKey::new([10, 96, 0, number].into(), 80, Protocol::Tcp);
+        let destinations = (1..=5).map(|last| Destination::new([10, 1, 0, last].into(), 8080, 1)).collect();
+        Server { service: Service::new(key, scheduler), destinations, drains: true }
+    }
+
+    #[test]
+    fn the_last_added_differs_from_service_to_service_and_from_node_to_node() {
+        let mut last: HashMap<IpAddr, u32> = HashMap::new();
+        for node in 1..=20 {
+            for service in 1..=50 {
+                let order = Order(node).of(&server(service, Scheduler::RR));
+                *last.entry(order.last().expect("five").address).or_default() += 1;
+            }
+        }
+        // 200 each on average, with a standard deviation of 12.6.
+        assert!(last.len() == 5 && last.values().all(|count| (140..=260).contains(count)), "{last:?}");
+    }
+
+    #[test]
+    fn maglev_gets_the_same_order_on_every_node() {
+        let server = server(1, Scheduler::MH);
+        assert_eq!(Order(7).of(&server), Order(8).of(&server));
+    }
+}
