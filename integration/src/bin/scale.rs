@@ -141,32 +141,35 @@ fn run(arguments: &RunArguments) -> Result<()> {
         bail!("scale run makes network namespaces: run it as root");
     }
     interrupt::end_children_too().context("catching signals")?;
-    let wants_ipvs = arguments.modes.contains(&Mode::Ipvs) || arguments.peer_mode.contains(&Mode::Ipvs);
+    let mut all = Vec::new();
     let inside = std::env::var_os("VM_RUN_GUEST").is_some();
-    if wants_ipvs && !has_ipvs() && !inside {
-        return run_in_guests(arguments);
+    let mut here = plan(arguments)?;
+    let elsewhere = !has_ipvs() && !inside && here.contenders.iter().any(|one| one.mode == Mode::Ipvs);
+    if elsewhere {
+        // Said before anything is measured: half a comparison after minutes helps nobody.
+        arguments.guest.vm_run()?;
+        here.contenders.retain(|one| one.mode != Mode::Ipvs);
     }
-    let machine = Machine::look();
-    let command = std::env::args().skip(1).collect();
-    let results = Results::new(command, arguments.seed, arguments.repetitions, machine);
-    let results = matrix::measure(&plan(arguments)?, results)?;
-    write_reports(&[results], &arguments.out)
+    if !here.contenders.is_empty() {
+        let command = std::env::args().skip(1).collect();
+        let results = Results::new(command, arguments.seed, arguments.repetitions, Machine::look());
+        all.push(matrix::measure(&here, results)?);
+    }
+    if elsewhere {
+        all.extend(run_in_guests(arguments)?);
+    }
+    write_reports(&all, &arguments.out)
 }
 
 /// All modes of a comparison run in the same place, so with IPVS in the VM all run there.
-fn run_in_guests(arguments: &RunArguments) -> Result<()> {
-    let Some(program) = &arguments.guest.vm_run else {
-        bail!(
-            "this kernel has no IPVS: leave the mode out with --modes nftables,iptables, or name integration/vm/vm-run with --vm-run"
-        );
-    };
+fn run_in_guests(arguments: &RunArguments) -> Result<Vec<Results>> {
     fs::create_dir_all(&arguments.out).with_context(|| format!("creating {}", arguments.out.display()))?;
     let folder = fs::canonicalize(&arguments.out)?;
     let mut all = Vec::new();
     for kind in &arguments.guest.vm {
         let within = folder.join(kind);
         let guest = Guest {
-            program: program.clone(),
+            program: arguments.guest.vm_run()?.to_owned(),
             kind: kind.clone(),
             processors: arguments.guest.vm_cpus,
             memory: arguments.guest.vm_memory.clone(),
@@ -175,9 +178,10 @@ fn run_in_guests(arguments: &RunArguments) -> Result<()> {
         let mut inner: Vec<OsString> = without_out(std::env::args_os().skip(1));
         inner.push("--out".into());
         inner.push(within.clone().into());
-        let outcome = guest::run_inside(&guest, &within, &inner);
         let file = within.join("results.json");
-        if let Err(error) = outcome {
+        // What an earlier run left must not be taken for this one's.
+        drop(fs::remove_file(&file));
+        if let Err(error) = guest::run_inside(&guest, &within, &inner) {
             if !file.exists() {
                 return Err(error);
             }
@@ -185,7 +189,15 @@ fn run_in_guests(arguments: &RunArguments) -> Result<()> {
         }
         all.push(Results::read(&file)?);
     }
-    write_reports(&all, &arguments.out)
+    Ok(all)
+}
+
+impl GuestArguments {
+    fn vm_run(&self) -> Result<&Path> {
+        self.vm_run.as_deref().context(
+            "this kernel has no IPVS: leave the mode out with --modes nftables,iptables, or name integration/vm/vm-run with --vm-run",
+        )
+    }
 }
 
 fn without_out(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {

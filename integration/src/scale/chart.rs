@@ -38,10 +38,11 @@ struct Row {
 
 /// `None` where there is nothing to draw.
 pub(crate) fn svg(results: &Results, question: &Question) -> Option<String> {
-    let contenders = results.contenders_of(question.measure);
+    let (names, present) = (results.all_names(), results.contenders_of(question.measure));
     let mut groups: Vec<(&str, Vec<Row>)> = Vec::new();
     for workload in results.workloads_of(question.measure) {
-        let rows = contenders.iter().enumerate().filter_map(|(index, name)| {
+        let rows = names.iter().enumerate().filter(|(_, name)| present.contains(name));
+        let rows = rows.filter_map(|(index, name)| {
             let mark = match results.summary(question, workload, name) {
                 Some(summary) => Mark::Figure(summary),
                 None => Mark::Missing((*results.unfinished(question, workload, name).first()?).to_owned()),

@@ -1,4 +1,4 @@
-//! How long the first packet of a new connection takes, by the Service's place, beside two floors.
+//! How long the first packet of a new connection takes, by the Service's place, and what it takes without any contender.
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
@@ -20,14 +20,26 @@ pub(crate) struct FirstPackets {
     pub(crate) first: Vec<f64>,
     pub(crate) middle: Vec<f64>,
     pub(crate) last: Vec<f64>,
-    /// One plain translation rule.
-    pub(crate) one_rule: Vec<f64>,
-    /// No translation.
-    pub(crate) direct: Vec<f64>,
     /// To Services at random, as fast as one client can.
     pub(crate) random: Vec<f64>,
     pub(crate) per_second: f64,
     pub(crate) failed: usize,
+}
+
+/// The same without any contender: rules of one would slow these connections too.
+#[derive(Debug, Default)]
+pub(crate) struct Floors {
+    /// One plain translation rule.
+    pub(crate) one_rule: Vec<f64>,
+    /// No translation.
+    pub(crate) direct: Vec<f64>,
+}
+
+pub(crate) fn measure_floors(site: &Site, count: usize) -> Result<Floors> {
+    site.add_floor()?;
+    let ([one_rule, direct], _) = site.client.run(|| by_turns([FLOOR, DIRECT], count))?;
+    site.remove_floor()?;
+    Ok(Floors { one_rule, direct })
 }
 
 pub(crate) fn measure(
@@ -39,23 +51,10 @@ pub(crate) fn measure(
     time: Duration,
 ) -> Result<FirstPackets> {
     let order = kernel_order(site, workload, mode)?;
-    let places = [order[0], order[order.len() / 2], order[order.len() - 1], FLOOR, DIRECT];
-    site.add_floor()?;
-    let measured = site.client.run(|| {
-        let mut packets = FirstPackets::default();
-        let warm_up = count / 10 + 1;
-        for round in 0..warm_up + count {
-            // By turns, so that whatever else the machine does falls on all alike.
-            for (place, service) in places.iter().enumerate() {
-                let Ok((_, elapsed)) = open(*service, PATIENCE) else {
-                    packets.failed += 1;
-                    continue;
-                };
-                if round >= warm_up {
-                    packets.at(place).push(elapsed.as_secs_f64());
-                }
-            }
-        }
+    let places = [order[0], order[order.len() / 2], order[order.len() - 1]];
+    Ok(site.client.run(|| {
+        let ([first, middle, last], failed) = by_turns(places, count);
+        let mut packets = FirstPackets { first, middle, last, failed, ..FirstPackets::default() };
         let begun = Instant::now();
         while begun.elapsed() < time {
             match open(order[seed.below(order.len())], PATIENCE) {
@@ -65,21 +64,25 @@ pub(crate) fn measure(
         }
         packets.per_second = packets.random.len() as f64 / begun.elapsed().as_secs_f64();
         packets
-    })?;
-    site.remove_floor()?;
-    Ok(measured)
+    })?)
 }
 
-impl FirstPackets {
-    fn at(&mut self, place: usize) -> &mut Vec<f64> {
-        match place {
-            0 => &mut self.first,
-            1 => &mut self.middle,
-            2 => &mut self.last,
-            3 => &mut self.one_rule,
-            _ => &mut self.direct,
+/// `count` connections to each, one after the other, so that whatever else the machine does falls on all alike.
+/// A tenth more go before and are not counted. Also tells how many failed.
+fn by_turns<const N: usize>(places: [SocketAddr; N], count: usize) -> ([Vec<f64>; N], usize) {
+    let mut times = std::array::from_fn(|_| Vec::with_capacity(count));
+    let mut failed = 0;
+    let warm_up = count / 10 + 1;
+    for round in 0..warm_up + count {
+        for (place, times) in places.iter().zip(&mut times) {
+            match open(*place, PATIENCE) {
+                Ok((_, elapsed)) if round >= warm_up => times.push(elapsed.as_secs_f64()),
+                Ok(_) => {}
+                Err(_) => failed += 1,
+            }
         }
     }
+    (times, failed)
 }
 
 /// The Services in the order in which the kernel looks at them; where it has none, by name.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::chart::{escape, svg};
 use super::question::{QUESTIONS, Question};
 use super::results::Results;
-use super::table::{cell, comparisons_of, preface};
+use super::table::{cell, comparisons_of, part, parts, preface};
 
 /// What a reader in a hurry wants to know, of the largest workload.
 const KEY_MEASURES: [&str; 7] = [
@@ -37,7 +37,14 @@ pub fn page(all: &[Results]) -> String {
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<link rel=\"icon\" href=\"data:,\">\n\
          <title>Service proxies at scale</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>Service proxies at scale</h1>\n"
     );
+    if all.len() > 1 {
+        // Writing to a string does not fail.
+        let _ = writeln!(out, "<p><strong>{}</strong></p>", escape(&parts(all)));
+    }
     for (index, results) in all.iter().enumerate() {
+        if all.len() > 1 {
+            let _ = writeln!(out, "<h2>{}</h2>", escape(&part(index, results)));
+        }
         write_results(&mut out, results, all, index);
     }
     out.push_str("</body>\n</html>\n");

@@ -111,11 +111,17 @@ impl Results {
         matching.into_iter().filter_map(|sample| sample.unfinished.as_deref()).collect()
     }
 
-    /// Contenders and floors in the order they first appear, of those that have anything to say about a measure.
+    /// Those that have anything to say about a measure: contenders in the order they were named, then floors.
     pub fn contenders_of(&self, measure: &str) -> Vec<&str> {
-        unique(
-            self.samples.iter().filter(|sample| sample.measure == measure).map(|sample| &*sample.contender),
-        )
+        let samples = self.samples.iter().filter(|sample| sample.measure == measure);
+        let seen = unique(samples.map(|sample| &*sample.contender));
+        self.all_names().into_iter().filter(|name| seen.contains(name)).collect()
+    }
+
+    /// Contenders and then floors: the place of a name is its colour in all charts.
+    pub fn all_names(&self) -> Vec<&str> {
+        let named = self.contenders.iter().map(|contender| &*contender.name);
+        unique(named.chain(self.samples.iter().map(|sample| &*sample.contender)))
     }
 
     pub fn workloads_of(&self, measure: &str) -> Vec<&str> {

@@ -20,7 +20,7 @@ use super::site::Site;
 use super::workload::Workload;
 use super::{first_packet, kernel_memory, listing, machine, neighbour};
 
-/// Names of the floors, which are measured beside every contender.
+/// Names of the floors, which are measured before every contender.
 pub(crate) const FLOORS: [&str; 2] = ["floor: one DNAT rule", "floor: no translation"];
 /// The port of the API server on the node.
 const API: &str = "127.0.0.1:6443";
@@ -79,7 +79,7 @@ impl Run<'_> {
         let api = site.node.run(|| ApiServer::start(API.parse().expect("a constant")))??;
         api.load(workload.objects()).context("loading the workload")?;
         let mut canaries = Canaries::new(workload);
-        let memory_before = kernel_memory::now()?;
+        self.floors(&site, recorder)?;
 
         (recorder.say)("first sync");
         let mut running = self.contender.start(&site, self.folder, &api.kubeconfig())?;
@@ -124,9 +124,8 @@ impl Run<'_> {
         drop(peak);
         self.list(&site, recorder)?;
         self.disturb(&site, &api, &mut canaries, running, recorder)?;
-        let memory_after = kernel_memory::now()?;
-        // Signed: the rest of the machine may have given back more than the rules took.
-        recorder.note("kernel-memory", vec![memory_after as f64 - memory_before as f64]);
+        (recorder.say)("removing the rules");
+        recorder.note("kernel-memory", vec![kernel_memory::of_rules(&site)?]);
         Ok(())
     }
 
@@ -138,6 +137,20 @@ impl Run<'_> {
                 format!("not complete after {limit} s: {unanswered} Services of a sample silent"),
             );
         }
+    }
+
+    fn floors(&self, site: &Site, recorder: &mut Recorder<'_>) -> Result<()> {
+        if self.plan.first_packets == 0 {
+            return Ok(());
+        }
+        let floors = first_packet::measure_floors(site, self.plan.first_packets)?;
+        for measure in
+            ["first-packet-first", "first-packet-middle", "first-packet-last", "first-packet-random"]
+        {
+            recorder.add(FLOORS[0].to_owned(), measure, floors.one_rule.clone(), None);
+            recorder.add(FLOORS[1].to_owned(), measure, floors.direct.clone(), None);
+        }
+        Ok(())
     }
 
     fn first_packets(&mut self, site: &Site, recorder: &mut Recorder<'_>) -> Result<()> {
@@ -157,12 +170,6 @@ impl Run<'_> {
             let failed = packets.failed;
             recorder
                 .unfinished("connections", format!("{failed} connections failed although nothing changed"));
-        }
-        for measure in
-            ["first-packet-first", "first-packet-middle", "first-packet-last", "first-packet-random"]
-        {
-            recorder.add(FLOORS[0].to_owned(), measure, packets.one_rule.clone(), None);
-            recorder.add(FLOORS[1].to_owned(), measure, packets.direct.clone(), None);
         }
         recorder.note("first-packet-first", packets.first);
         recorder.note("first-packet-middle", packets.middle);

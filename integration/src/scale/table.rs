@@ -11,7 +11,14 @@ use super::statistics::{Comparison, Summary};
 /// Several results in one text. The first contender of each is what the others are compared with.
 pub fn markdown(all: &[Results]) -> String {
     let mut out = String::new();
-    for results in all {
+    if all.len() > 1 {
+        // Writing to a string does not fail.
+        let _ = writeln!(out, "{}\n", parts(all));
+    }
+    for (index, results) in all.iter().enumerate() {
+        if all.len() > 1 {
+            let _ = writeln!(out, "## {}\n", part(index, results));
+        }
         for line in preface(results, all) {
             // Writing to a string does not fail.
             let _ = writeln!(out, "{line}\n");
@@ -47,6 +54,23 @@ pub fn markdown(all: &[Results]) -> String {
     out
 }
 
+/// The first line of a report that holds several comparisons.
+pub(crate) fn parts(all: &[Results]) -> String {
+    let parts: Vec<String> = all.iter().enumerate().map(|(index, results)| part(index, results)).collect();
+    format!(
+        "This report has {} parts, whose figures must not be compared with each other: {}.",
+        all.len(),
+        parts.join("; ")
+    )
+}
+
+pub(crate) fn part(index: usize, results: &Results) -> String {
+    match &results.machine.guest {
+        None => format!("Part {}: on the machine itself", index + 1),
+        Some(guest) => format!("Part {}: inside a virtual machine ({guest})", index + 1),
+    }
+}
+
 /// What must be known before the figures. The first line names a VM, if one was used.
 pub(crate) fn preface(results: &Results, all: &[Results]) -> Vec<String> {
     let mut lines = Vec::new();
@@ -56,7 +80,10 @@ pub(crate) fn preface(results: &Results, all: &[Results]) -> Vec<String> {
         } else {
             "no ratio between backends is given, since one kind of VM alone distorts them"
         };
-        lines.push(format!("**All of this was measured inside a virtual machine ({guest}); {ratios}.**"));
+        let clocks = if guest == "uml" { " CPU times are not reliable in this kind of VM." } else { "" };
+        lines.push(format!(
+            "**All of this was measured inside a virtual machine ({guest}); {ratios}.{clocks}**"
+        ));
     }
     let machine = &results.machine;
     let (least, most) = results.loads();
