@@ -7,7 +7,7 @@ use proxy_core::{
 };
 
 use crate::{
-    chains::{FIXED_CHAINS, IPVS_CHAINS, IPVS_JUMPS, JUMPS, ServiceChain, Table, is_service_chain},
+    chains::{FIXED_CHAINS, IPVS_CHAINS, IPVS_JUMPS, JUMPS, Role, ServiceChain, Table, is_service_chain},
     kernel::Executor,
     restore::{BLOCK_CHAINS, Op},
     survey::Found,
@@ -41,25 +41,44 @@ fn clean_variant(family: Family, variant: variant::Variant) -> Result<(), ApplyE
     if plan.is_empty() { Ok(()) } else { executor.apply(&plan).map(|_| ()) }
 }
 
-/// What removes all that was found.
+/// What removes all that was found: first what leads to chains of Services, for their deletion may take several
+/// transactions.
 pub(crate) fn plan(found: &Found) -> Plan<Op> {
-    let mut step = Step::default();
+    let fixed = || {
+        let all = FIXED_CHAINS.into_iter().chain(IPVS_CHAINS);
+        all.filter(|(table, chain)| found.has_chain(*table, chain))
+    };
+    let mut way_in = Step::default();
     for jump in JUMPS.iter().chain(&IPVS_JUMPS).filter(|jump| found.has_jump(jump)) {
-        step.push(Op::Remove(*jump), None);
+        way_in.push(Op::Remove(*jump), None);
     }
-    let mut services: Vec<ServiceChain> = found.service_chains().collect();
-    services.sort_unstable();
-    for chains in services.chunks(BLOCK_CHAINS) {
+    for (table, chain) in fixed() {
+        way_in.push(Op::Declare { table, chain }, None);
+    }
+    let mut chains = Step::default();
+    drop_service_chains(&mut chains, found.service_chains());
+    let misnamed = found.other_chains(Table::Nat).filter(|chain| is_service_chain(chain));
+    let mut named: Vec<(Table, &str)> = misnamed.map(|chain| (Table::Nat, chain)).collect();
+    named.sort_unstable();
+    named.extend(fixed().map(|(table, chain)| (table, chain as &str)));
+    for (table, chain) in named {
+        chains.push(Op::DropNamed { table, chain: chain.into() }, None);
+    }
+    Plan { steps: [way_in, chains].into_iter().filter(|step| !step.ops.is_empty()).collect() }
+}
+
+/// Deletes chains, those first that lead to others: a chain cannot go while a rule leads to it, and many chains take
+/// more than one transaction.
+pub(crate) fn drop_service_chains(step: &mut Step<Op>, chains: impl Iterator<Item = ServiceChain>) {
+    let mut chains: Vec<ServiceChain> = chains.collect();
+    let depth = |chain: &ServiceChain| match chain.role {
+        Role::Firewall => 0,
+        Role::External => 1,
+        Role::Cluster | Role::Local => 2,
+        Role::Endpoint => 3,
+    };
+    chains.sort_unstable_by_key(|chain| (depth(chain), *chain));
+    for chains in chains.chunks(BLOCK_CHAINS) {
         step.push(Op::Drop { chains: chains.into() }, None);
     }
-    let misnamed = found.other_chains(Table::Nat).filter(|chain| is_service_chain(chain));
-    let mut chains: Vec<(Table, &str)> = misnamed.map(|chain| (Table::Nat, chain)).collect();
-    chains.sort_unstable();
-    chains.extend(
-        FIXED_CHAINS.into_iter().chain(IPVS_CHAINS).filter(|(table, chain)| found.has_chain(*table, chain)),
-    );
-    for (table, chain) in chains {
-        step.push(Op::DropNamed { table, chain: chain.into() }, None);
-    }
-    Plan { steps: if step.ops.is_empty() { Vec::new() } else { vec![step] } }
 }

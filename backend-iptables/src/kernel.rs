@@ -18,6 +18,7 @@ use proxy_core::{
 use crate::{
     accounting,
     chains::{CANARY, JUMPS, KUBELET_JUMPS, Table},
+    limits::AffinityLists,
     restore::{self, Line, Op, Tally},
     survey::{Found, Host},
     trial,
@@ -43,6 +44,7 @@ pub struct Executor {
     standing: BTreeMap<(Table, &'static str), Arc<str>>,
     rules: Tally,
     last_written: Tally,
+    affinity: AffinityLists,
 }
 
 /// Why iptables cannot be used.
@@ -76,7 +78,11 @@ impl Executor {
         let programs = Programs::of(family, Some(variant));
         let version =
             variant::version(&programs.iptables).map_err(|error| not_run(&programs.iptables, &error))?;
-        Ok(Self {
+        Ok(Self::new(family, variant, programs, version))
+    }
+
+    fn new(family: Family, variant: Variant, programs: Programs, version: Version) -> Self {
+        Self {
             family,
             variant,
             programs,
@@ -84,21 +90,14 @@ impl Executor {
             standing: BTreeMap::new(),
             rules: Tally::default(),
             last_written: Tally::default(),
-        })
+            affinity: AffinityLists::of(family),
+        }
     }
 
     fn open_programs(family: Family, programs: Programs) -> Result<Self, OpenError> {
         let version = variant::version(&programs.iptables)
             .map_err(|source| OpenError::Missing { program: programs.iptables.clone(), source })?;
-        let executor = Self {
-            family,
-            variant: version.variant,
-            programs,
-            version,
-            standing: BTreeMap::new(),
-            rules: Tally::default(),
-            last_written: Tally::default(),
-        };
+        let executor = Self::new(family, version.variant, programs, version);
         let probe = Command::new(&executor.programs.iptables)
             .args(["-w", LOCK_WAIT, "-t", "nat", "-S", "POSTROUTING"])
             .output()
@@ -255,6 +254,7 @@ impl backend::Executor for Executor {
         };
         let run = run_restore(&self.programs.restore, test, |to| to.write_all(text.as_bytes()))?;
         if run.status.success() {
+            self.affinity.report();
             return Ok(true);
         }
         if run.status.code().is_none() || is_of_the_moment(&run.stderr) {

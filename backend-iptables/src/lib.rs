@@ -7,6 +7,7 @@ pub mod accounting;
 pub mod chains;
 mod cleanup;
 mod kernel;
+pub mod limits;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
 mod plan;

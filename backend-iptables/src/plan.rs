@@ -20,6 +20,7 @@ use crate::{
         CANARY, Dispatcher, IPVS_CHAINS, IPVS_JUMPS, JUMPS, KUBELET_FIREWALL, KUBELET_JUMPS, ServiceChain,
         Table, is_service_chain,
     },
+    cleanup::drop_service_chains,
     restore::{self, Op, Tally},
     rules::{self, Context, Dispatch, EndpointComments, Rules},
     scaffold,
@@ -400,12 +401,7 @@ fn write_jumps(step: &mut Step<Op>, found: &Found) {
 
 /// Deletes chains of Services that are not wanted, and chains that only kube-proxy's ipvs mode has.
 fn drop_stale(step: &mut Step<Op>, found: &Found, wanted: &HashSet<ServiceChain>) {
-    let mut stale: Vec<ServiceChain> =
-        found.service_chains().filter(|chain| !wanted.contains(chain)).collect();
-    stale.sort_unstable();
-    for chains in stale.chunks(restore::BLOCK_CHAINS) {
-        step.push(Op::Drop { chains: chains.into() }, None);
-    }
+    drop_service_chains(step, found.service_chains().filter(|chain| !wanted.contains(chain)));
     let misnamed = found.other_chains(Table::Nat).filter(|chain| is_service_chain(chain));
     let mut others: Vec<(Table, &str)> = misnamed.map(|chain| (Table::Nat, chain)).collect();
     others.sort_unstable();

@@ -212,6 +212,33 @@ fn thousands_of_chains_come_and_go() {
 }
 
 #[test]
+fn chains_that_lead_to_each_other_are_deleted_in_blocks_and_by_cleanup() {
+    in_both_variants(|variant| {
+        let mut proxy = tables(variant);
+        proxy.routes = (0..400u16)
+            .map(|n| {
+                let at = addr(&format!("10.96.{}.{}", n / 200, n % 200));
+                let mut route = cluster_ip(at, 80, &many_endpoints(2));
+                route.frontends = [
+                    frontend(FrontendKind::ClusterIp, Some(at), 80),
+                    frontend(FrontendKind::NodePort, None, 30_000 + n),
+                ]
+                .into();
+                (name(&format!("web-{n:03}"), "http"), route.into())
+            })
+            .collect();
+        proxy.full().expect("taken");
+        let all = std::mem::take(&mut proxy.routes);
+        proxy.full().expect("everything stale can be deleted");
+        assert!(!saved(variant, "nat").contains("KUBE-SEP-"));
+        proxy.routes = all;
+        proxy.full().expect("taken");
+        cleanup(Family::V4).expect("everything can be removed");
+        assert!(!saved(variant, "nat").contains("KUBE-"));
+    });
+}
+
+#[test]
 fn a_service_that_changes_under_a_failure_ends_as_wanted() {
     in_both_variants(|variant| {
         let mut proxy = tables(variant);
