@@ -79,6 +79,11 @@ impl Census {
         uses
     }
 
+    /// Names of our chains that begin so.
+    pub(crate) fn chains_named(&self, prefix: &str) -> Vec<Box<str>> {
+        self.chains.keys().filter(|name| name.starts_with(prefix)).cloned().collect()
+    }
+
     /// Whether our base chains are among what was noted: something was installed.
     pub(crate) fn is_empty(&self) -> bool {
         Base::ALL.iter().all(|base| !self.chains.contains_key(base.as_str()))

@@ -227,7 +227,7 @@ impl Scaffold<'_> {
     }
 
     /// Entered with a sticky Service port's base in the priority. A full map of clients fails `update`, which ends
-    /// that rule only: such a client is translated all the same.
+    /// that rule only.
     fn sticky_balance(&self, affinity: Affinity, usable: Set, sizes: Set) -> Vec<Vec<Statement>> {
         let clients = self.set(Set::Clients);
         let mask = base_mask(affinity.wide);
@@ -237,6 +237,8 @@ impl Scaffold<'_> {
             let key = vec![Part::Priority, Part::Protocol];
             vec![Statement::TranslateTo { key, map: self.set(usable) }]
         };
+        // Index 0 is none: nothing was picked.
+        let picked = || Statement::PriorityIs { mask: !mask, value: 0, not: true };
         let to_base = || vec![Statement::SetPriority(Priority::And(mask))];
         let pick = || {
             let size = Priority::Found { key: vec![Part::Priority], map: self.set(sizes) };
@@ -251,8 +253,9 @@ impl Scaffold<'_> {
             to_base(),
             vec![Statement::DeleteClient { set: clients }],
             pick(),
-            // Index 0 is none: nothing was picked.
-            vec![Statement::PriorityIs { mask: !mask, value: 0, not: true }, update],
+            vec![picked(), update].into_iter().chain(translate()).collect(),
+            // The map of clients is full: this one is translated, but not remembered.
+            vec![picked(), Statement::Count],
             translate(),
             // Reached when a commit took the endpoint between two look-ups: the last index leads to one in any state.
             vec![Statement::SetPriority(Priority::Or(!mask))],

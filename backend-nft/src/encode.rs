@@ -21,7 +21,7 @@ pub(crate) struct Encoder {
     /// The names of the sets of a generation, and the shape of their elements.
     generation: Option<u32>,
     names: Vec<String>,
-    templates: Vec<Option<Template>>,
+    templates: Vec<Option<(usize, usize, Template)>>,
     /// Where operations begin in the batch, in their order.
     starts: Vec<(Position, usize)>,
 }
@@ -158,18 +158,27 @@ impl Encoder {
         }
     }
 
-    /// Deletions have no data and are rarer: only the shape of additions is kept.
+    /// Deletions have no data and are rarer: only the shape of additions is kept. Lengths are compared because an address
+    /// of the other family must get a refusal from the kernel and do no harm here.
     fn template(
-        templates: &mut [Option<Template>],
+        templates: &mut [Option<(usize, usize, Template)>],
         set: Set,
         key: usize,
         data: usize,
         delete: bool,
     ) -> Template {
-        if delete {
-            return Template::new(key, data);
+        match &templates[set as usize] {
+            Some((same_key, same_data, template)) if (*same_key, *same_data) == (key, data) => {
+                template.clone()
+            }
+            _ => {
+                let template = Template::new(key, data);
+                if !delete {
+                    templates[set as usize] = Some((key, data, template.clone()));
+                }
+                template
+            }
         }
-        templates[set as usize].get_or_insert_with(|| Template::new(key, data)).clone()
     }
 }
 

@@ -132,6 +132,7 @@ fn encode(statement: &Statement, family: Family, out: &mut Vec<Expression>) {
             out.push(priority(data));
             out.push(step::delete(&set.to_string(), FIRST, Some(data)));
         }
+        Statement::Count => out.push(Expression::Counter),
         Statement::Dispatch { key, map } => {
             load(key, family, out);
             out.push(verdict_map(FIRST, &*map.to_string()));

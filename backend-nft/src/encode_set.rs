@@ -10,9 +10,6 @@ use crate::{
     name::Set,
 };
 
-/// Most clients remembered for session affinity. A full map costs new clients their stickiness, nothing else.
-pub(crate) const CLIENTS: u32 = 1 << 20;
-
 /// The fields of a set's key and of its data; no data for a plain set, empty data for verdicts.
 pub(crate) fn fields(set: Set, v4: bool) -> (Vec<Field>, Option<Vec<Field>>) {
     let address = if v4 { Field::IPV4_ADDRESS } else { Field::IPV6_ADDRESS };
@@ -60,7 +57,6 @@ pub(crate) fn declare<T>(
         Set::Clients => {
             declaration.dynamic = true;
             declaration.aging = true;
-            declaration.size = Some(CLIENTS);
         }
         _ => {}
     }

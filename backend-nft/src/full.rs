@@ -66,7 +66,7 @@ impl Planner {
         state.remembered = Default::default();
         state.keep();
 
-        let mut steps = vec![sets(&scaffold, &mut installed)];
+        let mut steps = vec![sets(&scaffold, self.clients, &mut installed)];
         steps.push(chains(&scaffold));
         steps.extend(chunks(class_step(&scaffold, &classes).ops, CHUNK));
         steps.extend(chunks(elements, CHUNK));
@@ -114,12 +114,15 @@ fn remembered(found: &Found) -> std::collections::HashMap<Box<str>, Remembered> 
         .collect()
 }
 
-fn sets(scaffold: &Scaffold<'_>, installed: &mut Installed) -> Step<Op> {
+fn sets(scaffold: &Scaffold<'_>, clients: u32, installed: &mut Installed) -> Step<Op> {
     let family = scaffold.environment.family;
     let mut step = Step::default();
     step.push(Op(Operation::Table { family }), None);
     for set in Set::ALL.into_iter().filter(|set| *set != Set::AllowedSources) {
-        let capacity = set.grows().then(|| room_for(installed.state.counts[set as usize]));
+        let capacity = match set {
+            Set::Clients => Some(clients),
+            set => set.grows().then(|| room_for(installed.state.counts[set as usize])),
+        };
         installed.state.capacities[set as usize] = capacity;
         let name = SetName::new(set, scaffold.generation);
         step.push(Op(Operation::AddSet { family, name, capacity }), None);

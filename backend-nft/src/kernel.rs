@@ -64,6 +64,19 @@ impl Executor {
         })
     }
 
+    /// How many new connections to Services with session affinity were not remembered because the map of clients is
+    /// full, since the rules were last written anew.
+    pub fn clients_not_remembered(&mut self) -> Result<u64, netlink::Error> {
+        let family = self.number();
+        let mut packets = 0;
+        for prefix in ["alb-", "allb-"] {
+            for chain in self.census.chains_named(prefix) {
+                packets += read::counted(&mut self.socket, family, &chain)?;
+            }
+        }
+        Ok(packets)
+    }
+
     fn number(&self) -> read::Family {
         read::Family(encoding(self.family) as u8)
     }

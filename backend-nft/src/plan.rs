@@ -29,7 +29,12 @@ pub struct Planner {
     pub(crate) installed: Installed,
     /// What to go back to if the plan that was handed out last had no effect.
     pub(crate) pending: Pending,
+    /// Most clients that session affinity remembers.
+    pub(crate) clients: u32,
 }
+
+/// Unless told otherwise.
+const CLIENTS: u32 = 1 << 20;
 
 /// One generation.
 #[derive(Debug)]
@@ -49,7 +54,15 @@ pub(crate) enum Pending {
 
 impl Planner {
     pub fn new(family: Family) -> Self {
-        Self { family, installed: Installed::new(family), pending: Pending::Nothing }
+        Self { family, installed: Installed::new(family), pending: Pending::Nothing, clients: CLIENTS }
+    }
+
+    /// Has session affinity remember at most so many clients of this family. More cost new clients their stickiness,
+    /// nothing else: see [`crate::Executor::clients_not_remembered`].
+    #[must_use]
+    pub fn remember_clients(mut self, most: u32) -> Self {
+        self.clients = most;
+        self
     }
 }
 

@@ -11,6 +11,7 @@ const SUBSYSTEM: u16 = 10;
 const HEADER: usize = 4;
 const GET_TABLE: u16 = SUBSYSTEM << 8 | 1;
 const GET_CHAIN: u16 = SUBSYSTEM << 8 | 4;
+const GET_RULE: u16 = SUBSYSTEM << 8 | 7;
 const GET_SET: u16 = SUBSYSTEM << 8 | 10;
 const GET_ELEMENTS: u16 = SUBSYSTEM << 8 | 13;
 const GET_GENERATION: u16 = SUBSYSTEM << 8 | 16;
@@ -26,6 +27,12 @@ const CHAIN_TYPE: u16 = 7;
 const HOOK_NUMBER: u16 = 1;
 const HOOK_PRIORITY: u16 = 2;
 const POLICY_ACCEPT: u32 = 1;
+const RULE_TABLE: u16 = 1;
+const RULE_CHAIN: u16 = 2;
+const RULE_EXPRESSIONS: u16 = 4;
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+const COUNTER_PACKETS: u16 = 2;
 const SET_TABLE: u16 = 1;
 const SET_NAME: u16 = 2;
 const SET_FLAGS: u16 = 3;
@@ -162,6 +169,32 @@ pub(crate) fn elements(socket: &mut Socket, family: Family, set: &str) -> Result
         let dump = socket.dump(GET_ELEMENTS, ask, each);
         Ok((or_nothing(dump)?, elements))
     })
+}
+
+/// The sum of what the counters in a chain's rules counted.
+pub(crate) fn counted(socket: &mut Socket, family: Family, chain: &str) -> Result<u64, Error> {
+    retried(|| {
+        let mut packets = 0;
+        let each = |message: &Message<'_>| {
+            let attributes = message.attributes(HEADER);
+            if attributes.get(RULE_CHAIN).and_then(|name| name.str()) != Some(chain) {
+                return;
+            }
+            let expressions = attributes.get(RULE_EXPRESSIONS).into_iter().flat_map(|list| list.nested());
+            packets += expressions.filter_map(|expression| counter(&expression.nested())).sum::<u64>();
+        };
+        let ask = |writer: &mut netlink::Writer| {
+            writer.raw(&header(family));
+            writer.str(RULE_TABLE, TABLE);
+            writer.str(RULE_CHAIN, chain);
+        };
+        Ok((or_nothing(socket.dump(GET_RULE, ask, each))?, packets))
+    })
+}
+
+fn counter(expression: &Attributes<'_>) -> Option<u64> {
+    let is_counter = expression.get(EXPRESSION_NAME)?.str() == Some("counter");
+    is_counter.then(|| expression.get(EXPRESSION_DATA)?.nested().get(COUNTER_PACKETS)?.be64()).flatten()
 }
 
 fn read_element(attributes: &Attributes<'_>) -> Option<ReadElement> {

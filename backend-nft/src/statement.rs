@@ -87,6 +87,8 @@ pub(crate) enum Statement {
     DeleteClient {
         set: SetName,
     },
+    /// Counts the packet.
+    Count,
     Dispatch {
         key: Key,
         map: SetName,
@@ -206,6 +208,7 @@ fn write_statement(f: &mut fmt::Formatter<'_>, statement: &Statement, v6: bool) 
         Statement::DeleteClient { set } => {
             write!(f, "delete @{set} {{ {ip} saddr . meta priority : meta priority }}")
         }
+        Statement::Count => f.write_str("counter"),
         Statement::Dispatch { key, map } => write!(f, "{} vmap @{map}", text(key)),
         Statement::TranslateTo { key, map } => write!(f, "dnat {ip} to {} map @{map}", text(key)),
         Statement::Masquerade => f.write_str("masquerade fully-random"),

@@ -209,6 +209,7 @@ impl Walk<'_> {
                 self.model.clients.remove(&(self.source, self.priority));
                 Some(Flow::Next)
             }
+            Statement::Count => Some(Flow::Next),
             Statement::Dispatch { key, map } => match self.find(key, map)? {
                 Data::Goto(chain) => Some(self.chain(&chain)),
                 Data::Jump(chain) => Some(self.jump(&chain)),

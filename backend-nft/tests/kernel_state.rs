@@ -74,3 +74,129 @@ fn damage_is_noticed_and_the_work_of_others_is_not_taken_for_damage() {
         assert!(proxy.executor.intact().expect("the kernel answers"), "after {damage}");
     }
 }
+
+/// Names of sets and chains in the table that are not of this generation, base chains aside.
+fn leftovers(generation: u32) -> Vec<String> {
+    run("nft list table ip kube-proxy")
+        .lines()
+        .filter_map(|line| line.trim().strip_suffix(" {"))
+        .filter_map(|line| line.split_once(' '))
+        .filter(|(kind, _)| ["set", "map", "chain"].contains(kind))
+        .map(|(_, name)| name.to_owned())
+        .filter(|name| !name.starts_with("filter-") && !name.starts_with("nat-") && name != "clients")
+        .filter(|name| !name.ends_with(&format!("-{generation}")))
+        .collect()
+}
+
+#[test]
+fn nothing_of_kube_proxy_or_of_an_older_generation_is_left() {
+    enter_node();
+    let rules = support::kube_proxy_rules("172.30.0.1", "tcp", &["10.0.2.1"]);
+    support::load("nft", &rules).expect("nft takes it");
+    assert!(!leftovers(1).is_empty());
+    let mut proxy = Proxy::new(Family::V4);
+    proxy.full(some_routes());
+    assert_eq!(leftovers(1), Vec::<String>::new());
+    for generation in 2..5 {
+        let mut proxy = Proxy::new(Family::V4);
+        proxy.full(some_routes());
+        assert_eq!(leftovers(generation), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_start_that_died_half_way_is_cleared_up() {
+    use proxy_core::backend::{Effect, Plan, Planner as _};
+    enter_node();
+    let mut proxy = Proxy::new(Family::V4);
+    proxy.full(some_routes());
+    for steps in 1..6 {
+        let found = proxy.executor.survey().expect("the table can be read");
+        let now = support::routes::now();
+        let mut plan = proxy.planner.plan_full(&proxy.routes, &proxy.environment, found, now);
+        plan.steps.truncate(steps);
+        proxy.executor.apply(&Plan { steps: plan.steps }).expect("the plan is accepted");
+        proxy.planner.settle(Effect::Nothing);
+    }
+    let mut proxy = Proxy::new(Family::V4);
+    proxy.full(some_routes());
+    let listing = run("nft list table ip kube-proxy");
+    let generation = listing.split("to-class-").nth(1).expect("it is there");
+    let generation = generation.split_whitespace().next().expect("a number").parse().expect("a number");
+    assert_eq!(leftovers(generation), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_to_go_and_is_gone_already_counts_as_done() {
+    enter_node();
+    let mut proxy = Proxy::new(Family::V4);
+    proxy.full(some_routes());
+    run("nft delete element ip kube-proxy vips-1 { 172.30.0.1 . tcp . 80 }");
+    proxy.change(&name("a"), None);
+    proxy.upkeep(std::time::Duration::from_secs(2));
+    let listing = run("nft list table ip kube-proxy");
+    assert!(!listing.contains("10.0.2.1"), "all the rest took effect");
+}
+
+#[test]
+fn what_somebody_else_wrote_in_our_place_means_to_read_the_kernel_again() {
+    use proxy_core::backend::{ApplyError, Change, Planned, Planner as _};
+    enter_node();
+    let mut proxy = Proxy::new(Family::V4);
+    proxy.full(some_routes());
+    run("nft add element ip kube-proxy vips-1 { 172.30.0.3 . tcp . 80 : 1:1 }");
+    let after = std::sync::Arc::new(route(&[target("10.0.2.1")]).cluster_ip("172.30.0.3"));
+    let change = Change { name: name("c"), before: None, after: Some(after) };
+    let now = support::routes::now();
+    let Planned::Plan(plan) = proxy.planner.plan(&[change], &proxy.environment, now) else {
+        panic!("the change fits");
+    };
+    let refused = proxy.executor.apply(&plan).expect_err("the element is there with other data");
+    assert!(matches!(refused, ApplyError::Lost(_)), "{refused:?}");
+    assert!(refused.to_string().contains("172.30.0.3 . tcp . 80"), "{refused}");
+}
+
+#[test]
+fn a_service_that_the_kernel_refuses_is_named() {
+    use proxy_core::backend::{ApplyError, Change, Planned, Planner as _};
+    enter_node();
+    let mut proxy = Proxy::new(Family::V4);
+    proxy.full(some_routes());
+    let good = |at: &str| std::sync::Arc::new(route(&[target("10.0.9.1")]).cluster_ip(at));
+    // An address of the other family: its key has the wrong length.
+    let changes = [
+        Change { name: name("c"), before: None, after: Some(good("172.30.0.3")) },
+        Change { name: name("d"), before: None, after: Some(good("fd99::1")) },
+        Change { name: name("e"), before: None, after: Some(good("172.30.0.5")) },
+    ];
+    let now = support::routes::now();
+    let Planned::Plan(plan) = proxy.planner.plan(&changes, &proxy.environment, now) else {
+        panic!("the change fits");
+    };
+    match proxy.executor.apply(&plan) {
+        Err(ApplyError::Refused { culprit, reason }) => {
+            assert_eq!(culprit, Some(1), "{reason}");
+            assert!(reason.contains("fd99::1"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(!run("nft list table ip kube-proxy").contains("172.30.0.3"), "nothing took effect");
+}
+
+#[test]
+fn maps_grow_before_they_are_full() {
+    enter_node();
+    let mut proxy = Proxy::new(Family::V4);
+    proxy.full(vec![]);
+    let targets = |count: u32| -> Vec<_> {
+        (0..count)
+            .map(|number| target(&format!("10.{}.{}.{}", number >> 16, number >> 8 & 255, number & 255)))
+            .collect()
+    };
+    for count in [1, 500, 700, 3000, 20_000, 100_000, 1] {
+        proxy.change(&name("big"), Some(route(&targets(count)).cluster_ip("172.30.0.1")));
+        assert!(proxy.executor.intact().expect("the kernel answers"));
+    }
+    let listing = run("nft list table ip kube-proxy");
+    assert_eq!(listing.matches(". 8080").count(), 2, "one slot and one source");
+}

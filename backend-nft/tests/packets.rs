@@ -501,3 +501,21 @@ fn out_of_window(world: World) {
         run(&format!("nft delete table {family} watch"));
     }
 }
+
+#[test]
+fn a_full_map_of_clients_costs_stickiness_only_and_is_counted() {
+    let world = World::new(Family::V4);
+    let mut proxy = Proxy::new(Family::V4);
+    proxy.planner = backend_nft::Planner::new(Family::V4).remember_clients(2);
+    let mut web = route(&[world.local(1), world.local(2), world.local(3)]).cluster_ip("172.30.0.1");
+    web.affinity = Some(600);
+    proxy.full(vec![(name("web"), web)]);
+    let at = to("172.30.0.1", 80);
+    for known in [POD1, OUTSIDE] {
+        assert_eq!(answering(known, at).len(), 1);
+    }
+    assert_eq!(proxy.executor.clients_not_remembered().expect("the kernel answers"), 0);
+    assert_eq!(answering(Some("pod2"), at), names(&["pod2", "pod3", "pod4"]));
+    assert_eq!(answering(POD1, at).len(), 1, "who is known stays so");
+    assert_eq!(proxy.executor.clients_not_remembered().expect("the kernel answers"), 30);
+}
