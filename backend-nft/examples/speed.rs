@@ -25,8 +25,10 @@ fn main() {
     let runs: usize = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(5);
     unshare(CloneFlags::CLONE_NEWNET).expect("measurements run as root");
     println!("load average: {}", std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
-    if std::env::args().nth(2).as_deref() == Some("ranges") {
-        return ranges(runs);
+    match std::env::args().nth(2).as_deref() {
+        Some("ranges") => return ranges(runs),
+        Some("memory") => return resident(),
+        _ => {}
     }
     let shapes = [(10_000, 10), (45_000, 1), (5_000, 50)];
     let mut loads = vec![Vec::new(); shapes.len()];
@@ -124,10 +126,52 @@ fn changes() {
             times.push(proxy.change(name, before, &after));
             times.push(proxy.change(name, &after, before));
         }
-        let memory = memory();
-        println!("one endpoint changed at {services} services: {}, resident {memory}", spread(&mut times));
+        println!("one endpoint changed at {services} services: {}", spread(&mut times));
+        checks(&mut proxy, services);
         backend_nft::cleanup(Family::V4).expect("the table is there");
     }
+}
+
+/// The check for drift, when nobody else committed and when somebody did.
+fn checks(proxy: &mut Proxy, services: usize) {
+    let (mut idle, mut disturbed) = (Vec::new(), Vec::new());
+    let check = |proxy: &mut Proxy| {
+        let start = Instant::now();
+        assert!(proxy.executor.intact().expect("the kernel answers"));
+        start.elapsed()
+    };
+    for _ in 0..100 {
+        // Somebody else's commit.
+        backend_nft::probe(Family::V4).expect("the kernel answers");
+        disturbed.push(check(proxy));
+        idle.push(check(proxy));
+    }
+    println!(
+        "check for drift at {services} services: nobody committed {}, somebody did {}",
+        spread(&mut idle),
+        spread(&mut disturbed)
+    );
+}
+
+/// What planner and executor take at 10,000 x 10, beside the routes.
+fn resident() {
+    let routes = routes(10_000, 10, 1);
+    println!("with the routes alone: {}", memory());
+    let mut proxy = Proxy::new();
+    proxy.full(&routes);
+    println!("after the first load: {}", memory());
+    for _ in 0..5 {
+        for (name, before) in &routes {
+            let mut after = Route::clone(before);
+            after.cluster = after.cluster[1..].into();
+            let after = Arc::new(after);
+            proxy.change(name, before, &after);
+            proxy.change(name, &after, before);
+        }
+    }
+    println!("after 100,000 changes: {}", memory());
+    proxy.full(&routes);
+    println!("after a start over: {}", memory());
 }
 
 fn ranges(runs: usize) {
