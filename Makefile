@@ -12,7 +12,7 @@ build:
 demo:
 	@tools/setup test
 	cargo build --release --locked -p kube-proxy -p integration --bin kube-proxy --bin demo
-	target/release/demo --kube-proxy target/release/kube-proxy
+	target/release/demo
 
 # Everything: formatting, lints, licences (where cargo-deny is installed), and all tests on a real kernel.
 test: lint
