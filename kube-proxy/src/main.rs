@@ -14,6 +14,7 @@ mod logging;
 mod metrics;
 mod node;
 mod observe;
+mod plausibility;
 mod reload;
 mod run;
 mod slim;

@@ -39,6 +39,7 @@ use crate::{
     metrics::Metrics,
     node::{self, Node},
     observe::{AfterFirstSync, Observations},
+    plausibility::{self, Found},
     reload,
     sysctl::{self, Sysctl},
     watch as watches,
@@ -145,7 +146,10 @@ async fn start(
         remove_leftovers(&settings),
     );
     let environment = environment_settings(&settings, &pod_cidrs);
-    let engine_ended = start_engine(&settings, environment, inbox, observations, &health, &events)?;
+    let primary = ips.first().map_or(Family::V4, |ip| Family::of(*ip));
+    let fits =
+        |served: &[Family]| plausibility::check(&settings, Found { primary, served, pod_cidrs: &pod_cidrs });
+    let engine_ended = start_engine(&settings, environment, inbox, observations, (&health, &events), &fits)?;
 
     let settings = Arc::new(settings);
     let (current, shown) = watch::channel(Arc::clone(&settings));
@@ -363,10 +367,10 @@ fn start_engine(
     environment: EnvironmentSettings,
     inbox: mpsc::Receiver<Message>,
     observations: Observations,
-    health: &HealthState,
-    events: &Events,
+    (health, events): (&HealthState, &Events),
+    fits: &dyn Fn(&[Family]) -> anyhow::Result<()>,
 ) -> anyhow::Result<EngineEnded> {
-    let start = Start { environment, pace: pace(settings), inbox, observations, health };
+    let start = Start { environment, pace: pace(settings), inbox, observations, health, fits };
     match settings.mode {
         Mode::Nftables => {
             let open = |family| {
@@ -434,6 +438,8 @@ struct Start<'a> {
     inbox: mpsc::Receiver<Message>,
     observations: Observations,
     health: &'a HealthState,
+    /// Whether the configuration fits these families.
+    fits: &'a dyn Fn(&[Family]) -> anyhow::Result<()>,
 }
 
 impl Start<'_> {
@@ -447,6 +453,8 @@ impl Start<'_> {
         P: Planner + Send + 'static,
         X: Executor<Op = P::Op, Found = P::Found> + Send + 'static,
     {
+        let served: Vec<Family> = backends.iter().map(|(family, ..)| *family).collect();
+        (self.fits)(&served)?;
         let watched = backends.into_iter().map(|(family, planner, executor)| {
             self.health.started(family, Instant::now());
             (family, planner, Watched { family, executor, health: self.health.clone() })
