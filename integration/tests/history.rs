@@ -10,13 +10,13 @@ use integration::lab::{Detect, Lab, Mode, Options};
 /// Probes after each step.
 const SAMPLES: usize = 150;
 
-fn follow(mode: Mode, default_seeds: std::ops::RangeInclusive<u64>, default_steps: usize) {
+fn follow(mode: Mode, default_seed: u64, default_steps: usize) {
     let seeds = match env::var("SWITCHYARD_HISTORY") {
         Ok(text) => {
             let (first, last) = text.split_once('-').expect("SWITCHYARD_HISTORY is first-last");
             first.parse().expect("a number")..=last.parse().expect("a number")
         }
-        Err(_) => default_seeds,
+        Err(_) => default_seed..=default_seed,
     };
     let steps = env::var("SWITCHYARD_HISTORY_STEPS")
         .map_or(default_steps, |text| text.parse().expect("SWITCHYARD_HISTORY_STEPS is a number"));
@@ -71,22 +71,33 @@ fn follow(mode: Mode, default_seeds: std::ops::RangeInclusive<u64>, default_step
     }
 }
 
-#[test]
-fn nftables_mode_follows_random_histories() {
-    follow(Mode::Nftables, 1..=4, 25);
+/// One test per seed, so that they run side by side.
+macro_rules! histories {
+    ($($name:ident: $mode:expr, $seed:literal;)+) => {$(
+        #[test]
+        fn $name() {
+            follow($mode, $seed, 25);
+        }
+    )+};
+}
+
+histories! {
+    nftables_mode_follows_history_1: Mode::Nftables, 1;
+    nftables_mode_follows_history_2: Mode::Nftables, 2;
+    nftables_mode_follows_history_3: Mode::Nftables, 3;
+    nftables_mode_follows_history_4: Mode::Nftables, 4;
+    iptables_mode_follows_history_5_in_legacy_tables: Mode::IptablesLegacy, 5;
+    iptables_mode_follows_history_6_in_legacy_tables: Mode::IptablesLegacy, 6;
+    iptables_mode_follows_history_7_in_nft_tables: Mode::IptablesNft, 7;
+    iptables_mode_follows_history_8_in_nft_tables: Mode::IptablesNft, 8;
 }
 
 #[test]
-fn iptables_mode_follows_random_histories_in_legacy_tables() {
-    follow(Mode::IptablesLegacy, 5..=7, 25);
+fn ipvs_mode_follows_history_9() {
+    vm_test::with_ipvs(|| follow(Mode::Ipvs, 9, 12));
 }
 
 #[test]
-fn iptables_mode_follows_random_histories_in_nft_tables() {
-    follow(Mode::IptablesNft, 8..=10, 25);
-}
-
-#[test]
-fn ipvs_mode_follows_random_histories() {
-    vm_test::with_ipvs(|| follow(Mode::Ipvs, 11..=12, 12));
+fn ipvs_mode_follows_history_10() {
+    vm_test::with_ipvs(|| follow(Mode::Ipvs, 10, 12));
 }

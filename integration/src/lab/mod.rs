@@ -358,7 +358,7 @@ impl Lab {
             let mut wrongs = Vec::new();
             let mut still = Vec::new();
             for ((protocol, at, verdict), outcome) in left.into_iter().zip(outcomes) {
-                if let Err(wrong) = judge(&verdict, from.place, at, &own_addresses(), &outcome) {
+                if let Err(wrong) = judge(&verdict, from.place, at, &self.may_refuse(at), &outcome) {
                     wrongs.push(format!("{from:?} -> {protocol} {at}: {wrong}"));
                     still.push((protocol, at, verdict));
                 }
@@ -394,7 +394,7 @@ impl Lab {
             let outcomes = self.network.probe(from.place, &vec![probe; samples])?;
             let wrong = outcomes
                 .iter()
-                .find_map(|outcome| judge(verdict, from.place, to, &own_addresses(), outcome).err());
+                .find_map(|outcome| judge(verdict, from.place, to, &self.may_refuse(to), outcome).err());
             for outcome in &outcomes {
                 if let Outcome::Answered { answer, .. } = outcome {
                     seen.insert((answer.by.clone(), answer.port));
@@ -421,8 +421,7 @@ impl Lab {
     /// A probe as this lab sends it: from an address that is known beforehand.
     fn probe(&self, from: Origin, protocol: Protocol, to: SocketAddr) -> (Origin, Probe) {
         let source = self.source(from, to);
-        let leave_to_kernel =
-            from.place == Place::Node && (self.options.mode == Mode::Ipvs || is_own(to.ip()));
+        let leave_to_kernel = from.place == Place::Node && source.address == to.ip();
         let probe = Probe::new(protocol, to);
         (from, if leave_to_kernel { probe } else { probe.from_address(source.address) })
     }
@@ -432,8 +431,9 @@ impl Lab {
         let family = Family::of(to.ip());
         let address = match from.place {
             Place::Client if from.far => family.far_client(),
-            // A connection to one of one's own addresses comes from that address. IPVS makes every VIP such an address.
-            Place::Node if is_own(to.ip()) || self.options.mode == Mode::Ipvs => to.ip(),
+            // A connection to one of one's own addresses comes from that address. IPVS makes every VIP such an address,
+            // but in IPv6 any other address of the node may be chosen.
+            Place::Node if is_own(to.ip()) || (self.options.mode == Mode::Ipvs && to.is_ipv4()) => to.ip(),
             Place::Node => family.node_addresses()[1],
             place => place.address(family),
         };
@@ -443,6 +443,16 @@ impl Lab {
             _ => SourceKind::Elsewhere,
         };
         Source { kind, address }
+    }
+
+    /// Addresses that may be refused where nothing translates them: the node's own, and with IPVS every address of a
+    /// Service until the last connection to it has ended.
+    fn may_refuse(&self, to: SocketAddr) -> Vec<IpAddr> {
+        let mut addresses = own_addresses();
+        if self.options.mode == Mode::Ipvs {
+            addresses.push(to.ip());
+        }
+        addresses
     }
 
     /// The last lines of the proxy's log and the rules in force, for a failure's message.

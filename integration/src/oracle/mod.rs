@@ -113,9 +113,11 @@ impl Oracle {
         services
             .sort_by(|a, b| (&a.created, &a.namespace, &a.name).cmp(&(&b.created, &b.namespace, &b.name)));
         let node = of_kind("Node").find(|node| node["metadata"]["name"] == settings.node_name.as_str());
+        let mut slices: Vec<Value> = of_kind("EndpointSlice").cloned().collect();
+        slices.sort_by_key(|slice| objects::text(&slice["metadata"]["name"]));
         Self {
             services,
-            slices: of_kind("EndpointSlice").cloned().collect(),
+            slices,
             service_cidrs: of_kind("ServiceCIDR")
                 .flat_map(|cidr| objects::networks(&cidr["spec"]["cidrs"]))
                 .collect(),
@@ -140,7 +142,7 @@ impl Oracle {
             }
             for port in service.ports.iter().filter(|port| port.protocol == protocol) {
                 if let Some(way) = self.way_in(service, port, source, to) {
-                    return self.through(service, port, way, source, family);
+                    return self.through(service, port, way, source, to);
                 }
             }
         }
@@ -199,7 +201,8 @@ impl Oracle {
             }
     }
 
-    fn through(&self, service: &Service, port: &Port, way: Way, source: Source, family: Family) -> Verdict {
+    fn through(&self, service: &Service, port: &Port, way: Way, source: Source, to: SocketAddr) -> Verdict {
+        let family = Family::of(to.ip());
         let endpoints = self.endpoints(service, port, family);
         let usable = |endpoint: &&Endpoint| endpoint.ready || (endpoint.serving && endpoint.terminating);
         let nobody_anywhere = !endpoints.iter().any(|endpoint| usable(&endpoint));
@@ -225,11 +228,16 @@ impl Oracle {
                 let chosen =
                     if service.internal_local { self.local(&endpoints) } else { self.anywhere(&endpoints) };
                 let detects = !matches!(self.settings.detect_local, DetectLocal::Never);
-                (chosen, self.settings.masquerade_all || (detects && !local_pod))
+                // IPVS makes the address one of the node's own, whose connections may come from that very address.
+                let from_itself = self.settings.mode == Mode::Ipvs && source.kind == SourceKind::Node;
+                (chosen, self.settings.masquerade_all || (detects && !local_pod) || from_itself)
             }
             _ if !service.external_local => (self.anywhere(&endpoints), true),
+            // The others look at the address first, and some of the node's are within the pods' network.
+            _ if source.kind == SourceKind::Node && (self.settings.mode == Mode::Ipvs || !local_pod) => {
+                (self.anywhere(&endpoints), true)
+            }
             _ if local_pod => (self.anywhere(&endpoints), false),
-            _ if source.kind == SourceKind::Node => (self.anywhere(&endpoints), true),
             _ => (self.local(&endpoints), false),
         };
         if chosen.is_empty() {
@@ -245,14 +253,14 @@ impl Oracle {
         )
     }
 
-    /// All endpoints of a Service port, each address and port once.
+    /// All endpoints of a Service port, each address and port once. An address may be used again before the old pod has
+    /// gone, so what terminates gives way to what does not; among equals the last slice by name is believed.
     fn endpoints(&self, service: &Service, port: &Port, family: Family) -> Vec<Endpoint> {
         let mut by_address: BTreeMap<SocketAddr, Endpoint> = BTreeMap::new();
         for endpoint in self.slices.iter().flat_map(|slice| objects::endpoints(slice, service, port, family))
         {
-            match by_address.get(&endpoint.at) {
-                Some(known) if !known.terminating || endpoint.terminating => {}
-                _ => drop(by_address.insert(endpoint.at, endpoint)),
+            if !endpoint.terminating || !by_address.contains_key(&endpoint.at) {
+                by_address.insert(endpoint.at, endpoint);
             }
         }
         by_address.into_values().collect()
@@ -308,10 +316,13 @@ impl Oracle {
 
     /// An address and port that no Service has.
     fn unclaimed(&self, address: IpAddr) -> Verdict {
-        let of = |addresses: &[IpAddr]| addresses.contains(&address);
-        let a_cluster_ip = self.services.iter().any(|service| first_of_family(&service.cluster_ips, address));
-        let another_vip =
-            self.services.iter().any(|service| of(&service.external_ips) || of(&service.load_balancer_ips));
+        let here =
+            |service: &&Service| service.cluster_ips.iter().any(|known| known.is_ipv4() == address.is_ipv4());
+        let mut services = self.services.iter().filter(here);
+        let a_cluster_ip = services.clone().any(|service| first_of_family(&service.cluster_ips, address));
+        let another_vip = services.any(|service| {
+            service.external_ips.contains(&address) || service.load_balancer_ips.contains(&address)
+        });
         match self.settings.mode {
             Mode::Nftables if a_cluster_ip => Verdict::Reject,
             Mode::Nftables if self.service_cidrs.iter().any(|cidr| cidr.contains(&address)) => Verdict::Drop,

@@ -15,7 +15,8 @@ crate::scenarios! {
         everybody_may_come_where_a_range_is_everything;
 }
 
-const NEAR: [&str; 2] = ["192.168.70.0/24", "fd00:70::/64"];
+/// The client and the node; with IPVS the node's own connections count as the node's address.
+const NEAR: [&str; 4] = ["192.168.70.0/24", "192.168.50.1/32", "fd00:70::/64", "fd00:50::1/128"];
 const FAR: [&str; 2] = ["203.0.113.0/24", "2001:db8:113::/64"];
 
 fn only_listed_sources_may_use_the_load_balancer_address(lab: &mut Lab) {
