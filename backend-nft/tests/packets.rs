@@ -111,6 +111,7 @@ in_both_families! {
     sticky => a_client_stays_with_its_endpoint, a_client_stays_with_its_endpoint_by_ipv6;
     by_udp => datagrams_are_balanced_too, datagrams_are_balanced_too_by_ipv6;
     changing => a_change_takes_effect_at_once, a_change_takes_effect_at_once_by_ipv6;
+    foreign_priority => the_priority_that_others_set_survives, the_priority_that_others_set_survives_by_ipv6;
     out_of_window => a_stray_packet_of_an_endpoint_does_not_cost_the_connection, a_stray_packet_of_an_endpoint_does_not_cost_the_connection_by_ipv6;
     priority => no_packet_leaves_with_our_priority, no_packet_leaves_with_our_priority_by_ipv6;
 }
@@ -518,4 +519,28 @@ fn a_full_map_of_clients_costs_stickiness_only_and_is_counted() {
     assert_eq!(answering(Some("pod2"), at), names(&["pod2", "pod3", "pod4"]));
     assert_eq!(answering(POD1, at).len(), 1, "who is known stays so");
     assert_eq!(proxy.executor.clients_not_remembered().expect("the kernel answers"), 30);
+}
+
+/// Somebody else's priority on traffic that is none of ours: forwarded (IPv4 forwarding sets it anew anyway) and sent
+/// by the node.
+fn foreign_priority(world: World) {
+    let family = if world.family == Family::V4 { "ip" } else { "ip6" };
+    let watch = format!(
+        "add table {family} watch
+         add chain {family} watch early {{ type filter hook prerouting priority -150; }}
+         add rule {family} watch early tcp dport 8080 meta priority set 1:7
+         add chain {family} watch sent {{ type filter hook output priority -150; }}
+         add rule {family} watch sent tcp dport 8080 meta priority set 1:7
+         add chain {family} watch late {{ type filter hook postrouting priority 400; }}
+         add rule {family} watch late tcp flags & (syn | ack) == syn meta priority 1:7 counter comment \"kept\""
+    );
+    load("nft", &watch).expect("nft takes it");
+    let mut proxy = Proxy::new(world.family);
+    let web = route(&[world.remote(1)]).cluster_ip(&world.vip(1)).node_port(30080);
+    proxy.full(vec![(name("web"), web)]);
+    let pod = to(&world.of(&world.pods[1]).to_string(), 8080);
+    assert_eq!(tcp(NODE, pod).name(), "pod2");
+    assert_eq!(counted("kept"), 1);
+    assert_eq!(tcp(POD1, pod).name(), "pod2");
+    assert_eq!(counted("kept"), if world.family == Family::V6 { 2 } else { 1 });
 }
