@@ -18,6 +18,8 @@ pub struct Found {
     pub routes: HashSet<IpAddr>,
     /// Addresses of our device.
     pub addresses: HashSet<IpAddr>,
+    /// Rules of an nftables mode translate connections at present: kube-proxy's, or of our other backend.
+    pub translated: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

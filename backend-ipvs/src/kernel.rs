@@ -23,6 +23,9 @@ use crate::{
     survey, sysctl,
 };
 
+/// As many as one send carries.
+const REQUESTS_AT_ONCE: usize = 256;
+
 /// The index of `lo` in every network namespace.
 const LOOPBACK: u32 = 1;
 
@@ -32,7 +35,7 @@ pub struct IpvsExecutor {
     pub(crate) family: Family,
     pub(crate) ipvs: ipvs_netlink::Socket,
     pub(crate) route: netlink::Socket,
-    nft: netlink::Socket,
+    pub(crate) nft: netlink::Socket,
     reports: Sender<Reaped>,
     /// The index of our device.
     pub(crate) device: Option<u32>,
@@ -221,25 +224,53 @@ impl IpvsExecutor {
     }
 
     fn virtual_servers(&mut self, ops: &[Owned<Op>], outcome: &mut Outcome) -> Result<(), ApplyError> {
-        let mut indices = Vec::with_capacity(ops.len());
+        // What is encoded is sent while it is still in the processor's cache.
+        for ops in ops.chunks(REQUESTS_AT_ONCE) {
+            self.requests(ops, outcome)?;
+        }
+        Ok(())
+    }
+
+    fn requests(&mut self, ops: &[Owned<Op>], outcome: &mut Outcome) -> Result<(), ApplyError> {
+        let mut pushed: Vec<&Owned<Op>> = Vec::with_capacity(ops.len());
+        let mut reorders: Vec<&Owned<Op>> = Vec::new();
         self.batch.clear();
-        for (at, owned) in ops.iter().enumerate() {
-            if let Op::Reap { key, destinations, force, server } = &owned.op {
-                self.reap(*key, destinations, *force, *server)?;
-            } else {
-                push(&mut self.batch, &owned.op);
-                indices.push(at);
+        for owned in ops {
+            match &owned.op {
+                Op::Reap { key, destinations, force, server } => {
+                    self.reap(*key, destinations, *force, *server)?
+                }
+                Op::Reorder(..) => reorders.push(owned),
+                op => {
+                    push(&mut self.batch, op);
+                    pushed.push(owned);
+                }
             }
         }
         let failures = self.ipvs.send(&mut self.batch).map_err(lost)?;
+        self.set_right(&failures, &pushed, outcome)?;
+        for owned in reorders {
+            if let Op::Reorder(key, destinations) = &owned.op {
+                self.reorder(*key, destinations)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the other request where somebody had been there before us, and reports what cannot be.
+    fn set_right(
+        &mut self,
+        failures: &[ipvs_netlink::Failure],
+        pushed: &[&Owned<Op>],
+        outcome: &mut Outcome,
+    ) -> Result<(), ApplyError> {
         if failures.is_empty() {
             return Ok(());
         }
-        // The other request where somebody had been there before us.
-        let mut again: Vec<usize> = Vec::new();
+        let mut again: Vec<&Owned<Op>> = Vec::new();
         self.batch.clear();
         for failure in failures {
-            let owned = &ops[indices[failure.index]];
+            let owned = pushed[failure.index];
             match (&owned.op, failure.errno) {
                 (Op::NewServer(service), libc::EEXIST) => self.batch.set_service(service),
                 (Op::NewDestination(key, to), libc::EEXIST) => self.batch.set_destination(key, to),
@@ -251,13 +282,36 @@ impl IpvsExecutor {
                     continue;
                 }
             }
-            again.push(indices[failure.index]);
+            again.push(owned);
         }
         for failure in self.ipvs.send(&mut self.batch).map_err(lost)? {
-            let owned = &ops[again[failure.index]];
+            let owned = again[failure.index];
             outcome.rejected.push(self.rejection(&owned.op, owned.owner, failure.errno)?);
         }
         Ok(())
+    }
+
+    /// Out and in again within one send: the kernel finds a destination that was just deleted by its address and takes
+    /// it back with its connections (`ip_vs_trash_get_dest`).
+    fn reorder(&mut self, key: ServiceKey, destinations: &[Destination]) -> Result<(), ApplyError> {
+        self.batch.clear();
+        for to in destinations {
+            self.batch.del_destination(&key, to.address, to.port);
+            self.batch.new_destination(&key, to);
+        }
+        if let Err(error) = sysctl::expire_orphans(false) {
+            // Then the order may differ from that of other nodes, which costs less than connections.
+            tracing::warn!(server = %key, %error, "endpoints keep their order for Maglev hashing");
+            return Ok(());
+        }
+        let sent = self.ipvs.send(&mut self.batch);
+        if let Err(error) = sysctl::expire_orphans(true) {
+            tracing::warn!(%error, "net.ipv4.vs.expire_nodest_conn stays 0");
+        }
+        match sent.map_err(lost)?.first() {
+            Some(failure) => Err(lost(failure)),
+            None => Ok(()),
+        }
     }
 
     fn rejection(&self, op: &Op, owner: Option<u32>, errno: i32) -> Result<Rejection, ApplyError> {
@@ -410,6 +464,7 @@ impl Subsystem {
             | Op::NewDestination(..)
             | Op::SetDestination(..)
             | Op::DeleteDestination(..)
+            | Op::Reorder(..)
             | Op::Reap { .. } => Self::Ipvs,
         }
     }

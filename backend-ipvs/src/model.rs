@@ -107,6 +107,9 @@ impl Model {
                 .servers
                 .get_mut(key)
                 .is_some_and(|(_, destinations)| destinations.remove(&(*addr, *port)).is_some()),
+            Op::Reorder(key, destinations) => self.servers.get(key).is_some_and(|(_, standing)| {
+                destinations.iter().all(|to| standing.get(&(to.address, to.port)) == Some(to))
+            }),
             // Nothing has connections here; an operation on what is gone already is no error.
             Op::Reap { key, destinations: gone, server, .. } => {
                 if let Some((_, destinations)) = self.servers.get_mut(key) {
@@ -193,7 +196,7 @@ impl Model {
             Binding::Routes => (bound, Default::default()),
             Binding::Addresses => (Default::default(), bound),
         };
-        Found { servers: servers.collect(), routes, addresses }
+        Found { servers: servers.collect(), routes, addresses, translated: false }
     }
 
     /// Servers and elements but for what drains, as text: two models with the same text treat new connections alike.

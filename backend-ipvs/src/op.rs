@@ -25,6 +25,8 @@ pub enum Op {
     NewDestination(ServiceKey, Destination),
     SetDestination(ServiceKey, Destination),
     DeleteDestination(ServiceKey, IpAddr, u16),
+    /// Take these destinations out and put them back in this order, without an end to their connections.
+    Reorder(ServiceKey, Box<[Destination]>),
     /// Delete those of these destinations that have no connections, or all if `force`. With `server`, delete the
     /// virtual server too once it has none left.
     Reap {
@@ -89,6 +91,10 @@ impl fmt::Display for Op {
             Self::SetDestination(key, to) => write!(f, "set destination {key} -> {}", Weighted(to)),
             Self::DeleteDestination(key, addr, port) => {
                 write!(f, "delete destination {key} -> {}", Socket(*addr, *port))
+            }
+            Self::Reorder(key, destinations) => {
+                write!(f, "reorder {key} ->")?;
+                destinations.iter().try_for_each(|to| write!(f, " {}", Socket(to.address, to.port)))
             }
             Self::Reap { key, destinations, force, server } => {
                 write!(f, "reap{} {key} ->", if *force { " by force" } else { "" })?;

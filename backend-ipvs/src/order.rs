@@ -22,6 +22,16 @@ impl Order {
         all
     }
 
+    /// What must be put anew so that a table of Maglev does not depend on what was there before: everything from the
+    /// first addition on. Both lists are sorted; `None` where the scheduler does not care.
+    pub(crate) fn anew(after: &Server, added: &[(IpAddr, u16)]) -> Option<Box<[Destination]>> {
+        let first = added.iter().min().filter(|_| after.service.scheduler == Scheduler::MH)?;
+        let behind: Box<[Destination]> =
+            after.destinations.iter().filter(|to| (to.address, to.port) >= *first).copied().collect();
+        // One that is alone was put last just now.
+        (behind.len() > 1).then_some(behind)
+    }
+
     fn rank(self, key: &ServiceKey, to: &Destination) -> u64 {
         let (addr, port) = match *key {
             ServiceKey::Address { address, port, .. } => (number(address), u64::from(port)),

@@ -187,6 +187,7 @@ impl Planner for IpvsPlanner {
         let mut draft = Draft::default();
         draft.device.push(Op::Device, None);
         draft.prepare.push(Op::Rebuild(environment.clone()), None);
+        draft.translated = found.translated;
         let wanted = mem::take(&mut net.servers);
         self.full_servers(wanted, &found, environment.family, &mut fresh, now, &mut draft);
         fresh.count(net, &mut draft);
@@ -355,8 +356,13 @@ impl State {
                 } else {
                     draft.servers.push(Op::NewServer(after.service), owner);
                 }
+                let stood = self.drains.get(&key).is_some();
                 for to in self.order.of(&after) {
                     self.add_destination(key, to, owner, draft);
+                }
+                let all: Vec<_> = after.destinations.iter().map(|to| (to.address, to.port)).collect();
+                if let Some(anew) = Order::anew(&after, &all).filter(|_| stood) {
+                    draft.servers.push(Op::Reorder(key, anew), owner);
                 }
             }
             (Some(before), Some(after)) => {
@@ -364,6 +370,13 @@ impl State {
                     draft.servers.push(Op::SetServer(after.service), owner);
                 }
                 self.destinations(key, &before, &after, owner, now, draft);
+                // Maglev chosen anew: the order so far was the node's own.
+                let all: Vec<_> = after.destinations.iter().map(|to| (to.address, to.port)).collect();
+                if before.service.scheduler != after.service.scheduler
+                    && let Some(anew) = Order::anew(&after, &all)
+                {
+                    draft.servers.push(Op::Reorder(key, anew), owner);
+                }
             }
             (Some(before), None) => self.remove_server(key, before, pair.bound, owner, now, draft),
         }
@@ -380,6 +393,7 @@ impl State {
         draft: &mut Draft,
     ) {
         let place = |to: &Destination| (to.address, to.port);
+        let mut added = Vec::new();
         let (mut old, mut new) =
             (before.destinations.iter().peekable(), after.destinations.iter().peekable());
         loop {
@@ -398,10 +412,14 @@ impl State {
                 }
                 (_, Some(to)) => {
                     self.add_destination(key, **to, owner, draft);
+                    added.push(place(to));
                     new.next();
                 }
                 (Some(_), None) => unreachable!("taken by the guard above"),
             }
+        }
+        if let Some(anew) = Order::anew(after, &added) {
+            draft.servers.push(Op::Reorder(key, anew), owner);
         }
     }
 
@@ -597,6 +615,9 @@ struct Draft {
     clear: Step<Op>,
     /// Addresses that no longer are held for a draining virtual server.
     let_go: Vec<IpAddr>,
+    /// The rules in force take connections past every virtual server, and go with `prepare`: not before the virtual
+    /// servers can be reached.
+    translated: bool,
 }
 
 impl Draft {
@@ -607,12 +628,15 @@ impl Draft {
         self.prepare.ops.splice(at..at, self.replace.ops);
         // A map's key goes before it comes with another value.
         self.circuits.ops.sort_by_key(|owned| matches!(owned.op, Op::AddElement(_)));
+        let (guards_first, guards_last) =
+            if self.translated { (Step::default(), self.prepare) } else { (self.prepare, Step::default()) };
         let steps = [
             self.device,
-            self.prepare,
+            guards_first,
             self.servers,
             self.circuits,
             self.bind,
+            guards_last,
             self.unbind,
             self.delete,
             self.clear,

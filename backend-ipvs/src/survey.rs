@@ -12,6 +12,8 @@ use proxy_core::{backend::ApplyError, model::Family};
 use crate::{
     found::{Found, FoundServer, is_excluded, is_ours},
     kernel::{IpvsExecutor, ipvs_family, lost},
+    nftables,
+    scaffold::VIPS,
     settings::{DEVICE, ROUTE_PROTOCOL},
 };
 
@@ -45,7 +47,18 @@ pub(crate) fn survey(executor: &mut IpvsExecutor) -> Result<Found, ApplyError> {
         };
         servers.push(FoundServer { service: entry.service, destinations });
     }
-    Ok(Found { servers, routes, addresses })
+    let translated = is_translated(executor).map_err(lost)?;
+    Ok(Found { servers, routes, addresses, translated })
+}
+
+/// Whether the table holds rules that translate, and not ours.
+fn is_translated(executor: &mut IpvsExecutor) -> Result<bool, netlink::Error> {
+    let chain = nftables::chain(&mut executor.nft, executor.family, "nat-prerouting")?;
+    if chain.is_none_or(|chain| chain.uses == 0) {
+        return Ok(false);
+    }
+    let sets = nftables::sets(&mut executor.nft, executor.family)?;
+    Ok(!sets.iter().any(|name| name == VIPS))
 }
 
 /// The addresses that local routes of ours bind.

@@ -37,6 +37,12 @@ pub(crate) fn apply(settings: &Settings, family: Family) {
     }
 }
 
+/// While this is off, a packet of a connection whose endpoint is not there just now is dropped, and sent again by TCP,
+/// where otherwise the connection would end.
+pub(crate) fn expire_orphans(on: bool) -> io::Result<()> {
+    set("net/ipv4/vs/expire_nodest_conn", if on { "1" } else { "0" }).map(drop)
+}
+
 /// Whether it had to be written. `conn_reuse_mode` stays at the kernel's 1: kube-proxy sets 0 only before Linux 5.9,
 /// where a reused port cost a second.
 fn set(name: &str, value: &str) -> io::Result<bool> {

@@ -299,10 +299,24 @@ fn kube_proxys_addresses_and_servers_are_taken_over() {
             server("10.96.0.9", "10.1.0.9"),
             server("203.0.113.5", "10.1.0.8"),
         ],
-        routes: HashSet::new(),
         addresses: [ip("10.96.0.1"), ip("10.96.0.9")].into(),
+        ..Found::default()
     };
     insta::assert_snapshot!(full(&[("web", &route())], Settings::default(), found));
+}
+
+#[test]
+fn rules_that_translate_go_once_the_virtual_servers_can_be_reached() {
+    let found = Found { translated: true, ..Found::default() };
+    let plan = full(&[("web", &route())], Settings::default(), found).to_string();
+    let line = |word: &str| {
+        let at = plan.lines().position(|line| line.starts_with(word));
+        at.unwrap_or_else(|| panic!("no line begins with {word:?} in\n{plan}"))
+    };
+    assert!(line("bind") < line("rebuild"), "{plan}");
+    let plan = full(&[("web", &route())], Settings::default(), Found::default()).to_string();
+    let line = |word: &str| plan.lines().position(|line| line.starts_with(word));
+    assert!(line("rebuild") < line("bind"), "else the guards come first: {plan}");
 }
 
 #[test]

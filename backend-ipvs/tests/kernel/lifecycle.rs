@@ -454,3 +454,41 @@ fn udp_and_tcp_of_one_port_are_two_servers() {
         assert_eq!(udp(CLIENT, VIP), Reply::Refused);
     });
 }
+
+#[test]
+fn maglev_leads_a_client_to_the_same_endpoint_whatever_happened_before() {
+    with_ipvs(|| {
+        rig::build();
+        let mut driver = Driver::start(Family::V4, Settings::default());
+        let by_maglev = |vip: &str, endpoints: &[&str]| Route {
+            options: [(options::SCHEDULER.into(), "mh".into())].into(),
+            ..route(Protocol::Tcp, vip, endpoints)
+        };
+        driver.set("fresh", by_maglev("10.96.0.1", &PODS));
+        // Another node: endpoints came one by one, last first; one went and came back; another scheduler before.
+        driver.set("old", route(Protocol::Tcp, "10.96.0.2", &PODS[2..]));
+        driver.set("old", by_maglev("10.96.0.2", &PODS[2..]));
+        driver.set("old", by_maglev("10.96.0.2", &PODS[1..]));
+        let mut held: Vec<_> = (0..6)
+            .map(|_| {
+                let mut connection = connect(CLIENT, "10.96.0.2:80").expect("connected");
+                let line = ask(&mut connection).expect("an answer");
+                (connection, line)
+            })
+            .collect();
+        driver.set("old", by_maglev("10.96.0.2", &PODS));
+        driver.set("old", by_maglev("10.96.0.2", &[PODS[0], PODS[2]]));
+        driver.set("old", by_maglev("10.96.0.2", &PODS));
+        for (connection, who) in &mut held {
+            assert_eq!(ask(connection).expect("the connection still works"), *who);
+        }
+        assert_eq!(run("sysctl -n net.ipv4.vs.expire_nodest_conn").trim(), "1");
+        let mut met = BTreeSet::new();
+        for port in 41_000..41_060 {
+            let fresh = rig::tcp_from(CLIENT, port, "10.96.0.1:80").who().to_owned();
+            assert_eq!(rig::tcp_from(CLIENT, port, "10.96.0.2:80").who(), fresh, "client port {port}");
+            met.insert(fresh);
+        }
+        assert_eq!(met.len(), 3, "the port of the client counts");
+    });
+}

@@ -12,10 +12,11 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use flood::{Flood, now};
-use integration::lab::{Lab, Mode, Options, cluster_ip, seen_as_sent, service, slices};
+use integration::lab::{Lab, Mode, Objects as _, Options, cluster_ip, seen_as_sent, service, slices};
 use integration::network::Place::{Client, Node, PodA, PodB, PodC, PodD};
 use integration::network::Protocol::Tcp;
 use integration::network::{Family, Outcome, Probe};
+use serde_json::json;
 
 /// Connections a second, from both kinds of clients together.
 const RATE: u32 = 200;
@@ -30,6 +31,24 @@ fn lab(mode: Mode) -> Lab {
     lab.apply(service("web", 1).port("t", 80, Tcp).node_port(30080));
     lab.apply(slices("web").port("t", 8080, Tcp).ready(&[PodA, PodD]));
     lab
+}
+
+/// So many other Services that a takeover takes its time.
+fn crowd(lab: &mut Lab) {
+    const COUNT: u16 = 1000;
+    let mut objects = Vec::new();
+    for number in 0..COUNT {
+        let v4 = format!("172.30.{}.{}", 1 + number / 250, 1 + number % 250);
+        let v6 = format!("fd00:30::{:x}", 0x1000 + number);
+        let name = format!("crowd-{number}");
+        let with_addresses = service(&name, 1)
+            .port("t", 80, Tcp)
+            .set("/spec/clusterIP", json!(v4))
+            .set("/spec/clusterIPs", json!([v4, v6]));
+        objects.extend(with_addresses.objects());
+        objects.extend(slices(&name).port("t", 8080, Tcp).ready(&[PodA, PodB, PodD]).objects());
+    }
+    lab.api.load(objects).expect("complete objects");
 }
 
 /// Keeps connections coming, of a pod to the cluster IP and of an outside client to the NodePort, while `act` runs.
@@ -186,6 +205,7 @@ fn kube_proxys_nftables_rules_are_taken_over_in_iptables_mode() {
 fn a_restart_fails_no_connection() {
     for mode in [Mode::Nftables, Mode::IptablesLegacy, Mode::IptablesNft] {
         let mut lab = lab(mode);
+        crowd(&mut lab);
         lab.start_proxy().expect("it starts");
         lab.settle();
         flooded(&mut lab, Family::V4, &format!("restart in {mode:?}"), |lab| {
@@ -203,6 +223,7 @@ fn a_restart_fails_no_connection() {
 /// Changes mode again and again.
 fn changes_of_mode(changes: &[(Mode, Mode)]) {
     let mut lab = lab(changes[0].0);
+    crowd(&mut lab);
     lab.start_proxy().expect("it starts");
     lab.settle();
     for (from, to) in changes {
