@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     mem,
     sync::Arc,
+    thread,
     time::Instant,
 };
 
@@ -24,7 +25,7 @@ use crate::{
     restore::{self, Op, Tally},
     rules::{self, Context, Dispatch, EndpointComments, Rules},
     scaffold,
-    survey::{Found, Host, fingerprint},
+    survey::{Found, Host},
 };
 
 /// With more endpoints than this, rules carry no comments that name them.
@@ -208,17 +209,16 @@ impl backend::Planner for Planner {
         for fixed in scaffold::fixed_chains(environment, found.host) {
             let scaffold::Fixed { table, chain, rules } = fixed;
             fixed_rules.add(table, &rules);
-            if found.holds(table, chain, fingerprint([&*rules])) {
+            if found.holds(table, chain, [&*rules]) {
                 step.push(Op::Stands { table, chain, rules: rules.into() }, None);
             } else {
                 write_fixed(&mut step, scaffold::Fixed { table, chain, rules });
             }
         }
 
-        let mut wanted = HashSet::new();
-        let mut owners = HashMap::new();
-        for (owner, (name, route)) in (0..).zip(routes) {
-            let rules = rules::write(name, route, context);
+        let mut wanted = HashSet::with_capacity(endpoints + 2 * routes.len());
+        let mut owners = HashMap::with_capacity(routes.len());
+        for (owner, ((name, _), rules)) in (0..).zip(routes.iter().zip(write_all(routes, context))) {
             totals.add(&rules);
             let mut chains = Vec::with_capacity(rules.chains().len());
             let mut text = String::with_capacity(rules.len());
@@ -240,7 +240,7 @@ impl backend::Planner for Planner {
             let (table, chain) = (dispatcher.table(), dispatcher.chain());
             let ends = (dispatcher == Dispatcher::NatServices).then_some(&tail);
             let lines = installed.dispatch.values().filter_map(|lines| lines.lines(dispatcher)).chain(ends);
-            if found.holds(table, chain, fingerprint(lines.map(|lines| &**lines))) {
+            if found.holds(table, chain, lines.map(|lines| &**lines)) {
                 if let Some(rules) = ends.cloned() {
                     step.push(Op::Stands { table, chain, rules }, None);
                 }
@@ -312,6 +312,26 @@ fn shapes_every_service(environment: &Environment) -> impl PartialEq {
         matches!(&environment.local_pods, proxy_core::environment::LocalPods::Cidrs(cidrs) if cidrs.len() > 1)
             .then_some(environment.masquerade_mark),
     )
+}
+
+/// Writes the rules of many Service ports, with the help of other processors where it takes long.
+fn write_all(routes: &[(ServicePortName, Arc<Route>)], context: Context<'_>) -> Vec<Rules> {
+    const WORTH_A_THREAD: usize = 200;
+    let write = |routes: &[(ServicePortName, Arc<Route>)]| -> Vec<Rules> {
+        routes.iter().map(|(name, route)| rules::write(name, route, context)).collect()
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(4);
+    let share = routes.len().div_ceil(threads).max(WORTH_A_THREAD);
+    let mut shares = routes.chunks(share);
+    let first = shares.next().unwrap_or_default();
+    thread::scope(|scope| {
+        let others: Vec<_> = shares.map(|routes| scope.spawn(move || write(routes))).collect();
+        let mut rules = write(first);
+        for other in others {
+            rules.extend(other.join().expect("writing rules does not panic"));
+        }
+        rules
+    })
 }
 
 fn endpoint_comments(endpoints: usize) -> EndpointComments {

@@ -313,7 +313,7 @@ impl Writer<'_> {
             }
         }
         // An endpoint that reaches itself would answer itself directly, past the translation.
-        comment(Rule::new(text, chain).source(&host(endpoint.addr)), self).jump(&[MARK_MASQUERADE]);
+        comment(Rule::new(text, chain).source_host(endpoint.addr), self).jump(&[MARK_MASQUERADE]);
 
         let mut rule = comment(Rule::new(text, chain).protocol(self.route.protocol), self);
         if self.route.affinity.is_some() {

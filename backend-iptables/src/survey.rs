@@ -131,13 +131,18 @@ impl Found {
     }
 
     /// Whether the chain is there with exactly these rules.
-    pub(crate) fn holds(&self, table: Table, chain: &str, rules: u64) -> bool {
-        self.other_chains.get(&(table, chain.into())) == Some(&rules)
+    pub(crate) fn holds<'a>(
+        &self,
+        table: Table,
+        chain: &str,
+        rules: impl IntoIterator<Item = &'a str>,
+    ) -> bool {
+        self.other_chains.get(&(table, chain.into())).is_some_and(|found| *found == fingerprint(rules))
     }
 
     /// Whether the chain of a Service is there with exactly these rules.
     pub(crate) fn holds_service_chain(&self, chain: ServiceChain, rules: &str) -> bool {
-        self.service_chains.get(&chain) == Some(&fingerprint([rules]))
+        self.service_chains.get(&chain).is_some_and(|found| *found == fingerprint([rules]))
     }
 
     pub(crate) fn service_chains(&self) -> impl Iterator<Item = ServiceChain> {
@@ -165,7 +170,7 @@ fn reading(table: Table, chain: &str) -> Reading {
 }
 
 /// Of the rules of one chain, as restore lines.
-pub(crate) fn fingerprint<'a>(rules: impl IntoIterator<Item = &'a str>) -> u64 {
+fn fingerprint<'a>(rules: impl IntoIterator<Item = &'a str>) -> u64 {
     let mut hasher = DefaultHasher::new();
     for line in rules.into_iter().flat_map(|lines| lines.split_inclusive('\n')) {
         hasher.write(line.as_bytes());

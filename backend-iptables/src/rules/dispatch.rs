@@ -5,10 +5,7 @@ use proxy_core::{
     route::{Frontend, FrontendKind},
 };
 
-use super::{
-    Dispatch, Writer,
-    text::{Rule, host},
-};
+use super::{Dispatch, Writer, text::Rule};
 use crate::{
     accounting::LOCALHOST_ACCEPTED,
     chains::{Dispatcher, Role, ServiceChain},
@@ -80,7 +77,7 @@ impl Writer<'_> {
     ) -> Rule<'a> {
         let mut rule = Rule::in_fixed(lines.of(dispatcher), dispatcher.chain());
         if let Some(addr) = frontend.at {
-            rule = rule.destination(&host(addr));
+            rule = rule.destination_host(addr);
         }
         rule = rule.protocol(self.route.protocol).comment(comment);
         if frontend.at.is_none() && dispatcher == Dispatcher::FilterExternalServices {

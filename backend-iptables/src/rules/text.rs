@@ -1,11 +1,6 @@
 //! One rule as text, its parts in the order in which `iptables-save` prints them.
 
-use std::{
-    borrow::Cow,
-    fmt::Write as _,
-    net::{IpAddr, SocketAddr},
-    sync::LazyLock,
-};
+use std::{borrow::Cow, fmt::Write as _, net::IpAddr, sync::LazyLock};
 
 use ipnet::IpNet;
 use proxy_core::model::Protocol;
@@ -47,6 +42,19 @@ impl<'a> Rule<'a> {
 
     pub(super) fn destination(self, network: &str) -> Self {
         self.put(&[" -d ", network])
+    }
+
+    pub(super) fn source_host(self, addr: IpAddr) -> Self {
+        self.host(" -s ", addr)
+    }
+
+    pub(super) fn destination_host(self, addr: IpAddr) -> Self {
+        self.host(" -d ", addr)
+    }
+
+    fn host(self, option: &str, addr: IpAddr) -> Self {
+        write!(self.text, "{option}{addr}/{}", bits(addr)).expect("a String takes everything");
+        self
     }
 
     pub(super) fn interface(self, name: &str) -> Self {
@@ -104,8 +112,11 @@ impl<'a> Rule<'a> {
 
 /// `address/32` or `/128`.
 pub(super) fn host(addr: IpAddr) -> String {
-    let bits = if addr.is_ipv4() { 32 } else { 128 };
-    format!("{addr}/{bits}")
+    format!("{addr}/{}", bits(addr))
+}
+
+fn bits(addr: IpAddr) -> u8 {
+    if addr.is_ipv4() { 32 } else { 128 }
 }
 
 pub(super) fn network(net: &IpNet) -> String {
@@ -114,7 +125,13 @@ pub(super) fn network(net: &IpNet) -> String {
 
 /// `address:port`, an IPv6 address in brackets.
 pub(super) fn socket(addr: IpAddr, port: u16) -> String {
-    SocketAddr::new(addr, port).to_string()
+    let mut text = String::with_capacity(if addr.is_ipv4() { 21 } else { 47 });
+    match addr {
+        IpAddr::V4(addr) => write!(text, "{addr}:{port}"),
+        IpAddr::V6(addr) => write!(text, "[{addr}]:{port}"),
+    }
+    .expect("a String takes everything");
+    text
 }
 
 /// The mask under which a `recent` list remembers whole addresses.
