@@ -37,6 +37,9 @@ const PLAIN: &str = "kube_proxy::plain";
 const OWN: &[&str] =
     &["kube_proxy", "proxy_core", "backend_", "switchyard", "netlink", "nft_netlink", "ipvs_netlink"];
 
+/// Says of every failed request what the caller says too, and better.
+const REPEATS: &str = "kube_client::client::builder";
+
 /// Starts the log. Errors only where one was started before.
 pub(crate) fn init(
     settings: &LoggingSettings,
@@ -118,6 +121,9 @@ impl LogControl {
 
 /// From which verbosity on such an event is written.
 fn verbosity_of(metadata: &Metadata<'_>) -> u32 {
+    if metadata.target().starts_with(REPEATS) {
+        return 6;
+    }
     let own = OWN.iter().any(|prefix| metadata.target().starts_with(prefix));
     match (*metadata.level(), own) {
         (Level::ERROR | Level::WARN | Level::INFO, _) => 0,

@@ -112,6 +112,16 @@ fn verbosity_decides_which_levels_are_written() {
 }
 
 #[test]
+fn what_the_caller_says_better_is_not_said_twice() {
+    let log = || {
+        tracing::error!(target: "kube_client::client::builder", "failed with error client error (Connect)");
+        tracing::error!(target: "kube_client::other", "something else");
+    };
+    assert_eq!(record(&settings(LogFormat::Text, 0, &[]), log).len(), 1);
+    assert_eq!(record(&settings(LogFormat::Text, 6, &[]), log).len(), 2);
+}
+
+#[test]
 fn modules_may_have_a_verbosity_of_their_own() {
     let log = || tracing::trace!("x");
     assert_eq!(record(&settings(LogFormat::Text, 0, &[("te?ts", 4)]), log).len(), 1);
