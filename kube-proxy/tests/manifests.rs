@@ -44,8 +44,8 @@ fn resulting(name: &str, configuration: &str) -> Value {
 fn every_configuration_is_accepted_in_its_mode() {
     for (file, mode) in [
         ("daemonset.yaml", "nftables"),
-        ("modes/iptables/config.yaml", "iptables"),
-        ("modes/ipvs/config.yaml", "ipvs"),
+        ("overlays/iptables/config.yaml", "iptables"),
+        ("overlays/ipvs/config.yaml", "ipvs"),
     ] {
         let map = of_kind(file, "ConfigMap");
         let configuration = map["data"]["config.conf"].as_str().expect("a configuration");
