@@ -574,3 +574,28 @@ COMMIT
     let again = crate::cleanup::plan(&bench.model.found(Host::default()));
     assert!(again.is_empty(), "nothing is left to do");
 }
+
+#[test]
+fn comments_of_the_longest_names_fit_into_the_kernels_255_characters() {
+    let label = "a".repeat(63);
+    let service = ServiceName::new(&label, &label);
+    let name = ServicePortName { service, port: label.as_str().into(), protocol: Protocol::Tcp };
+    let longest = "[1111:2222:3333:4444:5555:6666:7777:8888]:65535";
+    let sources = AllowedSources { ranges: Box::default(), own_vips: [addr("2001:db8::20")].into() };
+    let mut vip = frontend(FrontendKind::LoadBalancerIp, Some("2001:db8::20"), 80);
+    vip.sources = Some(sources.into());
+    let route = Route {
+        frontends: [frontend(FrontendKind::ClusterIp, Some("fd00:10:96::10"), 80), vip].into(),
+        cluster: [target(longest, false)].into(),
+        local: Box::default(),
+        ..local_web()
+    };
+    let mut bench = Bench::with(environment(Family::V6), []);
+    bench.change(&[(name.clone(), Some(route.clone()))]);
+    let mut comments = bench.model.save();
+    bench.change(&[(name, Some(Route { cluster: Box::default(), any_endpoint: false, ..route }))]);
+    comments.push_str(&bench.model.save());
+    let lengths =
+        comments.lines().filter_map(|line| Some(line.split_once("--comment \"")?.1.split_once('"')?.0.len()));
+    assert_eq!(lengths.max(), Some(247));
+}
