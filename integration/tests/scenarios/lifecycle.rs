@@ -15,7 +15,8 @@ crate::scenarios! {
         rules_outlive_the_process_and_a_restart_catches_up,
         a_server_that_breaks_and_forgets_is_survived,
         an_older_server_without_streaming_lists_will_do,
-        nothing_is_written_before_the_lists_are_complete;
+        nothing_is_written_before_the_lists_are_complete,
+        stickiness_outlives_the_process;
 }
 
 fn web(lab: &mut Lab, places: &[integration::network::Place]) {
@@ -98,4 +99,40 @@ fn nothing_is_written_before_the_lists_are_complete(lab: &mut Lab) {
     }
     lab.api.set_faults(|faults| faults.refuse.clear());
     lab.expect(PodC, cluster_ip(1, Tcp, 80), &seen_as_sent(&[PodA]));
+}
+
+fn stickiness_outlives_the_process(lab: &mut Lab) {
+    lab.apply(service("web", 1).port("t", 80, Tcp).affinity(600));
+    lab.apply(slices("web").port("t", 8080, Tcp).ready(&[
+        PodA,
+        PodB,
+        PodD,
+        integration::network::Place::PodE,
+    ]));
+    let to = cluster_ip(1, Tcp, 80);
+    let ask = |lab: &mut Lab| {
+        Family::BOTH.map(|family| match lab.ask(Client, to, family) {
+            Outcome::Answered { answer, .. } => answer.by,
+            other => panic!("{family:?}: {other}"),
+        })
+    };
+    let first = ask(lab);
+    for _ in 0..3 {
+        lab.stop_proxy().expect("it runs");
+        assert_eq!(ask_now(lab, to), first);
+        lab.start_proxy().expect("it starts again");
+        assert_eq!(ask(lab), first);
+    }
+}
+
+/// Without waiting for a proxy that is not there.
+fn ask_now(lab: &Lab, to: integration::lab::To) -> [String; 2] {
+    Family::BOTH.map(|family| {
+        let probe =
+            integration::network::Probe::new(Tcp, to.address(family)).from_address(Client.address(family));
+        match lab.network.probe_one(Client, probe).expect("a socket") {
+            Outcome::Answered { answer, .. } => answer.by,
+            other => panic!("{family:?}: {other}"),
+        }
+    })
 }

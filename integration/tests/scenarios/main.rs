@@ -7,11 +7,14 @@
 mod affinity;
 mod cluster_ip;
 mod conflicts;
+mod drift;
 mod endpoints;
 mod external;
 mod lifecycle;
 mod masquerade;
+mod node_changes;
 mod node_ports;
+mod odd_objects;
 mod policies;
 mod service_cidr;
 mod source_ranges;
@@ -26,6 +29,17 @@ fn run(mode: Mode, options: Options, scenario: impl FnOnce(&mut Lab)) {
         scenario(&mut lab);
     };
     if mode == Mode::Ipvs { vm_test::with_ipvs(play) } else { play() }
+}
+
+/// Waits for what no barrier tells: changes that come by other ways than Services and slices.
+fn eventually(mut good: impl FnMut() -> bool) {
+    for _ in 0..100 {
+        if good() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("it did not come to that in 5 s");
 }
 
 /// One test per scenario and mode. `scenarios! { options => first, second; other_options => third; }`

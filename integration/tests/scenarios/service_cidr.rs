@@ -1,8 +1,11 @@
 //! Addresses of the service network that no Service has.
 
-use integration::lab::{Expect, Lab, Mode, Options, cluster_ip, seen_as_sent, service, service_cidr, slices};
+use integration::lab::{
+    Expect, Lab, Mode, Options, cluster_ip, directly, seen_as_sent, service, service_cidr, slices,
+};
 use integration::network::Place::{Client, Node, PodA, PodB};
 use integration::network::Protocol::{Tcp, Udp};
+use integration::network::{BRIEF, Family, Outcome, Probe};
 use serde_json::json;
 
 crate::scenarios! {
@@ -27,18 +30,20 @@ fn ranges_are_followed_at_once(lab: &mut Lab) {
     let mut cidr = service_cidr();
     cidr["metadata"]["name"] = json!("odd");
     cidr["spec"]["cidrs"] = json!(["10.0.1.12/32", "fd00:10:1::12/128"]);
-    let pod_b = integration::lab::directly(PodB, Tcp, 8080);
-    let answers = |lab: &mut Lab| {
-        integration::network::Family::BOTH.map(|family| {
-            matches!(lab.ask(Client, pod_b, family), integration::network::Outcome::Answered { .. })
+    lab.settle();
+    let answers = |lab: &Lab| {
+        Family::BOTH.map(|family| {
+            let to = directly(PodB, Tcp, 8080).address(family);
+            let probe = Probe::new(Tcp, to).patience(BRIEF);
+            matches!(lab.network.probe_one(Client, probe).expect("a socket"), Outcome::Answered { .. })
         })
     };
     assert_eq!(answers(lab), [true, true]);
     lab.api.apply(cidr).expect("complete");
     let expect = lab.mode() != Mode::Nftables;
-    eventually(|| answers(lab) == [expect, expect]);
+    crate::eventually(|| answers(lab) == [expect, expect]);
     lab.api.delete("ServiceCIDR", "", "odd").expect("it is there");
-    eventually(|| answers(lab) == [true, true]);
+    crate::eventually(|| answers(lab) == [true, true]);
 }
 
 fn a_server_without_service_cidrs_is_no_obstacle(lab: &mut Lab) {
@@ -50,14 +55,4 @@ fn a_server_without_service_cidrs_is_no_obstacle(lab: &mut Lab) {
     lab.apply(service("web", 1).port("t", 80, Tcp));
     lab.apply(slices("web").port("t", 8080, Tcp).ready(&[PodA]));
     lab.expect(PodB, cluster_ip(1, Tcp, 80), &seen_as_sent(&[PodA]));
-}
-
-fn eventually(mut good: impl FnMut() -> bool) {
-    for _ in 0..100 {
-        if good() {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    panic!("it did not come to that in 5 s");
 }

@@ -1,0 +1,90 @@
+//! Somebody else removes what the proxy wrote: it comes back without any change in the API.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use integration::lab::{Lab, Mode, Options, cluster_ip, service, slices};
+use integration::network::Place::{Node, PodA, PodB, PodD};
+use integration::network::Protocol::Tcp;
+use integration::network::{BRIEF, Family, Outcome, Probe};
+use serde_json::json;
+
+crate::scenarios! {
+    Options {
+        config: vec![
+            ("/iptables/syncPeriod", json!("2s")), ("/iptables/minSyncPeriod", json!("0s")),
+            ("/ipvs/syncPeriod", json!("2s")), ("/ipvs/minSyncPeriod", json!("0s")),
+        ],
+        ..Options::default()
+    } =>
+        everything_flushed_comes_back,
+        one_piece_deleted_comes_back;
+}
+
+/// The nftables mode looks all the time, the others once in their sync period.
+fn allowed(lab: &Lab) -> Duration {
+    // Twice what is promised: the machine is shared.
+    if lab.mode() == Mode::Nftables { Duration::from_secs(2) } else { Duration::from_secs(5) }
+}
+
+fn works(lab: &Lab) -> bool {
+    Family::BOTH.into_iter().all(|family| {
+        let probe = Probe::new(Tcp, cluster_ip(1, Tcp, 80).address(family)).patience(BRIEF);
+        matches!(lab.network.probe_one(PodB, probe).expect("a socket"), Outcome::Answered { .. })
+    })
+}
+
+fn breaks_and_heals(lab: &mut Lab, commands: &[&str]) {
+    lab.settle();
+    assert!(works(lab));
+    for command in commands {
+        lab.network
+            .namespace(Node)
+            .output(Command::new("sh").args(["-c", command]))
+            .expect("the damage is done");
+    }
+    let begin = now();
+    while !works(lab) {
+        assert!(begin.elapsed() < allowed(lab), "{commands:?} is not repaired\n{}", lab.log());
+    }
+    lab.sweep();
+}
+
+fn web(lab: &mut Lab) {
+    lab.apply(service("web", 1).port("t", 80, Tcp).node_port(30080).load_balancer(1));
+    lab.apply(slices("web").port("t", 8080, Tcp).ready(&[PodA, PodD]));
+    lab.apply(service("empty", 2).port("t", 80, Tcp));
+}
+
+fn everything_flushed_comes_back(lab: &mut Lab) {
+    web(lab);
+    let commands: &[&str] = match lab.mode() {
+        Mode::Nftables => &["nft flush ruleset"],
+        Mode::IptablesLegacy => &[
+            "for t in nat filter mangle; do iptables-legacy -w -t $t -F; iptables-legacy -w -t $t -X; done",
+            "for t in nat filter mangle; do ip6tables-legacy -w -t $t -F; ip6tables-legacy -w -t $t -X; done",
+        ],
+        Mode::IptablesNft => &["nft flush ruleset"],
+        Mode::Ipvs => &["ipvsadm -C", "nft flush ruleset"],
+    };
+    breaks_and_heals(lab, commands);
+    breaks_and_heals(lab, commands);
+}
+
+fn one_piece_deleted_comes_back(lab: &mut Lab) {
+    web(lab);
+    let commands: &[&str] = match lab.mode() {
+        Mode::Nftables => {
+            &["nft delete chain ip kube-proxy nat-prerouting", "nft delete table ip6 kube-proxy"]
+        }
+        Mode::IptablesLegacy => &["iptables-legacy -w -t nat -F", "ip6tables-legacy -w -t nat -F"],
+        Mode::IptablesNft => &["iptables-nft -w -t nat -F", "ip6tables-nft -w -t nat -F"],
+        Mode::Ipvs => &["ip link del kube-ipvs0"],
+    };
+    breaks_and_heals(lab, commands);
+}
+
+#[expect(clippy::disallowed_methods, reason = "the time it takes is what is tested")]
+fn now() -> Instant {
+    Instant::now()
+}
