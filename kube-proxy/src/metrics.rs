@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use backend_iptables::accounting;
 use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
@@ -36,7 +37,18 @@ pub(crate) struct Metrics {
     handle: PrometheusHandle,
     /// How often the metrics server's own health was asked for, for `/metrics/slis`.
     health_checks: Arc<AtomicU64>,
+    /// How to read a packet counter of the kernel, in the mode that has them.
+    packets: Option<ReadPackets>,
 }
+
+/// `None` where the kernel does not have the counter.
+type ReadPackets = fn(&str) -> Option<u64>;
+
+/// Metrics that show packet counters of the kernel, and the names of those counters.
+const PACKET_COUNTERS: [(&str, &str); 2] = [
+    ("kubeproxy_iptables_ct_state_invalid_dropped_packets_total", accounting::INVALID_DROPPED),
+    ("kubeproxy_iptables_localhost_nodeports_accepted_packets_total", accounting::LOCALHOST_ACCEPTED),
+];
 
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,17 +71,26 @@ impl Metrics {
         let recorder = recorder()?;
         let handle = recorder.handle();
         metrics::set_global_recorder(recorder).map_err(|_| MetricsError::Repeated)?;
-        Ok(Self::begin(handle, settings))
+        let read: ReadPackets = |counter| accounting::packets(counter).ok().flatten();
+        Ok(Self::begin(handle, settings, read))
     }
 
-    fn begin(handle: PrometheusHandle, settings: &Settings) -> Self {
+    fn begin(handle: PrometheusHandle, settings: &Settings, read: ReadPackets) -> Self {
         describe(settings.mode);
         show_what_is_constant(settings);
-        Self { handle, health_checks: Arc::default() }
+        let packets = (settings.mode == Mode::Iptables).then_some(read);
+        Self { handle, health_checks: Arc::default(), packets }
     }
 
     /// The text of `/metrics`.
     pub(crate) fn render(&self) -> String {
+        if let Some(read) = self.packets {
+            for (metric, counter) in PACKET_COUNTERS {
+                if let Some(packets) = read(counter) {
+                    metrics::counter!(metric).absolute(packets);
+                }
+            }
+        }
         let mut text = self.handle.render();
         text.push_str(&process::render());
         text
@@ -133,6 +154,8 @@ fn describe(mode: Mode) {
             Kind::Histogram(_) => metrics::describe_histogram!(name, help),
         }
         match metric.kind {
+            // Shown only where the kernel has it.
+            Kind::Counter if PACKET_COUNTERS.iter().any(|(shown, _)| *shown == name) => {}
             Kind::Counter if metric.labels.is_empty() => metrics::counter!(name).absolute(0),
             Kind::Gauge if metric.labels.is_empty() => metrics::gauge!(name).set(0.0),
             _ => {}

@@ -105,7 +105,7 @@ fn run(mode: Mode, work: impl FnOnce()) -> BTreeMap<String, Scraped> {
     let recorder = recorder().expect("a recorder");
     let handle = recorder.handle();
     let text = with_local_recorder(&recorder, || {
-        let metrics = Metrics::begin(handle, &settings(mode));
+        let metrics = Metrics::begin(handle, &settings(mode), |counter| Some(counter.len() as u64));
         work();
         metrics.render()
     });
@@ -185,6 +185,19 @@ fn a_failed_sync_does_not_count_as_the_last_good_one() {
 }
 
 #[test]
+fn packet_counters_are_shown_where_the_kernel_has_them() {
+    let name = "kubeproxy_iptables_ct_state_invalid_dropped_packets_total";
+    let scraped = run(Mode::Iptables, || ());
+    assert_eq!(scraped[name].values, [(name.to_owned(), accounting::INVALID_DROPPED.len() as f64)]);
+    let recorder = recorder().expect("a recorder");
+    let handle = recorder.handle();
+    with_local_recorder(&recorder, || {
+        let metrics = Metrics::begin(handle, &settings(Mode::Iptables), |_| None);
+        assert!(!metrics.render().contains(&format!("\n{name} ")));
+    });
+}
+
+#[test]
 fn gates_and_versions_are_shown() {
     let scraped = run(Mode::Ipvs, || ());
     let gates = &scraped["kubernetes_feature_enabled"].values;
@@ -202,7 +215,7 @@ fn the_indicators_appear_with_the_first_health_check() {
     let recorder = recorder().expect("a recorder");
     let handle = recorder.handle();
     with_local_recorder(&recorder, || {
-        let metrics = Metrics::begin(handle, &settings(Mode::Nftables));
+        let metrics = Metrics::begin(handle, &settings(Mode::Nftables), |_| None);
         assert!(!metrics.render_slis().contains("kubernetes_healthcheck"));
         metrics.health_checked();
         metrics.health_checked();
