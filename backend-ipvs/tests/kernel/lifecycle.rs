@@ -492,3 +492,50 @@ fn maglev_leads_a_client_to_the_same_endpoint_whatever_happened_before() {
         assert_eq!(met.len(), 3, "the port of the client counts");
     });
 }
+
+#[test]
+fn kube_proxys_ipvs_mode_can_take_over_from_us() {
+    with_ipvs(|| {
+        let mut driver = start(&PODS[2..]);
+        driver.set(
+            "lb",
+            exposed(route(Protocol::Tcp, "10.96.0.2", &PODS[2..]), "198.51.100.1", TrafficPolicy::Local),
+        );
+        let (mut connection, who) = held(CLIENT);
+        drop(driver);
+        // What it does at its start: deletes the tables of the nftables mode, finds the device, binds virtual IPs as
+        // addresses, edits virtual servers that it finds by address and port to its liking, masquerades by iptables.
+        run("nft delete table ip kube-proxy
+             ip addr add 10.96.0.1/32 dev kube-ipvs0 && ip addr add 10.96.0.2/32 dev kube-ipvs0
+             ipvsadm -E -t 10.96.0.1:80 -s rr
+             iptables-nft -t nat -A POSTROUTING -m ipvs --vaddr 10.96.0.0/24 -j MASQUERADE");
+        assert!(run("ipvsadm -Ln").contains("10.96.0.1:80 rr\n"), "our flag is gone with its edit");
+        still_leads_to(&mut connection, &who);
+        assert_eq!(tcp(CLIENT, VIP).who(), REMOTE);
+        assert_eq!(tcp(NODE, VIP).who(), REMOTE);
+        // What it leaves of us, and how our documentation removes it, without harm to its own.
+        run("ip route flush table local proto 89");
+        let marks =
+            run("ipvsadm -Ln | awk '$1 == \"FWM\" && $2 >= 1392508928 && $2 <= 1409286143 {print $2}'");
+        assert_eq!(marks.lines().count(), 2, "{marks}");
+        marks.lines().for_each(|mark| {
+            run(&format!("ipvsadm -D -f {mark}"));
+        });
+        still_leads_to(&mut connection, &who);
+        assert_eq!(tcp(CLIENT, VIP).who(), REMOTE);
+        assert_eq!(tcp(CLIENT, "10.96.0.2:80").who(), REMOTE);
+    });
+}
+
+#[test]
+fn a_missing_scheduler_is_named_at_the_start() {
+    with_ipvs(|| {
+        let settings = Settings { scheduler: "nosuch".parse().expect("a name"), ..Settings::default() };
+        let error = backend_ipvs::open(Family::V4, settings).err().expect("refused");
+        assert_eq!(
+            error.to_string(),
+            "the scheduler nosuch is missing: load the module ip_vs_nosuch, or choose another"
+        );
+        assert_eq!(run("ipvsadm -Ln | wc -l").trim(), "3", "nothing is left of the trial");
+    });
+}
