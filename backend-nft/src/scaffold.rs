@@ -47,6 +47,7 @@ impl Scaffold<'_> {
         [
             // Filled as prefix lengths come into use.
             (Place::AllowedCheck, Vec::new()),
+            (Place::RestrictedCheck, self.restricted_check()),
             (Place::SourceCheck, self.source_check()),
             (Place::Refuse, vec![vec![Statement::Reject]]),
             (Place::NoEndpointsCheck, self.no_endpoints_check()),
@@ -99,11 +100,14 @@ impl Scaffold<'_> {
 
     /// Load balancer IPs with source ranges, seen before translation.
     fn source_check(&self) -> Vec<Vec<Statement>> {
-        let restricted = || Statement::In { key: frontend(), set: self.set(Set::RestrictedVips), not: false };
-        vec![
-            vec![restricted(), Statement::Jump(self.chain(Place::AllowedCheck))],
-            vec![restricted(), Statement::Drop],
-        ]
+        vec![vec![
+            Statement::In { key: frontend(), set: self.set(Set::RestrictedVips), not: false },
+            Statement::Goto(self.chain(Place::RestrictedCheck)),
+        ]]
+    }
+
+    fn restricted_check(&self) -> Vec<Vec<Statement>> {
+        vec![vec![Statement::Jump(self.chain(Place::AllowedCheck))], vec![Statement::Drop]]
     }
 
     /// The rule that lets in sources of one prefix length. A hash for each length in use, rather than one interval

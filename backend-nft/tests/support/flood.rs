@@ -65,6 +65,14 @@ impl Flood {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
+    /// Waits until its flows are used up and says how many were sent.
+    pub fn wait(mut self) -> u32 {
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the flood does not panic");
+        }
+        self.sent()
+    }
+
     /// Stops it and says how many were sent.
     pub fn end(mut self) -> u32 {
         self.stop.store(true, Ordering::Relaxed);
