@@ -39,6 +39,7 @@ pub(crate) async fn connect(settings: &ClientSettings) -> anyhow::Result<Client>
     }
     config.read_timeout = Some(SILENCE);
     config.reset_reader_on_write = true;
+    let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
     let builder = ClientBuilder::try_from(config).context("the API client could not be set up")?;
-    Ok(builder.with_layer(&RestClientMetrics).build())
+    Ok(builder.with_layer(&RestClientMetrics::new(&host)).build())
 }

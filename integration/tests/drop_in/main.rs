@@ -203,7 +203,13 @@ fn shows_what_kube_proxy_shows(mode: &str) {
         rig.eventually(&format!("{name} {labels}"), |rig| series(rig, name, labels));
     }
     let text = rig.get(METRICS, "/metrics").expect("an answer").body;
-    for name in ["process_resident_memory_bytes", "kubernetes_build_info", "rest_client_requests_total"] {
+    assert!(
+        text.contains("rest_client_requests_total{code=\"200\",method=\"GET\",host=\"127.0.0.1:6443\"}"),
+        "{text}"
+    );
+    for name in
+        ["process_resident_memory_bytes", "kubernetes_build_info", "rest_client_request_duration_seconds"]
+    {
         assert!(text.contains(&format!("\n{name}")), "{name}");
     }
 }

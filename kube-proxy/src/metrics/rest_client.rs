@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Instant,
 };
@@ -10,21 +11,32 @@ use http::{Request, Response};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Put it around the service of a `kube::Client`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct RestClientMetrics;
+/// Put it around the service of a `kube::Client`. There, requests do not name their host yet: the client adds it
+/// further inside.
+#[derive(Debug, Clone)]
+pub(crate) struct RestClientMetrics {
+    host: Arc<str>,
+}
+
+impl RestClientMetrics {
+    /// `host`: address and port of the API server, as its URL has them.
+    pub(crate) fn new(host: &str) -> Self {
+        Self { host: host.into() }
+    }
+}
 
 impl<S> Layer<S> for RestClientMetrics {
     type Service = Measured<S>;
 
     fn layer(&self, inner: S) -> Measured<S> {
-        Measured { inner }
+        Measured { inner, host: Arc::clone(&self.host) }
     }
 }
 
 #[derive(Debug, Clone)]
 pub(crate) struct Measured<S> {
     inner: S,
+    host: Arc<str>,
 }
 
 impl<S, B, R> Service<Request<B>> for Measured<S>
@@ -43,7 +55,7 @@ where
 
     #[expect(clippy::disallowed_methods, reason = "measures how long a request took")]
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let host = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+        let host = self.host.to_string();
         let method = request.method().to_string();
         if let Some(size) = request.body().size_hint().exact() {
             metrics::histogram!("rest_client_request_size_bytes", "verb" => method.clone(), "host" => host.clone())
