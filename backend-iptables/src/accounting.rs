@@ -16,6 +16,17 @@ pub struct Counters {
     pub localhost_accepted: bool,
 }
 
+impl Counters {
+    /// The name of one that exists.
+    pub(crate) fn any(self) -> Option<&'static str> {
+        match self {
+            Self { invalid_dropped: true, .. } => Some(INVALID_DROPPED),
+            Self { localhost_accepted: true, .. } => Some(LOCALHOST_ACCEPTED),
+            _ => None,
+        }
+    }
+}
+
 /// `NFNL_SUBSYS_ACCT << 8` of linux/netfilter/nfnetlink.h, plus the message of nfnetlink_acct.h.
 const NEW: u16 = 7 << 8;
 const GET: u16 = 7 << 8 | 1;

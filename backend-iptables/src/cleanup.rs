@@ -10,7 +10,7 @@ use crate::{
     chains::{FIXED_CHAINS, IPVS_CHAINS, IPVS_JUMPS, JUMPS, Role, ServiceChain, Table, is_service_chain},
     kernel::Executor,
     restore::{BLOCK_CHAINS, Op},
-    survey::Found,
+    survey::{Found, Host},
     variant,
 };
 
@@ -36,7 +36,7 @@ pub fn cleanup(family: Family) -> Result<(), Vec<CleanupError>> {
 
 fn clean_variant(family: Family, variant: variant::Variant) -> Result<(), ApplyError> {
     let mut executor = Executor::for_cleanup(family, variant)?;
-    let found = executor.survey()?;
+    let found = executor.read_tables(Host::default())?;
     let plan = plan(&found);
     if plan.is_empty() { Ok(()) } else { executor.apply(&plan).map(|_| ()) }
 }

@@ -1,24 +1,23 @@
-//! Runs `iptables-restore`: one process per step, fed while it reads.
+//! Carries plans out: one `iptables-restore` per step. Looks at the tables, and lays refusals at the right door.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     fs,
-    io::{self, BufReader, BufWriter, Read, Write},
-    process::{Child, Command, ExitStatus, Stdio},
+    io::{self, BufReader},
+    process::{Command, Stdio},
     sync::Arc,
-    thread,
 };
 
-use nix::fcntl::{FcntlArg, fcntl};
 use proxy_core::{
     backend::{self, ApplyError, Figures, Outcome, Plan, Rejection, Step},
     model::Family,
 };
 
 use crate::{
-    accounting,
+    accounting::{self, Counters},
     chains::{CANARY, JUMPS, KUBELET_JUMPS, Table},
     limits::AffinityLists,
+    process::{collect, is_of_the_moment, message, not_run, run_restore},
     restore::{self, Line, Op, Tally},
     survey::{Found, Host},
     trial,
@@ -29,9 +28,6 @@ use crate::{
 const LOCK_WAIT: &str = "5";
 
 const WRITE: [&str; 4] = ["-w", LOCK_WAIT, "--noflush", "--counters"];
-
-/// The size of the pipe to `iptables-restore`; the default (64 KiB) makes it wait for us.
-const PIPE_SIZE: i32 = 1 << 20;
 
 /// Writes one family's rules. Not to be shared: the kernel serialises writers anyway.
 #[derive(Debug)]
@@ -45,6 +41,8 @@ pub struct Executor {
     rules: Tally,
     last_written: Tally,
     affinity: AffinityLists,
+    /// Whether rules may name packet counters; `None` before the first try.
+    counters_usable: Option<bool>,
 }
 
 /// Why iptables cannot be used.
@@ -91,6 +89,7 @@ impl Executor {
             rules: Tally::default(),
             last_written: Tally::default(),
             affinity: AffinityLists::of(family),
+            counters_usable: None,
         }
     }
 
@@ -134,6 +133,40 @@ impl Executor {
             ))));
         }
         Err(self.refusal(step, &run.stderr))
+    }
+
+    /// Reads what is there, and changes nothing.
+    pub(crate) fn read_tables(&self, host: Host) -> Result<Found, ApplyError> {
+        let mut child = Command::new(&self.programs.save)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| not_run(&self.programs.save, &error))?;
+        let stderr = collect(child.stderr.take());
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let found = Found::read(BufReader::with_capacity(1 << 16, stdout), host);
+        let status = child.wait()?;
+        let stderr = stderr.join().unwrap_or_default();
+        if !status.success() {
+            let reason = format!("{}: {}", self.programs.save, message(&stderr));
+            return Err(ApplyError::Refused { reason, culprit: None });
+        }
+        Ok(found?)
+    }
+
+    /// The packet counters that rules may name. Where the kernel has the counters but not the match (`xt_nfacct`), a
+    /// rule that names one would be refused, and everything else with it.
+    fn counters(&mut self) -> Counters {
+        let exist = accounting::ensure();
+        let Some(name) = exist.any() else { return exist };
+        if self.counters_usable.is_none() {
+            let text = trial::of_rule(&format!("-m nfacct --nfacct-name {name}"));
+            let run = run_restore(&self.programs.restore, &WRITE, |to| to.write_all(text.as_bytes()));
+            self.counters_usable =
+                run.ok().filter(|run| !is_of_the_moment(&run.stderr)).map(|run| run.status.success());
+        }
+        if self.counters_usable == Some(true) { exist } else { Counters::default() }
     }
 
     /// Finds the operation that a failed restore complains about.
@@ -205,24 +238,9 @@ impl backend::Executor for Executor {
             tcp_be_liberal: fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
                 .is_ok_and(|value| value.trim() != "0"),
             random_fully: self.version.is_at_least((1, 6, 2)),
-            counters: accounting::ensure(),
+            counters: self.counters(),
         };
-        let mut child = Command::new(&self.programs.save)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| not_run(&self.programs.save, &error))?;
-        let stderr = collect(child.stderr.take());
-        let stdout = child.stdout.take().expect("stdout is piped");
-        let found = Found::read(BufReader::with_capacity(1 << 16, stdout), host);
-        let status = child.wait()?;
-        let stderr = stderr.join().unwrap_or_default();
-        if !status.success() {
-            let reason = format!("{}: {}", self.programs.save, message(&stderr));
-            return Err(ApplyError::Refused { reason, culprit: None });
-        }
-        Ok(found?)
+        self.read_tables(host)
     }
 
     fn apply(&mut self, plan: &Plan<Op>) -> Result<Outcome, ApplyError> {
@@ -277,93 +295,6 @@ impl backend::Executor for Executor {
         ];
         Figures { rules: tables.into(), ..Figures::default() }
     }
-}
-
-struct Run {
-    status: ExitStatus,
-    stderr: String,
-}
-
-fn run_restore(
-    program: &str,
-    arguments: &[&str],
-    feed: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> Result<Run, ApplyError> {
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| not_run(program, &error))?;
-    // Read beside the writing: a program that complains much before it has read all would wait for us for ever.
-    let stderr = collect(child.stderr.take());
-    let fed = feed_stdin(&mut child, feed);
-    let status = child.wait()?;
-    let stderr = stderr.join().unwrap_or_default();
-    match fed {
-        // It stopped reading: its exit status says why.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe && !status.success() => {}
-        fed => fed?,
-    }
-    Ok(Run { status, stderr })
-}
-
-fn feed_stdin(child: &mut Child, feed: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let stdin = child.stdin.take().expect("stdin is piped");
-    // Refused when /proc/sys/fs/pipe-max-size is lower: then it is a little slower.
-    let _ = fcntl(&stdin, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
-    let mut to = BufWriter::with_capacity(1 << 18, stdin);
-    feed(&mut to)?;
-    to.flush()
-}
-
-fn collect(from: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
-    thread::spawn(move || {
-        let mut text = Vec::new();
-        if let Some(mut from) = from {
-            // What was read until an error is what there is to show.
-            let _ = from.read_to_end(&mut text);
-        }
-        String::from_utf8_lossy(&text).into_owned()
-    })
-}
-
-/// Nothing was applied: the program did not even start.
-fn not_run(program: &str, error: &io::Error) -> ApplyError {
-    ApplyError::Refused { reason: format!("cannot run {program}: {error}"), culprit: None }
-}
-
-/// The part of an error output that says something.
-fn message(stderr: &str) -> String {
-    let mut seen = HashSet::new();
-    let lines: Vec<&str> = stderr
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with("Try `") && !line.starts_with("# Warning"))
-        .filter(|line| seen.insert(*line))
-        .take(4)
-        .collect();
-    lines.join("; ")
-}
-
-/// Whether a failure comes from the machine's present state rather than from what was written.
-fn is_of_the_moment(stderr: &str) -> bool {
-    [
-        "Cannot allocate memory",
-        "Memory allocation problem",
-        "Resource temporarily unavailable",
-        "Device or resource busy",
-        "No buffer space available",
-        "Too many open files",
-        "Interrupted system call",
-        "holding the xtables lock",
-        "can't open lock file",
-        "Permission denied",
-        "Operation not permitted",
-    ]
-    .iter()
-    .any(|text| stderr.contains(text))
 }
 
 const ROUTE_LOCALNET: &str = "/proc/sys/net/ipv4/conf/all/route_localnet";

@@ -11,6 +11,7 @@ pub mod limits;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
 mod plan;
+mod process;
 pub mod restore;
 mod rules;
 mod scaffold;

@@ -66,6 +66,13 @@ fn copy(rule: &str, text: &mut String) {
     let _ = writeln!(text, "-A {CHAIN} {matches}{target}");
 }
 
+/// Puts one rule to the test in table `filter`, and takes it back.
+pub(crate) fn of_rule(matches: &str) -> String {
+    format!(
+        "*filter\n:{CHAIN} - [0:0]\n-A {CHAIN} {matches}\nCOMMIT\n*filter\n:{CHAIN} - [0:0]\n-X {CHAIN}\nCOMMIT\n"
+    )
+}
+
 fn removal() -> String {
     [Table::Filter, Table::Nat]
         .map(|table| format!("*{table}\n:{CHAIN} - [0:0]\n-X {CHAIN}\nCOMMIT\n"))

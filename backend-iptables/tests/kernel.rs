@@ -325,6 +325,18 @@ fn route_localnet_is_set_with_the_rule_that_guards_it() {
 }
 
 #[test]
+fn counters_are_used_and_the_trial_leaves_nothing() {
+    in_both_variants(|variant| {
+        let mut proxy = tables(variant);
+        let found = proxy.executor.survey().expect("the tables can be read");
+        assert!(found.host.counters.invalid_dropped && found.host.counters.localhost_accepted);
+        assert!(!saved(variant, "filter").contains("TRIAL"));
+        proxy.full().expect("taken");
+        assert!(saved(variant, "filter").contains("ct_state_invalid_dropped_pkts"));
+    });
+}
+
+#[test]
 fn out_of_window_packets_pass_where_the_operator_wants_it() {
     let mut proxy = tables(Variant::Nft);
     proxy.full().expect("taken");

@@ -24,7 +24,7 @@ fn policy() -> impl Strategy<Value = TrafficPolicy> {
     prop_oneof![Just(TrafficPolicy::Cluster), Just(TrafficPolicy::Local)]
 }
 
-fn route(service: usize) -> impl Strategy<Value = Route> {
+pub(super) fn route(service: usize) -> impl Strategy<Value = Route> {
     let affinity = prop_oneof![Just(None), Just(Some(10_800))];
     (endpoints(), policy(), policy(), any::<[bool; 4]>(), affinity).prop_map(
         move |(

@@ -5,10 +5,11 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use proptest::prelude::*;
 use proxy_core::{
     environment::{LocalPods, NodePortAddresses},
     model::{Family, Protocol, TrafficPolicy},
-    route::{AllowedSources, Route, Target},
+    route::{AllowedSources, Answer, Frontend, FrontendKind, Route, Target},
 };
 
 use super::{Bench, addr, environment, exposed_web, local_web, web};
@@ -16,6 +17,7 @@ use crate::model::{Fate, Packet};
 
 const POD: (&str, Option<&str>) = ("10.244.0.77", Some("veth1"));
 const OUTSIDE: (&str, Option<&str>) = ("198.51.100.7", Some("eth0"));
+const STRANGER: (&str, Option<&str>) = ("192.0.2.1", Some("eth0"));
 const NODE: (&str, Option<&str>) = ("192.168.10.1", None);
 
 const CLUSTER_IP: &str = "10.96.0.10:80";
@@ -39,6 +41,47 @@ fn to(targets: &[Target], masqueraded: bool) -> BTreeSet<Fate> {
 
 fn only(fate: Fate) -> BTreeSet<Fate> {
     BTreeSet::from([fate])
+}
+
+/// What the route says of a packet, without a look at any rule.
+fn answer(route: &Route, frontend: &Frontend, from: (&str, Option<&str>)) -> BTreeSet<Fate> {
+    let allowed = frontend.sources.as_ref().is_none_or(|sources| {
+        let source = addr(from.0);
+        sources.ranges.iter().any(|range| range.contains(&source)) || sources.own_vips.contains(&source)
+    });
+    let external = frontend.kind != FrontendKind::ClusterIp;
+    let masqueraded = if external { route.masquerades_always(frontend) } else { from != POD };
+    match route.answer(frontend) {
+        // kube-proxy's chain for refusals of external traffic is not on the way out of the node.
+        Answer::Reject if external && from == NODE => only(Fate::Passed),
+        Answer::Reject => only(Fate::Rejected),
+        _ if !allowed => only(Fate::Dropped),
+        Answer::Drop => only(Fate::Dropped),
+        Answer::To(targets) => to(targets, masqueraded),
+        Answer::Local { anywhere, .. } if from == POD => to(anywhere, false),
+        Answer::Local { anywhere, .. } if from == NODE => to(anywhere, true),
+        Answer::Local { here: [], .. } => only(Fate::Dropped),
+        Answer::Local { here, .. } => to(here, false),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_frontend_answers_as_the_route_says(route in super::history::route(3)) {
+        let bench = Bench::with(environment(Family::V4), [("web", route.clone())]);
+        for frontend in &route.frontends {
+            let at = SocketAddr::new(frontend.at.unwrap_or_else(|| addr(NODE.0)), frontend.port);
+            for from in [POD, OUTSIDE, STRANGER, NODE] {
+                prop_assert_eq!(
+                    fates(&bench, from, &at.to_string()),
+                    answer(&route, frontend, from),
+                    "{:?} to {}", from, at
+                );
+            }
+        }
+    }
 }
 
 #[test]
@@ -164,13 +207,12 @@ fn source_ranges_hold_for_load_balancer_ips_only() {
     };
     route.frontends[2].sources = Some(sources.into());
     let bench = Bench::with(environment(Family::V4), [("web", route)]);
-    let stranger = ("192.0.2.1", Some("eth0"));
     let all = web().cluster;
     assert_eq!(fates(&bench, OUTSIDE, BALANCER_IP), to(&all, true));
     assert_eq!(fates(&bench, ("203.0.113.20", None), BALANCER_IP), to(&all, true), "a VIP bound to the node");
-    assert_eq!(fates(&bench, stranger, BALANCER_IP), only(Fate::Dropped));
-    assert_eq!(fates(&bench, stranger, NODE_PORT), to(&all, true));
-    assert_eq!(fates(&bench, stranger, EXTERNAL_IP), to(&all, true));
+    assert_eq!(fates(&bench, STRANGER, BALANCER_IP), only(Fate::Dropped));
+    assert_eq!(fates(&bench, STRANGER, NODE_PORT), to(&all, true));
+    assert_eq!(fates(&bench, STRANGER, EXTERNAL_IP), to(&all, true));
 }
 
 #[test]
@@ -207,8 +249,8 @@ fn ipv6_is_treated_alike() {
     let v6 = |at: &str, local| super::target(at, local);
     let route = Route {
         frontends: [
-            super::frontend(proxy_core::route::FrontendKind::ClusterIp, Some("fd00:10:96::10"), 80),
-            super::frontend(proxy_core::route::FrontendKind::NodePort, None, 30080),
+            super::frontend(FrontendKind::ClusterIp, Some("fd00:10:96::10"), 80),
+            super::frontend(FrontendKind::NodePort, None, 30080),
         ]
         .into(),
         cluster: [v6("[fd00:10:244::5]:8080", true), v6("[fd00:10:244:1::5]:8080", false)].into(),
