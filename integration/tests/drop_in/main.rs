@@ -124,6 +124,28 @@ fn a_change_of_the_configmap_is_applied_or_ends_the_process_with_the_reason() {
 }
 
 #[test]
+fn addresses_of_node_ports_follow_the_configuration_and_the_node_without_a_restart() {
+    let mut rig = running(&[nftables()]);
+    rig.api.load([balanced("web", 10, 30996), endpoints("web", 1, false)]).expect("complete objects");
+    let answers = |rig: &Rig, address: [u8; 4]| {
+        rig.get_at(SocketAddr::from((address, 30996)), "/").is_some_and(|answer| answer.code == 200)
+    };
+    let (first, second, loopback) = ([10, 0, 0, 1], [10, 0, 0, 2], [127, 0, 0, 1]);
+    // In nftables mode, no list means the primary addresses.
+    rig.eventually("the primary address", |rig| answers(rig, first));
+    assert!(!answers(&rig, loopback));
+    rig.ip("address add 10.0.0.2/24 dev pods\n");
+    let mut moved = node(json!({}));
+    moved["status"]["addresses"][0]["address"] = json!("10.0.0.2");
+    rig.api.apply(moved).expect("a complete object");
+    rig.eventually("the new primary address", |rig| answers(rig, second) && !answers(rig, first));
+    rig.config(&[nftables(), ("/nodePortAddresses", json!(["all"]))]);
+    rig.eventually("all addresses", |rig| {
+        [first, second, loopback].iter().all(|address| answers(rig, *address))
+    });
+}
+
+#[test]
 fn a_taken_port_is_tried_again_or_ends_the_process() {
     let mut rig = Rig::new();
     let held = rig.hold(IpAddr::V4(Ipv4Addr::UNSPECIFIED), HEALTH);

@@ -161,6 +161,11 @@ impl Rig {
         self.get(port, path).map(|answer| answer.code)
     }
 
+    /// Runs `ip` commands on the node.
+    pub(crate) fn ip(&self, batch: &str) {
+        self.namespace.ip(batch, &[]).expect("a change of the node's addresses");
+    }
+
     /// Holds a port of the node.
     pub(crate) fn hold(&self, address: IpAddr, port: u16) -> TcpListener {
         self.namespace.run(|| TcpListener::bind((address, port))).expect("a thread").expect("a free port")
