@@ -9,6 +9,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     net::{TcpListener, TcpSocket},
     sync::Semaphore,
+    task::JoinSet,
 };
 
 use super::answer::Answer;
@@ -40,14 +41,17 @@ pub(crate) fn listen(address: SocketAddr, stack: Stack) -> io::Result<TcpListene
     socket.listen(BACKLOG)
 }
 
-/// Serves until the listener breaks.
+/// Serves until the listener breaks. Its connections end with it, as with a Go server: nobody goes on asking over a
+/// connection to something that is gone.
 pub(crate) async fn serve<H, F>(listener: TcpListener, handler: H) -> io::Error
 where
     H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
     let slots = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let mut connections = JoinSet::new();
     loop {
+        while connections.try_join_next().is_some() {}
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return io::Error::other("the connection limit is gone");
         };
@@ -60,7 +64,7 @@ where
             Err(error) => return error,
         };
         let handler = handler.clone();
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let service = service_fn(move |request| {
                 let answer = handler(request);
                 async move { Ok::<_, Infallible>(answer.await) }
@@ -190,6 +194,20 @@ pub(crate) mod tests {
         let v4 = listen(([0, 0, 0, 0], port).into(), Stack::Own).expect("IPv4");
         let v6 = listen(format!("[::]:{port}").parse().expect("an address"), Stack::Own).expect("IPv6");
         drop((v4, v6));
+    }
+
+    #[tokio::test]
+    async fn connections_end_with_their_server() {
+        let listener = listen(loopback(), Stack::Both).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let server = tokio::spawn(serve(listener, hello));
+        let mut kept = tokio::net::TcpStream::connect(address).await.expect("a server");
+        kept.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("a request");
+        let mut buffer = [0; 1024];
+        assert!(kept.read(&mut buffer).await.expect("an answer") > 0);
+        server.abort();
+        let rest = tokio::time::timeout(Duration::from_secs(5), kept.read(&mut buffer)).await;
+        assert!(matches!(rest.expect("the end"), Ok(0) | Err(_)));
     }
 
     #[tokio::test]

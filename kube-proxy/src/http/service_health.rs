@@ -20,7 +20,7 @@ use proxy_core::{
     health::HealthCheck,
     model::{Family, ServiceName},
 };
-use tokio::{sync::watch, task::AbortHandle};
+use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
     answer::{self, Answer},
@@ -52,7 +52,7 @@ pub(crate) async fn run(
     let mut servers = Servers { node, state, events, counts: HashMap::new(), open: HashMap::new() };
     loop {
         let now = wanted.borrow_and_update().clone();
-        let failed = servers.follow(&now);
+        let failed = servers.follow(&now).await;
         let changed = if failed {
             match tokio::time::timeout(RETRY, wanted.changed()).await {
                 Ok(changed) => changed,
@@ -71,7 +71,7 @@ pub(crate) async fn run(
 type Key = (ServiceName, SocketAddr);
 
 enum Open {
-    Serving(AbortHandle),
+    Serving(JoinHandle<io::Error>),
     /// The reason was reported.
     Failed,
 }
@@ -86,16 +86,20 @@ struct Servers {
 
 impl Servers {
     /// Opens and closes what differs. Whether something could not be opened.
-    fn follow(&mut self, wanted: &Wanted) -> bool {
+    async fn follow(&mut self, wanted: &Wanted) -> bool {
         let port = |service: &ServiceName| wanted.checks.get(service).map(|check| check.port);
-        self.open.retain(|(service, address), open| {
-            let keep = port(service) == Some(address.port()) && wanted.addresses.contains(&address.ip());
-            if let (false, Open::Serving(task)) = (keep, &*open) {
-                tracing::debug!(%service, port = address.port(), "Closing healthcheck");
-                task.abort();
-            }
-            keep
+        let unwanted = self.open.extract_if(|(service, address), _| {
+            port(service) != Some(address.port()) || !wanted.addresses.contains(&address.ip())
         });
+        let closing: Vec<(Key, Open)> = unwanted.collect();
+        for ((service, address), open) in closing {
+            if let Open::Serving(task) = open {
+                tracing::debug!(%service, %address, "Closing healthcheck");
+                task.abort();
+                // What is opened next may need the same port, which is free only when the task is gone.
+                let _ = task.await;
+            }
+        }
         self.counts.retain(|(service, _), _| wanted.checks.contains_key(service));
         for (service, check) in &wanted.checks {
             for family in Family::BOTH {
@@ -128,7 +132,7 @@ impl Servers {
                 tracing::debug!(%service, %address, "Opening healthcheck");
                 let handler = handler(service.clone(), Arc::clone(count), self.state.clone());
                 let task = tokio::spawn(server::serve(listener, handler));
-                entry.insert_entry(Open::Serving(task.abort_handle()));
+                entry.insert_entry(Open::Serving(task));
             }
             Err(error) => {
                 if matches!(entry, Entry::Vacant(_)) {
@@ -306,6 +310,25 @@ mod tests {
         eventually_closed(([127, 0, 0, 1], second).into()).await;
         rig.wanted.send_replace(wanted(&[], &["127.0.0.2"]));
         eventually_closed(([127, 0, 0, 2], second).into()).await;
+    }
+
+    #[tokio::test]
+    async fn a_port_passes_from_one_listener_to_the_next_without_a_failure() {
+        let mut rig = start();
+        let port = free_port();
+        rig.wanted.send_replace(wanted(&[("web", port, 1)], &["127.0.0.1"]));
+        eventually(([127, 0, 0, 1], port).into(), "200").await;
+        for (service, address) in [("web", "0.0.0.0"), ("other", "127.0.0.1"), ("web", "127.0.0.1")] {
+            rig.wanted.send_replace(wanted(&[(service, port, 1)], &[address]));
+            for _ in 0..200 {
+                let (_, body) = eventually(([127, 0, 0, 1], port).into(), "200").await;
+                if body.contains(&format!("\"name\": \"{service}\"")) {
+                    break;
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(rig.events.try_recv().is_err(), "nothing failed");
     }
 
     #[tokio::test]
