@@ -166,8 +166,15 @@ impl Renderer<'_> {
             // As kube-proxy: without the port all connections of a client would go to one endpoint.
             service.flags = service.flags.union(ServiceFlags::SCHEDULER_2);
         }
-        if let Some(seconds) = self.route.affinity {
-            service = service.persistent(seconds);
+        match (self.route.affinity, key) {
+            (None, _) => {}
+            (Some(seconds), ServiceKey::Address { .. }) => service = service.persistent(seconds),
+            // Persistence by mark leaves the port as the client has it (`ip_vs_sched_persist`); a hash of the client's
+            // address with a fallback from unusable endpoints does not.
+            (Some(_), ServiceKey::Mark { .. }) => {
+                service.scheduler = Scheduler::SH;
+                service.flags = OURS.union(ServiceFlags::SCHEDULER_1);
+            }
         }
         let weight =
             |target: &Target| if target.local { self.options.local_weight } else { self.options.weight };

@@ -80,6 +80,31 @@ fn external_policy_local_without_an_endpoint_here_drops_but_serves_pods_and_the_
 }
 
 #[test]
+fn affinity_holds_for_pods_and_the_node_under_external_policy_local_too() {
+    with_ipvs(|| {
+        rig::build();
+        let mut driver = Driver::start(Family::V4, Settings::default());
+        let sticky =
+            |endpoints: &[&str]| Route { affinity: Some(600), ..external_local(Protocol::Tcp, endpoints) };
+        let all = ["10.1.0.2", "10.1.1.2", "10.2.0.2"];
+        driver.set("web", sticky(&all));
+        for from in [POD, NODE, CLIENT] {
+            let [first] = who(from, BALANCER).try_into().expect("one endpoint only");
+            let others: Vec<&str> = [POD, NEIGHBOUR, REMOTE]
+                .into_iter()
+                .zip(all)
+                .filter(|(name, _)| *name != first)
+                .map(|(_, addr)| addr)
+                .collect();
+            driver.set("web", sticky(&others));
+            let [second] = who(from, BALANCER).try_into().expect("one endpoint only");
+            assert_ne!(second, first);
+            driver.set("web", sticky(&all));
+        }
+    });
+}
+
+#[test]
 fn the_marks_of_others_survive_a_short_circuit() {
     with_ipvs(|| {
         rig::build();
