@@ -1,6 +1,6 @@
 # The two commands of the README, and the smaller steps they are made of.
 
-.PHONY: all demo test lint build bench image image-test clean
+.PHONY: all demo test lint build bench bench-quick bench-build image image-test clean
 
 all: build
 
@@ -42,3 +42,18 @@ image-test:
 	@tools/setup test
 	cargo build --locked -p kube-proxy -p integration --bin kube-proxy --bin apiserver
 	deploy/image-test
+
+# How the modes scale, in under five minutes on two cores; another kube-proxy takes part with PEER=path PEER_MODES=nftables,iptables.
+BENCH = target/release/scale run --vm-run integration/vm/vm-run --vm-repetitions 1 --out target/bench \
+	$(if $(PEER),--kube-proxy target/release/kube-proxy --peer $(PEER) --peer-mode $(or $(PEER_MODES),nftables))
+
+bench-build:
+	@tools/setup test
+	cargo build --release --locked -p kube-proxy -p integration --bin kube-proxy --bin scale
+
+bench-quick: bench-build
+	$(BENCH) --workloads 100x10,1000x10 --changes 30 --changes-seconds 5 --churn 100 --churn-seconds 3 --first-packets 100 --connections-seconds 1 --limit 60
+
+# The figures of docs/benchmarks.md, without those of the VM; takes the better part of an hour.
+bench: bench-build
+	$(BENCH) --modes nftables,iptables --workloads 100x10,1000x10,10kx10 --repetitions 5 --churn 10,100,1000 --limit 300

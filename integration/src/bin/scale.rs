@@ -26,7 +26,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Compare modes and binaries on this machine, in network namespaces (needs root).
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Make the report again from saved results.
     Report(ReportArguments),
     /// List the built-in workloads.
@@ -35,7 +35,7 @@ enum Command {
 
 #[derive(Args)]
 struct RunArguments {
-    /// This project's binary.
+    /// This project's binary; the one beside this program if no other kube-proxy is named either.
     #[arg(long, value_name = "PATH")]
     kube_proxy: Option<PathBuf>,
     /// Its modes to compare.
@@ -100,6 +100,9 @@ struct GuestArguments {
     vm: Vec<String>,
     #[arg(long, default_value_t = 2)]
     vm_cpus: usize,
+    /// How often everything is repeated in the VM; as often as outside unless given.
+    #[arg(long)]
+    vm_repetitions: Option<usize>,
     #[arg(long, default_value = "3G")]
     vm_memory: String,
     /// Seconds after which the VM is given up.
@@ -152,7 +155,10 @@ fn run(arguments: &RunArguments) -> Result<()> {
     }
     if !here.contenders.is_empty() {
         let command = std::env::args().skip(1).collect();
-        let results = Results::new(command, arguments.seed, arguments.repetitions, Machine::look());
+        if let (true, Some(repetitions)) = (inside, arguments.guest.vm_repetitions) {
+            here.repetitions = repetitions.max(1);
+        }
+        let results = Results::new(command, arguments.seed, here.repetitions, Machine::look());
         all.push(matrix::measure(&here, results)?);
     }
     if elsewhere {
@@ -218,7 +224,12 @@ fn without_out(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
 
 fn plan(arguments: &RunArguments) -> Result<Plan> {
     let mut contenders = Vec::new();
-    if let Some(program) = &arguments.kube_proxy {
+    let own = match (&arguments.kube_proxy, &arguments.peer) {
+        (Some(program), _) => Some(program.clone()),
+        (None, Some(_)) => None,
+        (None, None) => Some(integration::lab::program()?),
+    };
+    if let Some(program) = &own {
         for mode in &arguments.modes {
             contenders.push(Contender::own(program, *mode)?);
         }

@@ -49,13 +49,17 @@ impl Commits {
         Ok(Self { seen, stop, thread: Some(thread) })
     }
 
-    /// The last commit in `from..until` that was not made by this process.
-    pub(crate) fn last_between(&self, from: Instant, until: Instant) -> Option<Instant> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.iter()
-            .rev()
-            .find(|commit| commit.process != std::process::id() && (from..until).contains(&commit.at))
+    /// The commit behind an effect that was seen at `seen`: the last one before it that was not made by this process,
+    /// or, as the announcement may be slower than a packet, the first one after it but before `until`.
+    pub(crate) fn behind(&self, from: Instant, seen: Instant, until: Instant) -> Option<Instant> {
+        let all = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let others: Vec<Instant> = all
+            .iter()
+            .filter(|commit| commit.process != std::process::id() && (from..until).contains(&commit.at))
             .map(|commit| commit.at)
+            .collect();
+        let after = others.partition_point(|at| *at <= seen);
+        after.checked_sub(1).map_or_else(|| others.get(after).copied(), |last| Some(others[last]))
     }
 }
 

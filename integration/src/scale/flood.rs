@@ -131,3 +131,40 @@ fn talks(stream: &mut TcpStream) -> bool {
     let mut heard = [0_u8; 4];
     stream.write_all(b"ping").is_ok() && stream.read_exact(&mut heard).is_ok() && &heard == b"ping"
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::{Flood, Held};
+    use crate::scale::site::{DIRECT, FLOOR, Site};
+
+    #[test]
+    fn connections_that_lose_their_translation_are_counted_and_others_are_not() {
+        let site = Site::build().expect("a network; run as root");
+        site.add_floor().expect("a rule");
+        let held = Held::open(&site.client, &[FLOOR, FLOOR, DIRECT]).expect("all are answered");
+        let flood = Flood::start(&site.client, vec![FLOOR], Duration::from_millis(1)).expect("it starts");
+        thread::sleep(Duration::from_millis(300));
+        site.remove_floor().expect("the rule is there");
+        site.node.output(Command::new("conntrack").arg("-F")).expect("conntrack runs");
+        thread::sleep(Duration::from_millis(300));
+        let flooded = flood.stop();
+        assert_eq!((held.opened, held.broken()), (3, 2));
+        assert!(flooded.failed > 0 && flooded.tried > flooded.failed, "{flooded:?}");
+    }
+
+    #[test]
+    fn where_nothing_happens_nothing_is_counted() {
+        let site = Site::build().expect("a network; run as root");
+        site.add_floor().expect("a rule");
+        let held = Held::open(&site.client, &[FLOOR, DIRECT]).expect("all are answered");
+        let flood = Flood::start(&site.client, vec![FLOOR, DIRECT], Duration::ZERO).expect("it starts");
+        thread::sleep(Duration::from_millis(300));
+        let flooded = flood.stop();
+        assert_eq!((held.broken(), flooded.failed), (0, 0));
+        assert!(flooded.tried > 100, "{flooded:?}");
+    }
+}

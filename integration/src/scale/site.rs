@@ -6,10 +6,12 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use crate::network::Namespace;
 
 use super::answering::Answering;
+use super::connecting::{BRIEF, open};
 use super::workload::ENDPOINT_PORT;
 
 /// Pods of the whole cluster, the client among them.
@@ -18,6 +20,8 @@ pub(crate) const CLUSTER_CIDR: &str = "10.64.0.0/10";
 pub(crate) const FLOOR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), 80);
 /// An endpoint that is reached without any translation.
 pub(crate) const DIRECT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 64, 0, 1)), ENDPOINT_PORT);
+
+const LINKS_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Site {
@@ -58,7 +62,9 @@ impl Site {
             &[("net/core/somaxconn", "65535"), ("net/ipv4/tcp_max_syn_backlog", "65535")],
         )?;
         let answering = pods.run(|| Answering::start(ENDPOINT_PORT))??;
-        Ok(Self { node, client, _pods: pods, _answering: answering })
+        let site = Self { node, client, _pods: pods, _answering: answering };
+        site.client.run(wait_for_links)??;
+        Ok(site)
     }
 
     /// Adds one plain translation rule, independent of all contenders.
@@ -73,5 +79,17 @@ impl Site {
 
     pub(crate) fn remove_floor(&self) -> io::Result<()> {
         self.node.nft("delete table ip scale-floor\n")
+    }
+}
+
+/// A veth that was just set up drops packets until the kernel's link watch has seen it, up to a second later.
+fn wait_for_links() -> io::Result<()> {
+    let begun = Instant::now();
+    loop {
+        match open(DIRECT, BRIEF) {
+            Ok(_) => return Ok(()),
+            Err(error) if begun.elapsed() > LINKS_LIMIT => return Err(error),
+            Err(_) => {}
+        }
     }
 }

@@ -23,7 +23,7 @@ pub enum Comparison {
     WithinNoise(f64),
     /// Not repeated often enough to know the noise.
     TooFewRuns(f64),
-    /// One of them is zero.
+    /// One of them is zero or less.
     Undefined,
 }
 
@@ -50,7 +50,7 @@ impl Summary {
     }
 
     pub fn compare(&self, other: &Self) -> Comparison {
-        if other.median == 0.0 || self.median == 0.0 {
+        if other.median <= 0.0 || self.median <= 0.0 {
             return Comparison::Undefined;
         }
         let ratio = self.median / other.median;
