@@ -55,8 +55,14 @@ fn crowd(lab: &mut Lab) {
 fn flooded(lab: &mut Lab, family: Family, what: &str, act: impl FnOnce(&mut Lab)) {
     let cluster_ip = SocketAddr::new(family.service(1), 80);
     let node_port = SocketAddr::new(Node.address(family), 30080);
-    let floods = [(PodB, cluster_ip), (Client, node_port)]
-        .map(|(from, to)| (to, Flood::start(lab.network.namespace(from), to, RATE / 2)));
+    let ways = [(PodB, cluster_ip), (Client, node_port)];
+    // The first packets to a neighbour whose link address is not known yet may be lost without anybody's fault.
+    for (from, to) in ways {
+        for _ in 0..16 {
+            lab.network.probe_one(from, Probe::new(Tcp, to)).expect("a socket");
+        }
+    }
+    let floods = ways.map(|(from, to)| (to, Flood::start(lab.network.namespace(from), to, RATE / 2)));
     sleep(MARGIN);
     act(lab);
     sleep(MARGIN);

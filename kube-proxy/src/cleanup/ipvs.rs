@@ -11,13 +11,13 @@ use std::{
 use backend_ipvs::{
     OURS,
     marks::{TAG, TAG_MASK},
-    settings::DEVICE,
+    settings::{DEVICE, ROUTE_PROTOCOL},
 };
 use ipnet::IpNet;
 use ipvs_netlink::{Batch, Service, ServiceKey};
 use netlink::{
-    Socket, address, link,
-    route::{self, AddressFamily, table},
+    Pipeline, Socket, address, link,
+    route::{self, AddressFamily, Filter, Route, table},
 };
 
 /// How often connections are counted while they drain.
@@ -38,33 +38,40 @@ pub(super) enum Error {
 pub(super) fn remove(node_ports: &HashSet<u16>, excluded: &[IpNet], drain: Duration) -> Result<(), Error> {
     let mut socket = Socket::open(netlink::Protocol::Route)?;
     let device = link::find(&mut socket, DEVICE)?;
-    let bound = match &device {
+    let (mut bound, routes) = match &device {
         Some(device) => bound(&mut socket, device.index)?,
-        None => HashSet::new(),
+        None => (HashSet::new(), Vec::new()),
     };
+    bound.extend(routes.iter().map(|route| route.destination));
     remove_servers(&bound, node_ports, excluded, drain)?;
-    // Its addresses and the routes through it go with it.
+    // With the device everything bound to it would go at once, in one request that keeps the kernel busy for long.
+    let mut requests = Pipeline::new();
+    for route in &routes {
+        route.push_delete(&mut requests);
+    }
+    // What could not be deleted goes with the device.
+    requests.run(&mut socket)?;
     if let Some(device) = device {
         link::delete(&mut socket, device.index)?;
     }
     Ok(())
 }
 
-/// Addresses bound to the device, as kube-proxy does it or as local routes.
-fn bound(socket: &mut Socket, device: u32) -> Result<HashSet<IpAddr>, netlink::Error> {
+/// What is bound to the device: addresses, as kube-proxy does it, and local routes.
+fn bound(socket: &mut Socket, device: u32) -> Result<(HashSet<IpAddr>, Vec<Route>), netlink::Error> {
     let addresses = address::list(socket)?;
-    let mut bound: HashSet<IpAddr> =
-        addresses.iter().filter(|found| found.interface == device).map(|found| found.address).collect();
+    let addresses = addresses.iter().filter(|found| found.interface == device).map(|found| found.address);
+    let mut routes = Vec::new();
     for family in [AddressFamily::V4, AddressFamily::V6] {
-        let filter = route::Filter { family, table: Some(table::LOCAL), protocol: None };
-        // What a route that comes or goes meanwhile hides is found at the next attempt.
+        let filter = Filter { family, table: Some(table::LOCAL), protocol: Some(ROUTE_PROTOCOL) };
+        // What a route that comes or goes meanwhile hides goes with the device.
         let _ = route::list(socket, filter, |route| {
             if route.output == Some(device) {
-                bound.insert(route.destination);
+                routes.push(route);
             }
         })?;
     }
-    Ok(bound)
+    Ok((addresses.collect(), routes))
 }
 
 #[expect(clippy::disallowed_methods, reason = "waits for connections to end")]
