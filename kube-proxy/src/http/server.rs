@@ -153,7 +153,16 @@ pub(crate) mod tests {
         ([127, 0, 0, 1], 0).into()
     }
 
-    /// A port that was free a moment ago.
+    /// Puts the calling thread, on which the test's runtime runs too, into a network of its own: a port that is free
+    /// there is taken by nobody else.
+    pub(crate) fn own_network() {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+            .expect("a network namespace (tests run as root)");
+        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+        assert!(up.is_ok_and(|status| status.success()), "a loopback interface");
+    }
+
+    /// A port that was free a moment ago, in a network of one's own.
     pub(crate) fn free_port() -> u16 {
         let listener = std::net::TcpListener::bind(loopback()).expect("a port");
         listener.local_addr().expect("an address").port()
@@ -177,6 +186,7 @@ pub(crate) mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_bound_port_is_tried_again_every_five_seconds() {
+        own_network();
         let taken = std::net::TcpListener::bind(loopback()).expect("a port");
         let address = taken.local_addr().expect("an address");
         let server = tokio::spawn(keep_serving("test", address, false, hello));
@@ -190,6 +200,7 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn families_may_share_a_port_where_each_keeps_to_its_own() {
+        own_network();
         let port = free_port();
         let v4 = listen(([0, 0, 0, 0], port).into(), Stack::Own).expect("IPv4");
         let v6 = listen(format!("[::]:{port}").parse().expect("an address"), Stack::Own).expect("IPv6");

@@ -194,7 +194,7 @@ mod tests {
     use super::*;
     use crate::{
         events::Message,
-        http::server::tests::{ask, free_port},
+        http::server::tests::{ask, free_port, own_network},
     };
 
     struct Rig {
@@ -204,6 +204,7 @@ mod tests {
     }
 
     fn start() -> Rig {
+        own_network();
         let (wanted, receiver) = watch::channel(Wanted::default());
         let state = HealthState::new(Duration::from_secs(60));
         let (sender, events) = Events::for_tests();
