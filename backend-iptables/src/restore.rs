@@ -159,7 +159,7 @@ impl Section {
     const ALL: [Self; 3] = [Self::Chains, Self::Rules, Self::Deletions];
 }
 
-/// In the nft variant the time that `iptables-restore` (1.8.9) takes grows with the square of the number of chains
+/// In the nft variant the time that `iptables-restore` (1.8.9, 1.8.11) takes grows with the square of the number of chains
 /// that are named before one `COMMIT`: it keeps them in a sorted list and walks that for every line (nft-cache.c,
 /// `cache_chain_list_insert`). 110,000 chains take minutes at once and seconds in blocks of this many.
 pub(crate) const BLOCK_CHAINS: usize = 1000;

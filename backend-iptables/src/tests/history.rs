@@ -96,6 +96,18 @@ fn luck() -> impl Strategy<Value = Luck> {
     prop_oneof![4 => Just(Luck::Takes), 1 => Just(Luck::TakesHalf), 1 => Just(Luck::TakesNothing)]
 }
 
+#[test]
+fn a_long_change_that_fails_may_be_half_done_and_is_started_over() {
+    let mut bench = Bench::with(environment(Family::V4), [("web", super::web())]);
+    let many = (0..1200u32).map(|n| target(&format!("10.244.{}.{}:80", n / 250, n % 250 + 1), false));
+    let many = [(name("web"), Some(Route { cluster: many.collect(), ..super::web() }))];
+    assert!(matches!(bench.plan(&many), Planned::Plan(_)));
+    bench.planner.settle(Effect::Nothing);
+    assert!(matches!(bench.plan(&[]), Planned::StartOver(_)));
+    bench.full();
+    assert!(matches!(bench.plan(&many), Planned::Plan(_)), "a full write clears all doubt");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
