@@ -95,13 +95,16 @@ impl IpvsPlanner {
         self.state.held.commit();
     }
 
-    /// An environment without what we bound ourselves.
+    /// An environment without what we bound ourselves, and without what no Service has to do with: every pod's link
+    /// brings a link-local address along, which is no reason to look at all Services again.
     fn normalise(&self, environment: &Environment) -> Environment {
         let ours = |addr: &IpAddr| {
             self.state.device_addresses.contains(addr)
                 || (self.settings.binding == Binding::Addresses && self.state.vips.get(addr).is_some())
         };
-        let without = |all: &[IpAddr]| all.iter().copied().filter(|addr| !ours(addr)).collect();
+        let of_link = |addr: &IpAddr| matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local());
+        let without =
+            |all: &[IpAddr]| all.iter().copied().filter(|addr| !ours(addr) && !of_link(addr)).collect();
         Environment {
             interface_addresses: without(&environment.interface_addresses),
             node_ports: match &environment.node_ports {

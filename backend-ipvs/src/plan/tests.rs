@@ -362,6 +362,17 @@ fn a_new_environment_rewrites_the_rules_and_new_addresses_start_over() {
 }
 
 #[test]
+fn the_link_local_addresses_of_pods_links_concern_nobody() {
+    let mut planner = planner(&[("web", &route())]);
+    let mut more = environment();
+    more.interface_addresses = [&*more.interface_addresses, &[ip("fe80::1234")]].concat().into();
+    match planner.plan(&[], &more, start()) {
+        Planned::Plan(plan) => assert!(plan.is_empty(), "{plan}"),
+        Planned::StartOver(reason) => panic!("{reason}"),
+    }
+}
+
+#[test]
 fn upkeep_reaps_and_lets_the_address_go_with_the_last_connection() {
     let (reports, receiver) = mpsc::channel();
     let mut planner = IpvsPlanner::new(Settings::default(), receiver);

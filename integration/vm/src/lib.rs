@@ -13,7 +13,9 @@ use nix::sched::{CloneFlags, unshare};
 /// # Panics
 /// If the VM is not set up, or the test fails in it. A test is never skipped.
 pub fn with_ipvs(test: impl FnOnce()) {
-    if std::env::var_os("VM_RUN_GUEST").is_some() || std::path::Path::new("/proc/net/ip_vs").exists() {
+    let is_set = |name| std::env::var_os(name).is_some();
+    // VM_RUN asks for a kind of VM, whatever this kernel has.
+    if is_set("VM_RUN_GUEST") || (!is_set("VM_RUN") && has_ipvs()) {
         own_namespace();
         test();
         return;
@@ -36,6 +38,12 @@ pub fn with_ipvs(test: impl FnOnce()) {
         Some(127) => panic!("this kernel has no IPVS and the VM is not set up: run integration/vm/vm-setup"),
         _ => panic!("{name} failed in the VM: {status}"),
     }
+}
+
+/// Whether this kernel has IPVS, loaded or to be loaded by who asks for it.
+fn has_ipvs() -> bool {
+    let loadable = || Command::new("modprobe").args(["--dry-run", "--quiet", "ip_vs"]).status();
+    std::path::Path::new("/proc/net/ip_vs").exists() || loadable().is_ok_and(|status| status.success())
 }
 
 /// Give the calling thread, and what it starts, a network namespace with its loopback up.
