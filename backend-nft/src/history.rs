@@ -219,18 +219,29 @@ fn meaning(model: &Model) -> Vec<(SocketAddr, BTreeSet<Fate>)> {
 type Installed = BTreeMap<ServicePortName, Arc<Route>>;
 
 /// What the routes say of a packet, in the words of the contract.
-fn expected(routes: &Installed, from: From, packet: &Packet) -> Option<BTreeSet<Fate>> {
-    let (route, frontend) = routes.values().find_map(|route| {
+fn expected(routes: &Installed, from: From, packet: &Packet) -> BTreeSet<Fate> {
+    let claimed = routes.values().find_map(|route| {
         let frontend = route.frontends.iter().find(|frontend| {
             frontend.port == packet.to.port() && frontend.at.unwrap_or(NODE) == packet.to.ip()
         })?;
         Some((route, frontend))
-    })?;
+    });
+    let one = |fate| BTreeSet::from([fate]);
+    let Some((route, frontend)) = claimed else {
+        let own = |route: &Arc<Route>| route.frontends.iter().any(|own| own.at == Some(packet.to.ip()));
+        let cidr: IpNet = "172.30.0.0/16".parse().expect("a network");
+        // The address of a load balancer is no cluster IP: its other ports are none of ours.
+        return one(match cidr.contains(&packet.to.ip()) {
+            true if routes.values().any(own) => Fate::Rejected,
+            true => Fate::Dropped,
+            false => Fate::Passed,
+        });
+    };
     if let Some(sources) = &frontend.sources
         && !sources.ranges.iter().any(|net| net.contains(&packet.source))
         && !sources.own_vips.contains(&packet.source)
     {
-        return Some(BTreeSet::from([Fate::Dropped]));
+        return one(Fate::Dropped);
     }
     let to = |targets: &[Target], masqueraded: bool| {
         let each = targets.iter().map(|target| Fate::Translated {
@@ -238,9 +249,8 @@ fn expected(routes: &Installed, from: From, packet: &Packet) -> Option<BTreeSet<
             // A pod that reaches itself.
             masqueraded: masqueraded || target.addr == packet.source,
         });
-        Some(each.collect::<BTreeSet<_>>())
+        each.collect::<BTreeSet<_>>()
     };
-    let one = |fate| Some(BTreeSet::from([fate]));
     match route.answer(frontend) {
         Answer::To(targets) if frontend.kind == FrontendKind::ClusterIp => to(targets, from != From::Pod),
         Answer::To(targets) => to(targets, true),
@@ -265,9 +275,7 @@ fn check(model: &Model, routes: &Installed) -> Result<(), TestCaseError> {
             prop_assert!(!passed || end.priority == 7, "{packet:?}: {end:?}");
         }
         let fates: BTreeSet<Fate> = ends.into_iter().map(|end| end.fate).collect();
-        if let Some(expected) = expected(routes, from, &packet) {
-            prop_assert_eq!(&fates, &expected, "{:?}", packet);
-        }
+        prop_assert_eq!(&fates, &expected(routes, from, &packet), "{:?}", packet);
     }
     Ok(())
 }

@@ -36,12 +36,14 @@ impl GroupIds {
 pub(crate) struct PortIds {
     used: Vec<bool>,
     cursor: u32,
+    /// Where the cursor stood when all was settled.
+    settled: u32,
     log: Vec<(u16, bool, bool)>,
 }
 
 impl PortIds {
     pub(crate) fn new() -> Self {
-        Self { used: vec![false; STICKY_PORTS as usize], cursor: 0, log: Vec::new() }
+        Self { used: vec![false; STICKY_PORTS as usize], cursor: 0, settled: 0, log: Vec::new() }
     }
 
     fn width(wide: bool) -> u32 {
@@ -86,12 +88,14 @@ impl PortIds {
 
     pub(crate) fn keep(&mut self) {
         self.log.clear();
+        self.settled = self.cursor;
     }
 
     pub(crate) fn undo(&mut self) {
         while let Some((id, wide, used)) = self.log.pop() {
             self.used[Self::range(id, wide)].fill(!used);
         }
+        self.cursor = self.settled;
     }
 }
 

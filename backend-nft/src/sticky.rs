@@ -228,3 +228,58 @@ impl StickyPort {
         self.members.sort_unstable();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+
+    fn place(number: u32) -> Place {
+        (IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + number)), 8080)
+    }
+
+    fn port() -> StickyPort {
+        StickyPort {
+            port: 7,
+            wide: false,
+            timeout: 0,
+            members: Vec::new(),
+            cursor: 1,
+            cluster: Vec::new(),
+            local: None,
+        }
+    }
+
+    #[test]
+    fn an_endpoint_keeps_its_index_and_a_freed_one_is_not_anothers_at_once() {
+        let mut port = port();
+        port.assign(&[place(1), place(2)]);
+        assert_eq!((port.index_of(place(1)), port.index_of(place(2))), (Some(1), Some(2)));
+        port.assign(&[place(2)]);
+        port.assign(&[place(2), place(3)]);
+        assert_eq!((port.index_of(place(2)), port.index_of(place(3))), (Some(2), Some(3)));
+    }
+
+    #[test]
+    fn indices_go_round_without_meeting_one_in_use_nor_the_first_and_last() {
+        let mut port = port();
+        port.assign(&[place(0)]);
+        for number in 1..10_000 {
+            port.assign(&[place(0), place(number)]);
+            assert_eq!(port.index_of(place(0)), Some(1));
+            let index = port.index_of(place(number)).expect("there is room");
+            assert!((2..(1 << INDEX_BITS) - 1).contains(&index), "{index}");
+        }
+    }
+
+    #[test]
+    fn a_full_port_leaves_out_what_has_no_room() {
+        let all: Vec<Place> = (0..5000).map(place).collect();
+        let mut port = port();
+        port.assign(&all);
+        assert_eq!(port.members.len(), (1 << INDEX_BITS) - 2);
+        let indices: std::collections::BTreeSet<u32> = port.members.iter().map(|(_, index)| *index).collect();
+        assert_eq!(indices.len(), port.members.len());
+    }
+}

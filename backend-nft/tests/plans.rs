@@ -167,3 +167,17 @@ fn a_change_and_its_reverse_leave_nothing_behind() {
     assert!(back.contains("add element endpoints-1 { fff0:1 . tcp . 1 : 10.0.3.1 . 8080 }"), "{back}");
     assert_eq!(planner.next_upkeep(), None);
 }
+
+#[test]
+fn a_plan_that_had_no_effect_is_made_again_the_same() {
+    let mut local = route(&[target("10.0.2.1"), local("10.0.3.1")]).cluster_ip("172.30.0.2").node_port(30081);
+    local.external_policy = TrafficPolicy::Local;
+    for after in [web(), sticky(local.clone()), local] {
+        let mut planner = installed(&[(name("other"), web())]);
+        let first = plan(&mut planner, None, Some(after.clone())).to_string();
+        for _ in 0..3 {
+            planner.settle(Effect::Nothing);
+            assert_eq!(plan(&mut planner, None, Some(after.clone())).to_string(), first);
+        }
+    }
+}
