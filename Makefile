@@ -27,7 +27,7 @@ lint:
 	@tools/setup build
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check licenses bans sources; \
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny check licenses bans sources; \
 	else echo "cargo-deny is not installed: the licence gate was not run"; fi
 
 clean:
