@@ -19,8 +19,11 @@ mod limit;
 use limit::{Decision, Limiter};
 
 const QUEUE: usize = 1000;
-/// events.k8s.io/v1 refuses longer notes (validation of Event).
+/// events.k8s.io/v1 refuses longer ones (validation of Event).
 const LONGEST_NOTE: usize = 1024;
+const LONGEST_INSTANCE: usize = 128;
+/// Of any object.
+const LONGEST_NAME: usize = 253;
 const CONTROLLER: &str = "kube-proxy";
 const ATTEMPTS: u32 = 3;
 /// How long to stay quiet where Events are forbidden.
@@ -33,6 +36,9 @@ pub(crate) struct Event {
     pub(crate) reason: &'static str,
     pub(crate) action: &'static str,
     pub(crate) note: String,
+    /// Every node of a cluster finds the same about a Service; with this key they all give the Event one name, so that
+    /// the first makes it and the others find it there.
+    shared: Option<String>,
 }
 
 /// The object that an Event is about.
@@ -73,19 +79,20 @@ impl Event {
         let note = format!(
             "node {node}: the kernel refused the rules of this Service, its last good ones stay: {reason}"
         );
-        Self::service(service, Severity::Warning, "ServiceSetAside", "SyncProxyRules", note)
+        Self::service(service, Severity::Warning, "ServiceSetAside", "SyncProxyRules", note).shared("")
     }
 
     pub(crate) fn restored(service: &ServiceName, node: &str) -> Self {
         let note =
             format!("node {node}: the rules of this Service, which the kernel had refused, are in force");
-        Self::service(service, Severity::Normal, "ServiceRestored", "SyncProxyRules", note)
+        Self::service(service, Severity::Normal, "ServiceRestored", "SyncProxyRules", note).shared("")
     }
 
     /// Another, older Service has the address; this one does not get its traffic.
     pub(crate) fn address_conflict(service: &ServiceName, winner: &ServiceName, at: &str) -> Self {
         let note = format!("{at} is also claimed by the older Service {winner}, which gets its traffic");
-        Self::service(service, Severity::Warning, "AddressConflict", "SyncProxyRules", note)
+        let key = format!("{at} {winner}");
+        Self::service(service, Severity::Warning, "AddressConflict", "SyncProxyRules", note).shared(&key)
     }
 
     /// Rules that are ours were changed by somebody else.
@@ -104,7 +111,7 @@ impl Event {
     }
 
     fn node(severity: Severity, reason: &'static str, action: &'static str, note: String) -> Self {
-        Self { regarding: Regarding::Node, severity, reason, action, note }
+        Self { regarding: Regarding::Node, severity, reason, action, note, shared: None }
     }
 
     fn service(
@@ -114,7 +121,11 @@ impl Event {
         action: &'static str,
         note: String,
     ) -> Self {
-        Self { regarding: Regarding::Service(service.clone()), severity, reason, action, note }
+        Self { regarding: Regarding::Service(service.clone()), severity, reason, action, note, shared: None }
+    }
+
+    fn shared(self, key: &str) -> Self {
+        Self { shared: Some(key.to_owned()), ..self }
     }
 }
 
@@ -184,7 +195,7 @@ impl Sender {
             metrics::event_dropped("forbidden");
             return;
         }
-        let name = || object_name(&event.regarding, &self.node, Timestamp::now());
+        let name = || object_name(&event, &self.node, Timestamp::now());
         let request = match self.limiter.decide(&event, now.into_std(), name) {
             Decision::Create { name } => create(&event, &self.node, &name, Timestamp::now()),
             Decision::Repeat { name, count } => repeat(&event.regarding, &name, count, Timestamp::now()),
@@ -211,6 +222,8 @@ impl Sender {
                     metrics::event_dropped("forbidden");
                     return;
                 }
+                // Another node was faster.
+                Err(Some(StatusCode::CONFLICT)) if event.shared.is_some() => return,
                 // Refused as it is: asking again does not help.
                 Err(Some(code)) if code.is_client_error() && code != StatusCode::TOO_MANY_REQUESTS => break,
                 Err(_) => tokio::time::sleep(Duration::from_secs(1 << attempt)).await,
@@ -267,11 +280,11 @@ fn create(event: &Event, node: &str, name: &str, now: Timestamp) -> ApiRequest {
             "metadata": { "name": name, "namespace": namespace },
             "eventTime": micro_time(now),
             "reportingController": CONTROLLER,
-            "reportingInstance": format!("{CONTROLLER}-{node}"),
+            "reportingInstance": cut(&format!("{CONTROLLER}-{node}"), LONGEST_INSTANCE),
             "action": event.action,
             "reason": event.reason,
             "regarding": regarding,
-            "note": shortened(&event.note),
+            "note": cut(&event.note, LONGEST_NOTE),
             "type": match event.severity {
                 Severity::Normal => "Normal",
                 Severity::Warning => "Warning",
@@ -297,12 +310,25 @@ fn namespace(regarding: &Regarding) -> &str {
     }
 }
 
-fn object_name(regarding: &Regarding, node: &str, now: Timestamp) -> String {
-    let object = match regarding {
+/// The object's name, and what tells this Event from others: the time, or what all nodes have in common.
+fn object_name(event: &Event, node: &str, now: Timestamp) -> String {
+    let object = match &event.regarding {
         Regarding::Node => node,
         Regarding::Service(service) => service.name(),
     };
-    format!("{object}.{:x}", now.as_nanosecond())
+    let tail = match &event.shared {
+        Some(key) => format!("{:016x}", fingerprint(&[event.reason, key])),
+        None => format!("{:x}", now.as_nanosecond()),
+    };
+    let object = &object[..object.floor_char_boundary(LONGEST_NAME - tail.len() - 1)];
+    // Before a dot, a name of the API must end in a letter or a digit.
+    format!("{}.{tail}", object.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()))
+}
+
+/// FNV-1a: the same on every node, whatever it was built with.
+fn fingerprint(parts: &[&str]) -> u64 {
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Always six digits, as the API's MicroTime wants it.
@@ -310,8 +336,9 @@ fn micro_time(at: Timestamp) -> String {
     format!("{at:.6}")
 }
 
-fn shortened(note: &str) -> &str {
-    &note[..note.floor_char_boundary(LONGEST_NOTE)]
+/// At most so many bytes, and whole characters.
+fn cut(text: &str, limit: usize) -> &str {
+    &text[..text.floor_char_boundary(limit)]
 }
 
 #[cfg(test)]

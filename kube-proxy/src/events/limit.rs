@@ -11,6 +11,8 @@ use super::{Event, Regarding};
 const SERIES_END: Duration = Duration::from_secs(12 * 60);
 /// A series is told to the API server no more often.
 const SERIES_STEP: Duration = Duration::from_secs(6 * 60);
+/// An Event that all nodes share is made anew, should it be gone, no more often.
+const SHARED_STEP: Duration = Duration::from_secs(30 * 60);
 /// New Events: so many at once, then one each so often.
 const BURST: u32 = 50;
 const REFILL: Duration = Duration::from_secs(2);
@@ -64,6 +66,14 @@ impl Limiter {
         {
             sent.count = sent.count.saturating_add(1);
             sent.seen = now;
+            if event.shared.is_some() {
+                // One node cannot count for all; but the API server forgets Events, after an hour by default.
+                if now.saturating_duration_since(sent.told) < SHARED_STEP {
+                    return Decision::Quiet;
+                }
+                sent.told = now;
+                return Decision::Create { name: sent.name.clone() };
+            }
             // The first repeat makes the series known at once.
             if sent.count > 2 && now.saturating_duration_since(sent.told) < SERIES_STEP {
                 return Decision::Quiet;
@@ -116,7 +126,7 @@ mod tests {
     use super::*;
 
     fn event(number: usize) -> Event {
-        Event::restored(&ServiceName::new("ns", &format!("s{number}")), "n")
+        Event::service_health_check_failed(&ServiceName::new("ns", &format!("s{number}")), String::new())
     }
 
     fn created(name: &str) -> Decision {
@@ -142,6 +152,20 @@ mod tests {
         assert_eq!(at(minutes(3)), Decision::Quiet);
         assert_eq!(at(minutes(7)), Decision::Repeat { name: "x".to_owned(), count: 5 });
         assert_eq!(at(minutes(19)), created("x"), "a new one after a long silence");
+    }
+
+    #[test]
+    fn what_all_nodes_say_is_said_again_only_when_it_may_be_forgotten() {
+        let (mut limiter, now) = begin();
+        let service = ServiceName::new("ns", "s");
+        let event = Event::address_conflict(&service, &ServiceName::new("ns", "old"), "192.0.2.1 80/TCP");
+        let mut decisions = Vec::new();
+        for step in 0..8 {
+            decisions.push(limiter.decide(&event, now + minutes(step * 10), || "x".to_owned()));
+        }
+        let made: Vec<usize> = (0..8).filter(|&at| decisions[at] == created("x")).collect();
+        assert_eq!(made, [0, 3, 6]);
+        assert_eq!(decisions[1], Decision::Quiet);
     }
 
     #[test]

@@ -81,6 +81,38 @@ async fn events_have_the_form_of_kube_proxy() {
 }
 
 #[tokio::test]
+async fn all_nodes_give_what_they_all_see_one_name() {
+    let service = ServiceName::new("shop", "web");
+    let winner = ServiceName::new("shop", "old");
+    let name = |event: &Event, node: &str| object_name(event, node, Timestamp::now());
+    let conflict = Event::address_conflict(&service, &winner, "192.0.2.1 80/TCP");
+    assert_eq!(name(&conflict, "a"), name(&conflict, "b"));
+    assert_ne!(
+        name(&conflict, "a"),
+        name(&Event::address_conflict(&service, &winner, "192.0.2.2 80/TCP"), "a")
+    );
+    let aside = |node: &str| name(&Event::set_aside(&service, node, "EINVAL"), node);
+    assert_eq!(aside("a"), aside("b"));
+    assert_ne!(aside("a"), name(&Event::restored(&service, "a"), "a"));
+    assert_ne!(name(&Event::starting(), "a"), name(&Event::starting(), "b"));
+
+    let (events, asked) = start(409);
+    events.send(conflict);
+    events.flush(LIMIT).await;
+    assert_eq!(asked.lock().expect("not poisoned").len(), 1, "another node was faster");
+}
+
+#[test]
+fn names_keep_within_the_limits_of_the_api() {
+    let long = format!("{}-{}", "n".repeat(235), "x".repeat(17));
+    let name = object_name(&Event::starting(), &long, Timestamp::now());
+    assert!(name.len() <= LONGEST_NAME, "{}", name.len());
+    assert!(!name.contains("-."), "{name}");
+    let body = create(&Event::starting(), &long, &name, Timestamp::now()).body;
+    assert_eq!(body["reportingInstance"].as_str().map(str::len), Some(LONGEST_INSTANCE));
+}
+
+#[tokio::test]
 async fn a_repeat_extends_the_series_of_the_first() {
     let (events, asked) = start(200);
     for _ in 0..5 {
@@ -125,11 +157,9 @@ async fn handing_over_never_waits() {
 #[test]
 fn long_notes_are_cut_at_a_character() {
     let note = "ä".repeat(600);
-    let cut = shortened(&note);
-    assert_eq!(cut.len(), 1024);
-    assert_eq!(shortened("short"), "short");
-    let odd = format!("x{note}");
-    assert_eq!(shortened(&odd).len(), 1023);
+    assert_eq!(cut(&note, LONGEST_NOTE).len(), 1024);
+    assert_eq!(cut("short", LONGEST_NOTE), "short");
+    assert_eq!(cut(&format!("x{note}"), LONGEST_NOTE).len(), 1023);
 }
 
 #[test]
