@@ -1,17 +1,15 @@
-//! Runs the programs: fed through a pipe while they read, their complaints collected and judged.
+//! Runs the programs: their input prepared, their complaints collected and judged.
 
 use std::{
     collections::HashSet,
-    io::{self, BufWriter, Read, Write},
-    process::{Child, Command, ExitStatus, Stdio},
+    fs::File,
+    io::{self, BufWriter, Read, Seek as _, Write},
+    process::{Command, ExitStatus, Stdio},
     thread,
 };
 
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use proxy_core::backend::ApplyError;
-
-/// The size of the pipe to `iptables-restore`; the default (64 KiB) makes it wait for us.
-const PIPE_SIZE: i32 = 1 << 20;
 
 /// How a run ended.
 pub(crate) struct Run {
@@ -19,42 +17,40 @@ pub(crate) struct Run {
     pub(crate) stderr: String,
 }
 
-/// Runs `iptables-restore` and feeds it while it reads.
+/// Runs `iptables-restore` on what `feed` writes. The text goes through memory that the program reads as a file: through
+/// a pipe it would be woken, and wake us, for every page.
 pub(crate) fn run_restore(
     program: &str,
     arguments: &[&str],
     feed: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<Run, ApplyError> {
-    let mut child = Command::new(program)
+    let text = in_memory(feed).map_err(|error| ApplyError::Refused {
+        reason: format!("cannot write the text for {program}: {error}"),
+        culprit: None,
+    })?;
+    let child = Command::new(program)
         .args(arguments)
-        .stdin(Stdio::piped())
+        .stdin(text)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| not_run(program, &error))?;
-    // Read beside the writing: a program that complains much before it has read all would wait for us for ever.
-    let stderr = collect(child.stderr.take());
-    let fed = feed_stdin(&mut child, feed);
-    let status = child.wait()?;
-    let stderr = stderr.join().unwrap_or_default();
-    match fed {
-        // It stopped reading: its exit status says why.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe && !status.success() => {}
-        fed => fed?,
-    }
-    Ok(Run { status, stderr })
+    let output = child.wait_with_output()?;
+    Ok(Run { status: output.status, stderr: String::from_utf8_lossy(&output.stderr).into_owned() })
 }
 
-fn feed_stdin(child: &mut Child, feed: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let stdin = child.stdin.take().expect("stdin is piped");
-    // Refused when /proc/sys/fs/pipe-max-size is lower: then it is a little slower.
-    let _ = fcntl(&stdin, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
-    let mut to = BufWriter::with_capacity(1 << 18, stdin);
+fn in_memory(feed: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<File> {
+    let mut to = BufWriter::with_capacity(
+        1 << 18,
+        File::from(memfd_create(c"iptables-restore", MFdFlags::MFD_CLOEXEC)?),
+    );
     feed(&mut to)?;
-    to.flush()
+    let mut file = to.into_inner()?;
+    file.rewind()?;
+    Ok(file)
 }
 
-/// Reads an error output to its end.
+/// Reads an error output to its end, beside what the caller reads.
 pub(crate) fn collect(from: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
     thread::spawn(move || {
         let mut text = Vec::new();

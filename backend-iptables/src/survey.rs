@@ -149,7 +149,7 @@ impl Found {
         self.service_chains.keys().copied()
     }
 
-    /// All chains whose name begins with `KUBE-` but those of [`Found::service_chains`], in no order.
+    /// All chains whose name begins with `KUBE-` but those of Services in table `nat`, in no order.
     pub fn other_chains(&self, table: Table) -> impl Iterator<Item = &str> {
         self.other_chains.keys().filter(move |(of, _)| *of == table).map(|(_, chain)| &**chain)
     }
