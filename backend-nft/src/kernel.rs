@@ -1,9 +1,12 @@
 //! Applies plans: one step, one transaction, one answer.
 
-use std::io;
+use std::{collections::HashMap, io, net::IpAddr};
 
-use netlink::{Protocol as SocketProtocol, Socket};
-use nft_netlink::{Batch, CommitError, Refusal};
+use netlink::{Dump, Protocol as SocketProtocol, Socket};
+use nft_netlink::{
+    Batch, CommitError, Refusal,
+    list::{self, FoundData, FoundElement},
+};
 use proxy_core::{
     backend::{ApplyError, Executor as Seam, Outcome, Owned, Plan, Step},
     model::Family,
@@ -11,11 +14,10 @@ use proxy_core::{
 
 use crate::{
     census::Census,
-    encode::{Encoder, encoding, table},
+    encode::{Encoder, table},
     found::{Found, FoundChain, FoundHook, FoundSticky, generation_of},
     name::{ChainName, Hook, Place, Set, SetName},
     operation::{Op, Operation},
-    read,
 };
 
 // asm-generic/errno.h
@@ -67,67 +69,54 @@ impl Executor {
     /// How many new connections to Services with session affinity were not remembered because the map of clients is
     /// full, since the rules were last written anew.
     pub fn clients_not_remembered(&mut self) -> Result<u64, netlink::Error> {
-        let family = self.number();
         let mut packets = 0;
         for prefix in ["alb-", "allb-"] {
             for chain in self.census.chains_named(prefix) {
-                packets += read::counted(&mut self.socket, family, &chain)?;
+                let rules = list::rules(&mut self.socket, table(self.family), Some(&chain))?;
+                packets += rules.iter().map(|rule| rule.counted).sum::<u64>();
             }
         }
         Ok(packets)
     }
 
-    fn number(&self) -> read::Family {
-        read::Family(encoding(self.family) as u8)
-    }
-
     fn read_found(&mut self) -> Result<Found, netlink::Error> {
-        let family = self.number();
-        let chains = read::chains(&mut self.socket, family)?;
-        let sets = read::sets(&mut self.socket, family)?;
+        let chains = list::chains(&mut self.socket, table(self.family))?;
+        let sets = list::sets(&mut self.socket, table(self.family))?;
+        let sets = sets.into_iter().filter(|set| !set.is_anonymous()).map(|set| set.name).collect();
         // The generation that the base chains lead to: one that was never switched to has rules but no jumps to it.
-        let entrance = format!("{}-", ChainName { place: Place::ToService, generation: 0 })
-            .trim_end_matches("0-")
-            .to_owned();
+        let entrance = ChainName { place: Place::ToService, generation: 0 }.to_string();
         let live = chains
             .iter()
-            .filter(|chain| chain.name.starts_with(&entrance))
+            .filter(|chain| chain.name.starts_with(entrance.trim_end_matches('0')))
             .max_by_key(|chain| chain.uses)
             .and_then(|chain| generation_of(&chain.name));
         let sticky = live.map_or_else(|| Ok(FoundSticky::default()), |live| self.read_sticky(live))?;
         let chains = chains
             .into_iter()
-            .map(|chain| {
-                let hook = chain.base.map(|base| {
-                    let hook = Hook { nat: base.nat, number: base.number, priority: base.priority };
-                    let like = (base.nat || base.filter) && base.accepts;
-                    if like { FoundHook::Like(hook) } else { FoundHook::Other }
-                });
-                FoundChain { name: chain.name, hook }
+            .map(|chain| FoundChain {
+                hook: chain.hook.map(|_| hook_of(&chain).map_or(FoundHook::Other, FoundHook::Like)),
+                name: chain.name,
             })
             .collect();
         Ok(Found { chains, sets, sticky })
     }
 
     fn read_sticky(&mut self, generation: u32) -> Result<FoundSticky, netlink::Error> {
-        let family = self.number();
         let v4 = self.family == Family::V4;
-        let mut read = |set| {
-            let name = SetName::new(set, generation).to_string();
-            read::elements(&mut self.socket, family, &name)
-        };
         let id = |bytes: &[u8]| bytes.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
         let mut sticky = FoundSticky::default();
         for set in [Set::StickySizes, Set::StickyLocalSizes] {
-            for element in read(set)? {
+            for element in self.elements(set, generation)? {
                 if let (Some(base), Some(comment)) = (id(&element.key), element.comment) {
                     sticky.ports.push((comment, base));
                 }
             }
         }
         for set in [Set::StickyEndpoints, Set::StickyLocal] {
-            for element in read(set)? {
-                if let (Some(id), Some((addr, port))) = (id(&element.key), read::target(&element.data, v4)) {
+            for element in self.elements(set, generation)? {
+                if let FoundData::Value(data) = element.data
+                    && let (Some(id), Some((addr, port))) = (id(&element.key), target(&data, v4))
+                {
                     sticky.endpoints.push((id, addr, port));
                 }
             }
@@ -135,6 +124,25 @@ impl Executor {
         sticky.ports.sort_unstable();
         sticky.ports.dedup();
         Ok(sticky)
+    }
+
+    /// The elements of a small map, read again while somebody else's commits interfere, a few times.
+    fn elements(&mut self, set: Set, generation: u32) -> Result<Vec<FoundElement>, netlink::Error> {
+        let name = SetName::new(set, generation).to_string();
+        let mut elements = Vec::new();
+        for _ in 0..TRIES {
+            elements.clear();
+            let dump = list::elements(&mut self.socket, table(self.family), &name, |element| {
+                elements.push(element);
+            });
+            match dump {
+                Ok(Dump::Complete) => break,
+                Ok(Dump::Interrupted) => {}
+                Err(error) if error.refused() == Some(ENOENT) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(elements)
     }
 
     /// Commits a step. What is to be deleted and is not there counts as done.
@@ -261,28 +269,22 @@ impl Seam for Executor {
     }
 
     fn intact(&mut self) -> Result<bool, ApplyError> {
-        let now = read::generation(&mut self.socket).map_err(lost)?;
-        if self.census.is_empty() {
+        let now = list::generation(&mut self.socket).map_err(lost)?;
+        if self.census.is_empty() || self.generation == Some(now) {
             return Ok(true);
         }
-        if self.generation == Some(now) {
-            return Ok(true);
-        }
-        let family = self.number();
-        if !read::table_is_awake(&mut self.socket, family).map_err(lost)? {
+        let table = table(self.family);
+        let tables = list::tables(&mut self.socket, table.family).map_err(lost)?;
+        if !tables.iter().any(|found| *found.name == *table.name && !found.dormant) {
             return Ok(false);
         }
-        let chains = read::chains(&mut self.socket, family).map_err(lost)?;
-        let found = |name: &str| chains.iter().find(|chain| &*chain.name == name);
+        let chains = list::chains(&mut self.socket, table).map_err(lost)?;
+        let chains: HashMap<&str, &list::FoundChain> =
+            chains.iter().map(|chain| (&*chain.name, chain)).collect();
         let stands = self.census.uses().into_iter().all(|(name, uses)| {
-            found(name).is_some_and(|chain| {
-                let same_hook = Place::base(name).is_none_or(|base| {
-                    chain.base.is_some_and(|read| {
-                        let hook = Hook { nat: read.nat, number: read.number, priority: read.priority };
-                        read.accepts && hook == base.hook()
-                    })
-                });
-                chain.uses == uses && same_hook
+            chains.get(name).is_some_and(|chain| {
+                let hooked = Place::base(name).is_none_or(|base| hook_of(chain) == Some(base.hook()));
+                chain.uses == uses && hooked
             })
         });
         if stands {
@@ -290,6 +292,28 @@ impl Seam for Executor {
         }
         Ok(stands)
     }
+}
+
+/// Where a base chain is hooked in, if its like could be one of ours: filter or nat, policy accept.
+fn hook_of(chain: &list::FoundChain) -> Option<Hook> {
+    let (number, priority) = chain.hook?;
+    let nat = match chain.kind.as_deref()? {
+        "nat" => true,
+        "filter" => false,
+        _ => return None,
+    };
+    (!chain.drops).then_some(Hook { nat, number, priority })
+}
+
+/// An address and port as they stand in a map's data.
+fn target(data: &[u8], v4: bool) -> Option<(IpAddr, u16)> {
+    let (addr, port) = data.split_at_checked(if v4 { 4 } else { 16 })?;
+    let port = u16::from_be_bytes(*port.first_chunk()?);
+    let addr = match addr.first_chunk::<16>() {
+        Some(addr) => IpAddr::from(*addr),
+        None => IpAddr::from(*addr.first_chunk::<4>()?),
+    };
+    Some((addr, port))
 }
 
 fn lost(error: netlink::Error) -> ApplyError {

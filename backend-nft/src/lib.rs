@@ -24,7 +24,6 @@ mod operation;
 mod placement;
 mod plan;
 mod probe;
-mod read;
 mod scaffold;
 mod shared_keys;
 mod size_class;

@@ -21,6 +21,8 @@ pub struct FoundTable {
     pub family: Family,
     pub name: Box<str>,
     pub handle: u64,
+    /// Put to sleep (`flags dormant`): its chains are not hooked in.
+    pub dormant: bool,
     pub comment: Option<Box<str>>,
 }
 
@@ -31,6 +33,10 @@ pub struct FoundChain {
     pub handle: u64,
     /// Hook number and priority of a base chain.
     pub hook: Option<(u32, i32)>,
+    /// `filter`, `nat` or `route` for a base chain.
+    pub kind: Option<Box<str>>,
+    /// A base chain whose policy is to drop.
+    pub drops: bool,
     /// Rules in it, and rules and elements that lead to it.
     pub uses: u32,
 }
@@ -42,6 +48,8 @@ pub struct FoundRule {
     pub handle: u64,
     /// Names of its expressions, in order.
     pub expressions: Vec<Box<str>>,
+    /// Packets that its counters counted.
+    pub counted: u64,
     pub comment: Option<Box<str>>,
 }
 
@@ -202,6 +210,10 @@ impl FoundTable {
             family: Family::from_raw(*message.payload.first()?)?,
             name: text(&attributes, table::NAME)?,
             handle: attributes.get(table::HANDLE)?.be64()?,
+            dormant: attributes
+                .get(table::FLAGS)
+                .and_then(|flags| flags.be32())
+                .is_some_and(|flags| flags & table::DORMANT != 0),
             comment: comment(&attributes, table::USERDATA),
         })
     }
@@ -217,6 +229,8 @@ impl FoundChain {
             handle: attributes.get(chain::HANDLE)?.be64()?,
             hook: number(chain::HOOK_NUMBER)
                 .map(|hook| (hook, number(chain::HOOK_PRIORITY).unwrap_or(0).cast_signed())),
+            kind: text(&attributes, chain::TYPE),
+            drops: attributes.get(chain::POLICY).and_then(|policy| policy.be32()) == Some(chain::POLICY_DROP),
             uses: attributes.get(chain::USE).and_then(|uses| uses.be32()).unwrap_or(0),
         })
     }
@@ -225,8 +239,17 @@ impl FoundChain {
 impl FoundRule {
     fn decode(message: &Message<'_>) -> Option<Self> {
         const NAME: u16 = 1;
+        const DATA: u16 = 2;
+        const COUNTER_PACKETS: u16 = 2;
         let attributes = of_kind(message, message::NEW_RULE)?;
         let expressions = attributes.get(rule::EXPRESSIONS).map(|list| list.nested());
+        let counter = |expression: Attribute<'_>| {
+            let expression = expression.nested();
+            let is_counter = expression.get(NAME)?.str() == Some("counter");
+            let packets = expression.get(DATA)?.nested().get(COUNTER_PACKETS)?.be64()?;
+            is_counter.then_some(packets)
+        };
+        let counted = expressions.clone().into_iter().flatten().filter_map(counter);
         Some(Self {
             chain: text(&attributes, rule::CHAIN)?,
             handle: attributes.get(rule::HANDLE)?.be64()?,
@@ -235,6 +258,7 @@ impl FoundRule {
                 .flatten()
                 .filter_map(|expression| text(&expression.nested(), NAME))
                 .collect(),
+            counted: counted.fold(0, u64::saturating_add),
             comment: comment(&attributes, rule::USERDATA),
         })
     }

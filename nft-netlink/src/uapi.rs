@@ -44,6 +44,7 @@ pub(crate) mod table {
     pub(crate) const FLAGS: u16 = 2;
     pub(crate) const HANDLE: u16 = 4;
     pub(crate) const USERDATA: u16 = 6;
+    pub(crate) const DORMANT: u32 = 1;
 }
 
 /// `NFTA_CHAIN_*` and `NFTA_HOOK_*`.
@@ -58,6 +59,8 @@ pub(crate) mod chain {
     pub(crate) const USERDATA: u16 = 12;
     pub(crate) const HOOK_NUMBER: u16 = 1;
     pub(crate) const HOOK_PRIORITY: u16 = 2;
+    /// `NF_DROP`.
+    pub(crate) const POLICY_DROP: u32 = 0;
 }
 
 /// `NFTA_RULE_*`.
