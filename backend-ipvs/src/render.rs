@@ -19,6 +19,9 @@ use crate::{
 /// (`IP_VS_SVC_F_SCHED3`: `ip_vs_sh.c` and `ip_vs_mh.c` know the first two), so that it tells ours from others'.
 pub const OURS: ServiceFlags = ServiceFlags::SCHEDULER_3;
 
+/// `FTPPORT` of `include/net/ip_vs.h`.
+const FTP: u16 = 21;
+
 /// A virtual server with its destinations, sorted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Server {
@@ -168,13 +171,14 @@ impl Renderer<'_> {
         }
         match (self.route.affinity, key) {
             (None, _) => {}
-            (Some(seconds), ServiceKey::Address { .. }) => service = service.persistent(seconds),
-            // Persistence by mark leaves the port as the client has it (`ip_vs_sched_persist`); a hash of the client's
-            // address with a fallback from unusable endpoints does not.
-            (Some(_), ServiceKey::Mark { .. }) => {
+            // Persistence by mark leaves the port as the client has it, and on the port of FTP it lets every higher port
+            // of the address through to the endpoint (`ip_vs_sched_persist`, `ip_vs_service_find`). A hash of the
+            // client's address, with a fallback from unusable endpoints, does neither.
+            (Some(_), ServiceKey::Mark { .. } | ServiceKey::Address { port: FTP, .. }) => {
                 service.scheduler = Scheduler::SH;
                 service.flags = OURS.union(ServiceFlags::SCHEDULER_1);
             }
+            (Some(seconds), ServiceKey::Address { .. }) => service = service.persistent(seconds),
         }
         let weight =
             |target: &Target| if target.local { self.options.local_weight } else { self.options.weight };

@@ -149,6 +149,23 @@ fn nobody_reaches_a_host_port_through_a_virtual_ip() {
 }
 
 #[test]
+fn a_sticky_service_on_the_port_of_ftp_opens_no_other_port() {
+    with_ipvs(|| {
+        rig::build();
+        rig::serve(POD, 9999);
+        let mut driver = Driver::start(Family::V4, Settings::default());
+        for affinity in [None, Some(600)] {
+            let mut of = route(Protocol::Tcp, V4.vip, &V4.pods[..1]);
+            of.frontends = [frontend(FrontendKind::ClusterIp, Some(V4.vip), 21)].into();
+            of.affinity = affinity;
+            driver.set("ftp", of);
+            assert_eq!(tcp(CLIENT, "10.96.0.1:21").who(), POD);
+            assert_eq!(tcp(CLIENT, "10.96.0.1:9999"), Reply::Refused);
+        }
+    });
+}
+
+#[test]
 fn node_ports_answer_on_the_chosen_addresses_only_and_follow_them() {
     with_ipvs(|| {
         rig::build();
