@@ -37,12 +37,19 @@ pub struct History {
     /// The names of the slices that are there, without their families.
     slices: Vec<(u8, &'static str)>,
     made: u64,
+    /// Whether Services may claim one another's addresses.
+    conflicts: bool,
 }
 
 impl History {
     pub fn new(seed: u64) -> Self {
         let services = vec![None; usize::try_from(SERVICES).expect("a few")];
-        Self { random: Random::new(seed), services, slices: Vec::new(), made: 0 }
+        Self { random: Random::new(seed), services, slices: Vec::new(), made: 0, conflicts: true }
+    }
+
+    /// The same without Services that claim one address: for a proxy whose choice between them is not known.
+    pub fn without_conflicts(seed: u64) -> Self {
+        Self { conflicts: false, ..Self::new(seed) }
     }
 
     fn service_step(&mut self) -> Vec<Step> {
@@ -69,6 +76,7 @@ impl History {
 
     fn service(&mut self, number: u64, created: &str) -> Service {
         let random = &mut self.random;
+        let conflicts = self.conflicts;
         let small = |value: u64| u8::try_from(value).expect("a few");
         let mut service = lab::service(&name_of(number + 1), small(number + 1)).created(created);
         for port in 0..=random.below(3) {
@@ -81,10 +89,11 @@ impl History {
             }
         }
         if random.one_in(3) {
-            service = service.external_ip(small(random.below(SHARED) + 1));
+            let shared = random.below(SHARED) + 1;
+            service = service.external_ip(small(if conflicts { shared } else { number + 10 }));
         }
         if random.one_in(2) {
-            let shared = random.one_in(3);
+            let shared = random.one_in(3) && conflicts;
             let address = if shared { random.below(SHARED) + 1 } else { number + 10 };
             let mode = if random.one_in(5) { json!("Proxy") } else { Value::Null };
             service = service.load_balancer_with(small(address), mode);
@@ -114,7 +123,12 @@ impl History {
         if random.one_in(10) {
             let family = random.one_of(&Family::BOTH);
             let only = family.service(small(number + 1)).to_string();
-            service = service.set("/spec/clusterIP", json!(only)).set("/spec/clusterIPs", json!([only]));
+            let name = if family == Family::V4 { "IPv4" } else { "IPv6" };
+            service = service
+                .set("/spec/clusterIP", json!(only))
+                .set("/spec/clusterIPs", json!([only]))
+                .set("/spec/ipFamilies", json!([name]))
+                .set("/spec/ipFamilyPolicy", json!("SingleStack"));
         }
         service
     }

@@ -1,6 +1,7 @@
 //! Random histories through the whole program: after every step, real packets fare as the oracle says.
 //!
-//! A failure names its seed. `SWITCHYARD_HISTORY=first-last` runs other seeds, `SWITCHYARD_HISTORY_STEPS` longer ones.
+//! A failure names its seed. `SWITCHYARD_HISTORY=first-last` runs other seeds, `SWITCHYARD_HISTORY_STEPS` longer ones,
+//! `SWITCHYARD_HISTORY_PEACEFUL=1` ones in which no two Services claim one address.
 
 use std::env;
 
@@ -42,7 +43,9 @@ fn follow(mode: Mode, default_seed: u64, default_steps: usize) {
         };
         let mut told = vec![format!("seed {seed}: {options:?}")];
         let mut lab = Lab::start(options).expect("root, and a kube-proxy that was built");
-        for (index, steps) in History::new(seed).take(steps).enumerate() {
+        let peaceful = env::var_os("SWITCHYARD_HISTORY_PEACEFUL").is_some();
+        let history = if peaceful { History::without_conflicts(seed) } else { History::new(seed) };
+        for (index, steps) in history.take(steps).enumerate() {
             let restart = steps.iter().any(|step| matches!(step, Step::Restart));
             if restart {
                 lab.stop_proxy().expect("it runs");

@@ -12,6 +12,11 @@ crate::scenarios! {
         primary_means_the_addresses_kubernetes_knows;
     Options { node_port_addresses: vec!["192.168.70.0/24".to_owned(), "fd00:70::/64".to_owned()], ..Options::default() } =>
         networks_choose_the_addresses_within;
+    Options {
+        node_port_addresses: ["127.0.0.0/8", "192.168.50.0/24", "fd00:50::/64"].map(str::to_owned).to_vec(),
+        ..Options::default()
+    } =>
+        loopback_among_the_networks_serves_the_node_itself;
 }
 
 fn web(lab: &mut Lab) {
@@ -48,4 +53,15 @@ fn networks_choose_the_addresses_within(lab: &mut Lab) {
     lab.expect(Client, node_address(1, Tcp, 30080), &seen_as_node(&[PodA, PodD]));
     lab.expect(Client, node_address(2, Tcp, 30080), &Expect::NotTranslated);
     lab.sweep();
+}
+
+fn loopback_among_the_networks_serves_the_node_itself(lab: &mut Lab) {
+    web(lab);
+    lab.expect(Client, node_address(0, Tcp, 30080), &seen_as_node(&[PodA, PodD]));
+    lab.sweep();
+    lab.only(&[Family::V4]);
+    // IPVS has no virtual servers on loopback addresses.
+    let expect = if lab.mode() == Mode::Ipvs { Expect::NotTranslated } else { seen_as_node(&[PodA, PodD]) };
+    lab.expect(Node, loopback(Tcp, 30080), &expect);
+    lab.expect(Node, loopback(Udp, 30053), &expect);
 }

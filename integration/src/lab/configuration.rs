@@ -1,0 +1,118 @@
+//! What a lab is to be like: as it is told to the proxy, and as it is told to the oracle.
+
+use serde_json::{Value, json};
+
+use super::own_addresses;
+use crate::network::{Family, POD_BRIDGE, POD_INTERFACE_PREFIX, Place};
+use crate::oracle::{self, NodePorts, Settings};
+
+/// A mode of the proxy as it can be run here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Nftables,
+    IptablesLegacy,
+    IptablesNft,
+    Ipvs,
+}
+
+/// How the proxy tells local pods from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detect {
+    Never,
+    ClusterCidr,
+    NodeCidr,
+    InterfacePrefix,
+    Bridge,
+}
+
+/// What a lab is to be like; the default is a plain node in nftables mode.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub mode: Mode,
+    pub detect: Detect,
+    pub masquerade_all: bool,
+    pub node_port_addresses: Vec<String>,
+    /// Other fields of the configuration, by JSON pointer.
+    pub config: Vec<(&'static str, Value)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Nftables,
+            detect: Detect::ClusterCidr,
+            masquerade_all: false,
+            node_port_addresses: Vec::new(),
+            config: Vec::new(),
+        }
+    }
+}
+
+impl Options {
+    /// The same for the oracle.
+    pub(super) fn settings(&self) -> Settings {
+        let iptables = matches!(self.mode, Mode::IptablesLegacy | Mode::IptablesNft);
+        let words: Vec<&str> = self.node_port_addresses.iter().map(String::as_str).collect();
+        Settings {
+            mode: match self.mode {
+                Mode::Nftables => oracle::Mode::Nftables,
+                Mode::IptablesLegacy | Mode::IptablesNft => oracle::Mode::Iptables,
+                Mode::Ipvs => oracle::Mode::Ipvs,
+            },
+            node_name: Place::Node.name().to_owned(),
+            detect_local: match self.detect {
+                Detect::Never => oracle::DetectLocal::Never,
+                Detect::ClusterCidr => {
+                    oracle::DetectLocal::Networks(Family::BOTH.map(Family::cluster_cidr).to_vec())
+                }
+                Detect::NodeCidr => {
+                    oracle::DetectLocal::Networks(Family::BOTH.map(Family::node_pod_cidr).to_vec())
+                }
+                Detect::InterfacePrefix | Detect::Bridge => oracle::DetectLocal::Interface,
+            },
+            masquerade_all: self.masquerade_all,
+            node_ports: match words.as_slice() {
+                [] if self.mode == Mode::Nftables => NodePorts::Primary,
+                ["primary"] => NodePorts::Primary,
+                [] => NodePorts::Everywhere,
+                networks => {
+                    NodePorts::Within(networks.iter().filter_map(|network| network.parse().ok()).collect())
+                }
+            },
+            // On by default in iptables mode only; in nftables mode where the addresses name them; with IPVS never.
+            localhost_node_ports: (iptables && words.is_empty())
+                || (self.mode != Mode::Ipvs && words.iter().any(|network| network.starts_with("127."))),
+            local_addresses: own_addresses(),
+        }
+    }
+}
+
+/// The configuration file. JSON is YAML.
+pub(super) fn file(options: &Options, kubeconfig: &str) -> Value {
+    let mode = match options.mode {
+        Mode::Nftables => "nftables",
+        Mode::IptablesLegacy | Mode::IptablesNft => "iptables",
+        Mode::Ipvs => "ipvs",
+    };
+    let cluster_cidr = Family::BOTH.map(|family| family.cluster_cidr().to_string()).join(",");
+    json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
+        "mode": mode,
+        // The embedded server speaks JSON only.
+        "clientConnection": {"kubeconfig": kubeconfig, "contentType": "application/json"},
+        "clusterCIDR": if options.detect == Detect::ClusterCidr { cluster_cidr } else { String::new() },
+        "detectLocalMode": match options.detect {
+            Detect::Never | Detect::ClusterCidr => "ClusterCIDR",
+            Detect::NodeCidr => "NodeCIDR",
+            Detect::InterfacePrefix => "InterfaceNamePrefix",
+            Detect::Bridge => "BridgeInterface",
+        },
+        "detectLocal": {"bridgeInterface": POD_BRIDGE, "interfaceNamePrefix": POD_INTERFACE_PREFIX},
+        "nodePortAddresses": options.node_port_addresses,
+        // These belong to the host, not to a network namespace.
+        "conntrack": {"maxPerCore": 0, "min": 0},
+        "iptables": {"masqueradeAll": options.masquerade_all},
+        "nftables": {"masqueradeAll": options.masquerade_all},
+        "ipvs": {},
+    })
+}
