@@ -8,7 +8,7 @@ use nft_netlink::{
     list::{self, FoundData, FoundElement},
 };
 use proxy_core::{
-    backend::{ApplyError, Executor as Seam, Outcome, Owned, Plan, Step},
+    backend::{ApplyError, Executor as Seam, Figures, Outcome, Owned, Plan, Step},
     model::Family,
 };
 
@@ -51,7 +51,15 @@ pub struct Executor {
     census: Census,
     /// The rule set's generation after our last commit, if nobody else committed since the last look.
     generation: Option<u32>,
+    /// Checks for drift until the next look at counters.
+    checks_left: u32,
+    figures: Figures,
+    /// Clients without affinity counted by earlier generations' rules.
+    lost_before: u64,
 }
+
+/// Checks for drift from one look at counters to the next: they are worth less than the check itself.
+const CHECKS: u32 = 10;
 
 impl Executor {
     /// Opens a socket in the network namespace of the calling thread.
@@ -63,12 +71,15 @@ impl Executor {
             encoder: Encoder::new(family),
             census: Census::default(),
             generation: None,
+            checks_left: 0,
+            figures: Figures::default(),
+            lost_before: 0,
         })
     }
 
     /// How many new connections to Services with session affinity were not remembered because the map of clients is
-    /// full, since the rules were last written anew.
-    pub fn clients_not_remembered(&mut self) -> Result<u64, netlink::Error> {
+    /// full, as the counters in the present rules say.
+    fn clients_not_remembered(&mut self) -> Result<u64, netlink::Error> {
         let mut packets = 0;
         for prefix in ["alb-", "allb-"] {
             for chain in self.census.chains_named(prefix) {
@@ -77,6 +88,14 @@ impl Executor {
             }
         }
         Ok(packets)
+    }
+
+    fn look_at_counters(&mut self) -> Result<(), netlink::Error> {
+        let lost = self.lost_before + self.clients_not_remembered()?;
+        // Somebody may have deleted the rules that counted.
+        self.figures.affinity_lost = self.figures.affinity_lost.max(lost);
+        self.checks_left = CHECKS;
+        Ok(())
     }
 
     fn read_found(&mut self) -> Result<Found, netlink::Error> {
@@ -240,6 +259,9 @@ impl Seam for Executor {
     type Found = Found;
 
     fn survey(&mut self) -> Result<Found, ApplyError> {
+        // The rules that counted until now are about to go.
+        self.look_at_counters().map_err(lost)?;
+        self.lost_before = self.figures.affinity_lost;
         self.census = Census::default();
         self.generation = None;
         self.read_found().map_err(lost)
@@ -256,6 +278,7 @@ impl Seam for Executor {
                 Ok(()) => self.committed(step),
                 Err(CommitError::Refused(refusals)) if clears_away(step) => {
                     let error = self.judge(step, &refusals);
+                    self.figures.cleanup_failures += 1;
                     tracing::warn!(table = %table(self.family).family.name(), %error, "left old rules behind");
                 }
                 Err(CommitError::Refused(refusals)) => return Err(self.judge(step, &refusals)),
@@ -269,6 +292,10 @@ impl Seam for Executor {
     }
 
     fn intact(&mut self) -> Result<bool, ApplyError> {
+        match self.checks_left.checked_sub(1) {
+            Some(left) => self.checks_left = left,
+            None => self.look_at_counters().map_err(lost)?,
+        }
         let now = list::generation(&mut self.socket).map_err(lost)?;
         if self.census.is_empty() || self.generation == Some(now) {
             return Ok(true);
@@ -291,6 +318,10 @@ impl Seam for Executor {
             self.generation = Some(now);
         }
         Ok(stands)
+    }
+
+    fn figures(&self) -> Figures {
+        self.figures.clone()
     }
 }
 

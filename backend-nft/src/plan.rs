@@ -58,7 +58,7 @@ impl Planner {
     }
 
     /// Has session affinity remember at most so many clients of this family. More cost new clients their stickiness,
-    /// nothing else: see [`crate::Executor::clients_not_remembered`].
+    /// nothing else: see `affinity_lost` among the executor's figures.
     #[must_use]
     pub fn remember_clients(mut self, most: u32) -> Self {
         self.clients = most;

@@ -5,6 +5,7 @@ mod support;
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use proxy_core::{
+    backend::Executor as _,
     environment::{LocalPods, NodePortAddresses},
     model::{Family, Protocol, TrafficPolicy},
     route::{Route, Target},
@@ -515,10 +516,20 @@ fn a_full_map_of_clients_costs_stickiness_only_and_is_counted() {
     for known in [POD1, OUTSIDE] {
         assert_eq!(answering(known, at).len(), 1);
     }
-    assert_eq!(proxy.executor.clients_not_remembered().expect("the kernel answers"), 0);
+    let lost = |proxy: &mut Proxy| {
+        for _ in 0..20 {
+            assert!(proxy.executor.intact().expect("the kernel answers"));
+        }
+        proxy.executor.figures().affinity_lost
+    };
+    assert_eq!(lost(&mut proxy), 0);
     assert_eq!(answering(Some("pod2"), at), names(&["pod2", "pod3", "pod4"]));
     assert_eq!(answering(POD1, at).len(), 1, "who is known stays so");
-    assert_eq!(proxy.executor.clients_not_remembered().expect("the kernel answers"), 30);
+    assert_eq!(lost(&mut proxy), 30);
+    proxy.start_over();
+    assert_eq!(answering(POD1, at).len(), 1, "nor does a start over change that");
+    assert_eq!(tcp(Some("pod2"), at).name().len(), 4);
+    assert_eq!(lost(&mut proxy), 31, "a start over keeps the count");
 }
 
 /// Somebody else's priority on traffic that is none of ours: forwarded (IPv4 forwarding sets it anew anyway) and sent
