@@ -73,6 +73,16 @@ pub(crate) const RESOURCES: &[Resource] = &[
         has_status: false,
         fields: &["regarding.kind", "regarding.name", "reason", "type"],
     },
+    // Nothing is kept from a namespace that does not exist; this is for tools that make one of their own.
+    Resource {
+        group: "",
+        version: "v1",
+        plural: "namespaces",
+        kind: "Namespace",
+        namespaced: false,
+        has_status: true,
+        fields: &[],
+    },
 ];
 
 impl Resource {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use integration::scale::cluster::{self, ClusterPlan};
 use integration::scale::contender::{Contender, Mode};
 use integration::scale::guest::{self, Guest};
 use integration::scale::machine::{Machine, has_ipvs};
@@ -27,6 +28,10 @@ struct Arguments {
 enum Command {
     /// Compare modes and binaries on this machine, in network namespaces (needs root).
     Run(Box<RunArguments>),
+    /// Compare the nodes of a live cluster by their proxies' metrics.
+    Cluster(Box<ClusterArguments>),
+    /// Remove what an interrupted `scale cluster` left.
+    Cleanup(CleanupArguments),
     /// Make the report again from saved results.
     Report(ReportArguments),
     /// List the built-in workloads.
@@ -111,6 +116,51 @@ struct GuestArguments {
 }
 
 #[derive(Args)]
+struct ClusterArguments {
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: PathBuf,
+    /// Made for this, and removed afterwards.
+    #[arg(long, default_value = "switchyard-scale")]
+    namespace: String,
+    #[arg(long, default_value_t = 50)]
+    services: usize,
+    /// Endpoints of each Service.
+    #[arg(long, default_value_t = 10)]
+    endpoints: usize,
+    /// Changes a second.
+    #[arg(long, default_value_t = 10.0)]
+    churn: f64,
+    /// Seconds of churn in each repetition.
+    #[arg(long, default_value_t = 30)]
+    churn_seconds: u64,
+    #[arg(long, default_value_t = 3)]
+    repetitions: usize,
+    /// Nodes to watch; all whose proxy answers unless given.
+    #[arg(long, value_delimiter = ',')]
+    nodes: Vec<String>,
+    /// Where a node's metrics are, if they cannot be read through the API server.
+    #[arg(long, value_name = "NODE=http://HOST:PORT", value_parser = node_and_url)]
+    metrics: Vec<(String, String)>,
+    /// Choose cluster IPs from this range, for API servers that allocate none.
+    #[arg(long, value_name = "CIDR")]
+    cluster_ips: Option<ipnet::Ipv4Net>,
+    /// Go ahead where the cluster, or what is asked for, is large.
+    #[arg(long)]
+    even_if_it_hurts: bool,
+    /// Where results.json, report.md and report.html go.
+    #[arg(long, default_value = "scale-results")]
+    out: PathBuf,
+}
+
+#[derive(Args)]
+struct CleanupArguments {
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: PathBuf,
+    #[arg(long, default_value = "switchyard-scale")]
+    namespace: String,
+}
+
+#[derive(Args)]
 struct ReportArguments {
     /// results.json of one or more runs.
     #[arg(required = true)]
@@ -126,6 +176,15 @@ struct ReportArguments {
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Run(arguments) => run(&arguments),
+        Command::Cluster(arguments) => cluster(&arguments),
+        Command::Cleanup(arguments) => {
+            let removed = cluster::clean_up(&arguments.kubeconfig, &arguments.namespace)?;
+            println!(
+                "removed {} Services and {} EndpointSlices from namespace {}",
+                removed.services, removed.slices, arguments.namespace
+            );
+            Ok(())
+        }
         Command::Report(arguments) => report(&arguments),
         Command::Workloads => {
             for shape in Shape::named() {
@@ -260,6 +319,36 @@ fn plan(arguments: &RunArguments) -> Result<Plan> {
         limit: Duration::from_secs(arguments.limit),
         folder: arguments.out.clone(),
     })
+}
+
+fn cluster(arguments: &ClusterArguments) -> Result<()> {
+    interrupt::ask_once().context("catching signals")?;
+    let plan = ClusterPlan {
+        kubeconfig: arguments.kubeconfig.clone(),
+        namespace: arguments.namespace.clone(),
+        services: arguments.services,
+        endpoints: arguments.endpoints,
+        per_second: arguments.churn,
+        time: Duration::from_secs(arguments.churn_seconds),
+        repetitions: arguments.repetitions.max(1),
+        nodes: arguments.nodes.clone(),
+        metrics: arguments.metrics.iter().cloned().collect(),
+        cluster_ips: arguments.cluster_ips,
+        even_if_it_hurts: arguments.even_if_it_hurts,
+        folder: arguments.out.clone(),
+    };
+    let command = std::env::args().skip(1).collect();
+    let results = cluster::measure(&plan, Results::new(command, 0, plan.repetitions, Machine::look()))?;
+    write_reports(&[results], &arguments.out)
+}
+
+fn node_and_url(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((node, url)) if !node.is_empty() && url.starts_with("http://") => {
+            Ok((node.to_owned(), url.to_owned()))
+        }
+        _ => Err(format!("{text:?} is not NODE=http://HOST:PORT")),
+    }
 }
 
 fn report(arguments: &ReportArguments) -> Result<()> {

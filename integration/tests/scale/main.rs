@@ -3,6 +3,7 @@
 
 mod browser;
 mod known_delays;
+mod live_cluster;
 mod tiny_matrix;
 
 use std::path::PathBuf;
