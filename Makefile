@@ -10,21 +10,22 @@ build:
 
 # An isolated node, an API server with a small cluster, kube-proxy for real, traffic, and an account of it.
 demo:
-	@tools/setup test
+	@tools/setup demo
 	cargo build --release --locked -p kube-proxy -p integration --bin kube-proxy --bin demo
 	target/release/demo
 
-# Everything: formatting, lints, licences (where cargo-deny is installed), and all tests on a real kernel.
+# Everything: formatting, lints, licences (where cargo-deny is installed), and all tests on a real kernel. Tests of how
+# rules are listed run with the installed nft and with a current one. The last to speak is the test runner, with its count.
 test: lint
 	@tools/setup test
-	cargo build --locked -p kube-proxy
-	cargo nextest run --workspace --locked --no-fail-fast
+	PATH="$$(dirname "$${SWITCHYARD_NFT_CURRENT:-$$(tools/nft-current)}"):$$PATH" \
+	    cargo nextest run --workspace --locked -E 'binary_id(switchyard-nft-netlink::listing)'
 	cargo test --doc --workspace --locked -q
-	cargo build --locked -p kube-proxy -p integration --bin kube-proxy --bin apiserver
 	deploy/image-test
+	SWITCHYARD_NFT_CURRENT="$${SWITCHYARD_NFT_CURRENT:-$$(tools/nft-current)}" cargo nextest run --workspace --locked
 
 lint:
-	@tools/setup build
+	@tools/setup lint
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check licenses bans sources; \
