@@ -406,3 +406,67 @@ proptest! {
         prop_assert_eq!(ours(&world.model), ours(&fresh.model));
     }
 }
+
+/// A Service with session affinity and this many endpoints, all elsewhere.
+fn sticky(endpoints: u32) -> Route {
+    let target =
+        |number: u32| Target { addr: Ipv4Addr::from(0x0a02_0000 + number).into(), port: 8080, local: false };
+    let cluster: Box<[Target]> = (0..endpoints).map(target).collect();
+    let ip = Frontend { kind: FrontendKind::ClusterIp, at: Some(cluster_ip(0)), port: 80, sources: None };
+    Route {
+        protocol: Protocol::Tcp,
+        frontends: Box::new([ip]),
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        any_endpoint: true,
+        cluster,
+        local: Box::new([]),
+        affinity: Some(60),
+        health_check_node_port: None,
+        options: Box::new([]),
+    }
+}
+
+#[test]
+fn a_sticky_service_of_any_size_reaches_all_its_endpoints_and_keeps_its_clients() {
+    let mut world = World::new();
+    let packet = Packet {
+        source: POD,
+        interface: Some("pod1".into()),
+        protocol: Protocol::Tcp,
+        to: SocketAddr::new(cluster_ip(0), 80),
+        priority: 0,
+    };
+    let mut before = None;
+    for endpoints in [3, 4_500, 5_000, 4_500, 40] {
+        let after = Some(Arc::new(sticky(endpoints)));
+        let change = Change { name: name(0), before: before.clone(), after: after.clone() };
+        match world.planner.plan(&[change], &world.environment, world.now) {
+            Planned::Plan(plan) => world.model.apply(&plan).expect("the kernel would take it"),
+            Planned::StartOver(_) => {
+                let routes = [(name(0), after.clone().expect("it is wanted"))];
+                let found = world.model.found();
+                let plan = world.planner.plan_full(&routes, &world.environment, found, world.now);
+                world.model.apply(&plan).expect("the kernel would take it");
+            }
+        }
+        world.planner.settle(Effect::Applied);
+        before = after;
+
+        let mut fresh = world.model.clone();
+        fresh.clients.clear();
+        assert_eq!(fresh.trace(&packet, &[NODE]).len(), endpoints as usize);
+        // The client that was seen last stays where it is.
+        let first = world.model.trace(&packet, &[NODE]);
+        let known: Vec<_> = (0..3).map(|_| world.model.trace(&packet, &[NODE])).collect();
+        assert!(known.iter().all(|ends| ends.len() == 1), "{endpoints}");
+        assert!(known.iter().all(|ends| ends.is_subset(&first)), "{endpoints}");
+        world.now += Duration::from_secs(2);
+        while let Some(plan) = world.planner.plan_upkeep(world.now) {
+            world.model.apply(&plan).expect("the kernel would take it");
+            world.planner.settle(Effect::Applied);
+        }
+        let again = world.model.trace(&packet, &[NODE]);
+        assert_eq!(again, known[0], "paying what was owed moves nobody");
+    }
+}

@@ -232,3 +232,19 @@ impl State {
             .any(|(count, capacity)| capacity.is_some_and(|capacity| *count > capacity / 8 * 7))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_keeps_its_number_and_one_too_many_gets_the_nearest() {
+        let mut state = State::new(true);
+        for seconds in 0..TIMEOUTS as u32 {
+            assert_eq!(u32::from(state.timeout(10 * seconds)), seconds);
+        }
+        assert_eq!(state.timeout(70), 7);
+        assert_eq!(state.timeout(78), 8);
+        assert_eq!(usize::from(state.timeout(1_000_000)), TIMEOUTS - 1);
+    }
+}
