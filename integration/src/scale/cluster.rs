@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
-use super::connection::Connection;
+use super::connection::{Connection, fetch};
 use super::exposition::Snapshot;
 use super::interrupt;
 use super::results::{Results, Sample, WorkloadFacts};
@@ -160,7 +160,7 @@ fn nodes_to_watch(plan: &ClusterPlan, connection: &Connection) -> Result<Vec<Wat
 
 fn read(plan: &ClusterPlan, connection: &Connection, node: &str, what: &str) -> Result<String> {
     let text = match plan.metrics.get(node) {
-        Some(url) => connection.fetch(&format!("{}/{what}", url.trim_end_matches('/'))),
+        Some(url) => fetch(&format!("{}/{what}", url.trim_end_matches('/'))),
         None => connection.text(&format!("/api/v1/nodes/{node}:10249/proxy/{what}")),
     };
     text.with_context(|| format!("reading {what} of the proxy on node {node}"))

@@ -69,30 +69,6 @@ impl Connection {
         Ok(self.runtime.block_on(answer).context("no answer in time")??)
     }
 
-    /// A page of plain HTTP elsewhere.
-    pub(crate) fn fetch(&self, url: &str) -> Result<String> {
-        let rest =
-            url.strip_prefix("http://").with_context(|| format!("{url} does not begin with http://"))?;
-        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let address = host
-            .to_socket_addrs()
-            .with_context(|| format!("{host} is no HOST:PORT"))?
-            .next()
-            .with_context(|| format!("{host} has no address"))?;
-        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        // HTTP/1.0: the answer ends with the connection.
-        write!(stream, "GET /{path} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-        let status = head.lines().next().unwrap_or_default();
-        if status.split(' ').nth(1) != Some("200") {
-            bail!("{url}: {status}");
-        }
-        Ok(body.to_owned())
-    }
-
     fn send(&self, method: Method, path: &str, body: Option<(&Value, &str)>) -> Result<Value, kube::Error> {
         let mut request = Request::builder().method(method).uri(path);
         let mut bytes = Vec::new();
@@ -103,4 +79,27 @@ impl Connection {
         let request = request.body(bytes).map_err(kube::Error::HttpError)?;
         self.runtime.block_on(self.client.request::<Value>(request))
     }
+}
+
+/// A page of plain HTTP elsewhere.
+pub(crate) fn fetch(url: &str) -> Result<String> {
+    let rest = url.strip_prefix("http://").with_context(|| format!("{url} does not begin with http://"))?;
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let address = host
+        .to_socket_addrs()
+        .with_context(|| format!("{host} is no HOST:PORT"))?
+        .next()
+        .with_context(|| format!("{host} has no address"))?;
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    // HTTP/1.0: the answer ends with the connection.
+    write!(stream, "GET /{path} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    let status = head.lines().next().unwrap_or_default();
+    if status.split(' ').nth(1) != Some("200") {
+        bail!("{url}: {status}");
+    }
+    Ok(body.to_owned())
 }

@@ -1,7 +1,7 @@
 //! The scale benchmark: the same cluster for every backend, and for any other kube-proxy, measured from outside.
 //!
 //! A contender is a process with a configuration file. It is judged by packets, by what the kernel announces and by what
-//! the kernel accounts for it, never by what it says about itself.
+//! the kernel accounts for it. What it says about itself is shown in one place, which says so, and on a live cluster.
 
 #![expect(clippy::disallowed_methods, reason = "measuring is reading the clock")]
 

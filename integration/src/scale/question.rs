@@ -58,6 +58,13 @@ pub const QUESTIONS: &[Question] = &[
         MEDIAN,
     ),
     question(
+        "first-sync-in-syncs",
+        "First sync: how long did it plan, encode and write rules, by its own account?",
+        "Sum of kubeproxy_sync_proxy_rules_duration_seconds once it is idle; the rest is starting, listing and decoding.",
+        Unit::Seconds,
+        MEDIAN,
+    ),
+    question(
         "restart",
         "How long does a restart over its own rules take?",
         "From starting the process until endpoint changes made while none ran are in effect.",

@@ -10,8 +10,10 @@ use crate::apiserver::ApiServer;
 use super::changes::{self, Canaries};
 use super::churn::{self, Churn};
 use super::completeness::{self, Completion};
+use super::connection::fetch;
 use super::contender::{Contender, Running};
 use super::disturbance::{self, Cluster, Disturbed};
+use super::exposition::Snapshot;
 use super::matrix::Plan;
 use super::process_usage::PeakMemory;
 use super::results::Sample;
@@ -24,6 +26,8 @@ use super::{first_packet, kernel_memory, listing, machine, neighbour};
 pub(crate) const FLOORS: [&str; 2] = ["floor: one DNAT rule", "floor: no translation"];
 /// The port of the API server on the node.
 const API: &str = "127.0.0.1:6443";
+/// Where every contender is told to offer its metrics.
+const METRICS: &str = "http://127.0.0.1:10249/metrics";
 /// How often somebody else's transaction is tried.
 const NEIGHBOURS: usize = 200;
 
@@ -95,6 +99,11 @@ impl Run<'_> {
         recorder.note("first-sync-system", vec![usage.system]);
         completeness::settle(&running, plan.limit)?;
         recorder.note("memory", vec![running.usage()?.resident as f64]);
+        // Only what a contender offers: it is judged by packets all the same.
+        if let Ok(text) = site.node.run(|| fetch(METRICS))? {
+            let own_account = Snapshot::parse(&text).value("kubeproxy_sync_proxy_rules_duration_seconds_sum");
+            recorder.note("first-sync-in-syncs", own_account.into_iter().collect());
+        }
 
         if plan.changes > 0 {
             (recorder.say)("single changes");
