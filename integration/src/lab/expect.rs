@@ -158,3 +158,77 @@ pub fn judge(
         _ => wrong(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::network::Answer;
+
+    const VIP: &str = "172.30.0.1:80";
+
+    fn answered(by: &str, seen: &str, sent: &str) -> Outcome {
+        let at = |address: &str| SocketAddr::new(address.parse().expect("an address"), 40_000);
+        let answer = Answer { by: by.to_owned(), port: 8080, seen_source: at(seen) };
+        Outcome::Answered { answer, sent_from: at(sent) }
+    }
+
+    fn to(endpoint: &str, masquerade: bool) -> Verdict {
+        Verdict::Dnat(BTreeMap::from([(endpoint.parse().expect("address:port"), masquerade)]))
+    }
+
+    fn allows(verdict: &Verdict, from: Place, outcome: &Outcome) -> bool {
+        let own = ["192.168.50.1", "10.0.1.1"].map(|address| address.parse().expect("an address"));
+        judge(verdict, from, VIP.parse().expect("address:port"), &own, outcome).is_ok()
+    }
+
+    #[test]
+    fn only_an_endpoint_of_the_verdict_may_answer() {
+        let outcome = answered("pod-a", "10.0.1.12", "10.0.1.12");
+        assert!(allows(&to("10.0.1.11:8080", false), Place::PodB, &outcome));
+        assert!(!allows(&to("10.0.1.13:8080", false), Place::PodB, &outcome));
+        assert!(!allows(&to("10.0.1.11:8081", false), Place::PodB, &outcome));
+        for other in [Verdict::Reject, Verdict::Drop, Verdict::Pass] {
+            assert!(!allows(&other, Place::PodB, &outcome), "{other}");
+        }
+    }
+
+    #[test]
+    fn the_source_must_be_the_one_of_the_verdict() {
+        let (kept, node) = (
+            answered("pod-a", "192.168.70.100", "192.168.70.100"),
+            answered("pod-a", "10.0.1.1", "192.168.70.100"),
+        );
+        assert!(allows(&to("10.0.1.11:8080", false), Place::Client, &kept));
+        assert!(!allows(&to("10.0.1.11:8080", false), Place::Client, &node));
+        assert!(allows(&to("10.0.1.11:8080", true), Place::Client, &node));
+        assert!(!allows(&to("10.0.1.11:8080", true), Place::Client, &kept));
+        let wrong_address = answered("pod-d", "10.0.1.1", "192.168.70.100");
+        assert!(!allows(&to("10.0.2.11:8080", true), Place::Client, &wrong_address));
+    }
+
+    #[test]
+    fn refused_and_silent_are_not_the_same() {
+        assert!(allows(&Verdict::Reject, Place::Client, &Outcome::Refused));
+        assert!(!allows(&Verdict::Reject, Place::Client, &Outcome::Silent));
+        assert!(allows(&Verdict::Drop, Place::Client, &Outcome::Silent));
+        assert!(!allows(&Verdict::Drop, Place::Client, &Outcome::Refused));
+        assert!(!allows(&Verdict::Pass, Place::Client, &Outcome::Refused));
+        assert!(!allows(&to("10.0.1.11:8080", true), Place::Client, &Outcome::Silent));
+        assert!(!allows(&Verdict::Drop, Place::Client, &Outcome::Failed("no route".to_owned())));
+    }
+
+    #[test]
+    fn a_scenario_and_the_oracle_must_name_the_same_endpoints() {
+        let both = Verdict::Dnat(BTreeMap::from([
+            ("10.0.1.11:8080".parse().expect("address:port"), true),
+            ("10.0.2.11:8080".parse().expect("address:port"), true),
+        ]));
+        let agrees = |expect: &Expect, from| expect.agrees(&both, from, Family::V4);
+        assert!(agrees(&seen_as_node(&[Place::PodD, Place::PodA]), Place::Client));
+        assert!(!agrees(&seen_as_sent(&[Place::PodA, Place::PodD]), Place::Client));
+        assert!(!agrees(&seen_as_node(&[Place::PodA]), Place::Client));
+        assert!(!agrees(&Expect::Refused, Place::Client));
+    }
+}
