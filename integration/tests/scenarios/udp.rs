@@ -1,9 +1,11 @@
 //! UDP flows that outlive what they were translated by.
 
+use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 
-use integration::lab::{Lab, Mode, Options, cluster_ip, node_address, service, slices};
-use integration::network::Place::{Client, PodA, PodB, PodD};
+use integration::lab::{Lab, Mode, Options, cluster_ip, directly, node_address, service, slices};
+use integration::network::Place::{Client, Node, Node2, PodA, PodB, PodD};
 use integration::network::Protocol::Udp;
 use integration::network::{BRIEF, Family, Outcome};
 
@@ -12,7 +14,8 @@ crate::scenarios! {
         a_flow_older_than_its_service_reaches_it,
         a_flow_leaves_an_endpoint_that_goes,
         a_flow_recovers_after_all_endpoints_went,
-        a_flow_stays_with_an_endpoint_that_terminates;
+        a_flow_stays_with_an_endpoint_that_terminates,
+        flows_of_others_are_left_alone;
 }
 
 fn answered_by(outcome: &Outcome) -> Option<&str> {
@@ -104,5 +107,50 @@ fn a_flow_stays_with_an_endpoint_that_terminates(lab: &mut Lab) {
             assert_eq!(answered_by(&flow.ask(Duration::from_secs(2))), Some("pod-a"), "{family:?}");
             std::thread::sleep(Duration::from_millis(200));
         }
+    }
+}
+
+/// The numbers by which the kernel knows the node's UDP flows to an address and port; a flow that was forgotten and seen
+/// again has another.
+fn flows(lab: &Lab, to: SocketAddr) -> Vec<String> {
+    let family = if to.is_ipv4() { "ipv4" } else { "ipv6" };
+    let mut command = Command::new("conntrack");
+    command.args(["-L", "-f", family, "-p", "udp", "-o", "id", "-d", &to.ip().to_string()]);
+    command.args(["--dport", &to.port().to_string()]);
+    let output = lab.network.namespace(Node).output(&mut command).expect("conntrack lists");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.split_whitespace().filter(|word| word.starts_with("id=")).map(str::to_owned).collect()
+}
+
+fn flows_of_others_are_left_alone(lab: &mut Lab) {
+    lab.apply(service("changing", 1).port("u", 53, Udp).node_port(9090));
+    lab.apply(slices("changing").port("u", 53, Udp).ready(&[PodA]));
+    lab.apply(service("steady", 2).port("u", 9090, Udp));
+    lab.apply(slices("steady").port("u", 9090, Udp).ready(&[PodD]));
+    lab.settle();
+    for family in Family::BOTH {
+        lab.apply(slices("changing").port("u", 53, Udp).ready(&[PodA]));
+        lab.settle();
+        // To another machine, on a port with the number of a node port; and through another Service.
+        let others = [directly(Node2, Udp, 9090), cluster_ip(2, Udp, 9090)].map(|to| to.address(family));
+        let asked: Vec<_> = others
+            .iter()
+            .map(|to| {
+                let flow = lab.network.udp_flow(PodB, *to).expect("a socket");
+                assert!(answered_by(&flow.ask(Duration::from_secs(2))).is_some(), "{to}");
+                flow
+            })
+            .collect();
+        let changing = lab.network.udp_flow(PodB, cluster_ip(1, Udp, 53).address(family)).expect("a socket");
+        assert_eq!(answered_by(&changing.ask(Duration::from_secs(2))), Some("pod-a"));
+        let before = others.map(|to| flows(lab, to));
+        assert!(before.iter().all(|flows| flows.len() == 1), "{before:?}");
+        lab.apply(slices("changing").port("u", 53, Udp).ready(&[PodD]));
+        lab.settle();
+        let moved = changing
+            .ask_until(20, Duration::from_millis(250), |outcome| answered_by(outcome) == Some("pod-d"));
+        assert_eq!(answered_by(&moved), Some("pod-d"), "{family:?}: {moved}");
+        assert_eq!(others.map(|to| flows(lab, to)), before, "{family:?}");
+        drop(asked);
     }
 }
