@@ -352,9 +352,6 @@ where
     fn run(&mut self, store: &Store, node: &NodeView, started: Instant) -> SyncReport {
         let mut report = self.report(started);
         let mut work = mem::take(&mut self.dirty);
-        if self.full.is_some() && self.installed.is_empty() {
-            work.extend(store.names().cloned());
-        }
         report.conflicts = self.addresses.settle(&mut work, store, node);
         let mut wanted: HashMap<ServiceName, Routes> = work
             .iter()

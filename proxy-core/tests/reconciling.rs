@@ -5,7 +5,9 @@ mod support;
 use std::time::Duration;
 
 use proxy_core::{
-    model::{Family, Input, Kind, Service, Slice},
+    environment::EnvironmentSettings,
+    instance::Counts,
+    model::{Family, Input, Kind, Service, ServicePort, Slice, TrafficPolicy},
     reconciler::Pace,
 };
 use support::{LONG, Rig, ip, name, service, slice};
@@ -287,6 +289,41 @@ fn a_service_that_is_set_aside_gives_up_an_address_that_another_owns_by_now() {
 }
 
 #[test]
+fn what_is_refused_even_without_the_address_is_left_out() {
+    let with_address = |of: &str, number| {
+        Input::Service(Service { external_ips: [ip("203.0.113.1")].into(), ..service(of, number) })
+    };
+    let mut rig = Rig::running([with_address("b", 2), Input::Slice(slice("b", &[2]))]);
+    rig.pass(LONG);
+    rig.v4().faults.refuse.insert(name("b"));
+    rig.put(Input::Slice(slice("b", &[2, 3])));
+    rig.sync();
+    rig.pass(Duration::from_millis(100));
+    rig.put(with_address("a", 1));
+    let reports = rig.sync();
+    assert_eq!(reports[0].error, None);
+    assert_eq!(rig.frontends("a"), ["172.30.0.1:80", "203.0.113.1:80"]);
+    assert_eq!(rig.frontends("b"), [""; 0]);
+    rig.v4().faults.refuse.clear();
+    rig.settle();
+    assert_eq!(rig.frontends("b"), ["172.30.0.2:80"]);
+}
+
+#[test]
+fn every_port_of_a_service_is_served_and_what_is_given_twice_once() {
+    let mut many = service("a", 1);
+    let first = many.ports[0].clone();
+    let second = ServicePort { name: "q".into(), port: 81, ..first };
+    let same_address = ServicePort { name: "r".into(), ..first };
+    many.ports = [first.clone(), second, same_address, first].into();
+    let rig = Rig::running([Input::Service(many)]);
+    let kernel = rig.v4();
+    let ports: Vec<_> =
+        kernel.routes.iter().map(|(port, route)| (&*port.port, route.frontends.len())).collect();
+    assert_eq!(ports, [("p", 1), ("q", 1), ("r", 0)]);
+}
+
+#[test]
 fn the_heir_of_an_address_gets_it_though_it_did_not_change() {
     let with = |of: &str, number| {
         Input::Service(Service { external_ips: [ip("203.0.113.1")].into(), ..service(of, number) })
@@ -464,6 +501,88 @@ fn a_new_environment_is_planned_though_no_service_changed() {
     assert_eq!(cidrs, Some(1));
     rig.put(Input::ServiceCidrs(["172.30.0.0/16".parse().expect("a network")].into()));
     assert_eq!(rig.engine.next_wakeup(), None, "the same again is nothing new");
+}
+
+#[test]
+fn the_nodes_addresses_are_part_of_the_environment_and_of_source_ranges() {
+    let restricted = Service {
+        load_balancer_ips: [ip("198.51.100.1")].into(),
+        source_ranges: Some(["192.168.0.0/16".parse().expect("a network")].into()),
+        ..service("a", 1)
+    };
+    let mut rig = Rig::running([Input::Service(restricted)]);
+    let own_vips = |rig: &Rig| {
+        let kernel = rig.v4();
+        let route = kernel.routes.values().next().expect("one Service");
+        route.frontends[1].sources.as_ref().expect("restricted").own_vips.len()
+    };
+    assert_eq!(own_vips(&rig), 0);
+    rig.put(Input::NodeIps([ip("192.168.0.10")].into()));
+    rig.settle();
+    assert_eq!(own_vips(&rig), 1);
+    let node_ips = rig.v4().environment.as_ref().map(|environment| environment.node_ips.to_vec());
+    assert_eq!(node_ips, Some(vec![ip("192.168.0.10")]));
+    rig.put(Input::NodeIps([ip("192.168.0.10")].into()));
+    assert_eq!(rig.engine.next_wakeup(), None, "the same again is nothing new");
+}
+
+#[test]
+fn changed_settings_take_effect_without_a_restart() {
+    let mut rig = Rig::running(two());
+    let all = EnvironmentSettings { masquerade_all: true, ..support::settings() };
+    let pace = Pace { min_interval: Duration::from_secs(7), ..Pace::default() };
+    rig.engine.set_settings(all, pace, rig.now);
+    rig.settle();
+    assert!(rig.v4().environment.as_ref().is_some_and(|environment| environment.masquerade_all));
+    rig.put(Input::Slice(slice("a", &[1, 2])));
+    rig.sync();
+    rig.put(Input::Slice(slice("a", &[1])));
+    let last = rig.now;
+    rig.sync();
+    assert_eq!(rig.engine.next_wakeup(), Some(last + Duration::from_secs(7)));
+}
+
+#[test]
+fn the_earliest_of_several_reasons_to_wake_up_counts() {
+    let mut rig = Rig::running(two());
+    rig.pass(LONG);
+    // `a` waits longer than `b`, for it was refused twice.
+    rig.v4().faults.refuse = [name("a"), name("b")].into();
+    rig.put(Input::Slice(slice("a", &[1, 2])));
+    rig.sync();
+    let first = rig.engine.next_wakeup().expect("a is retried");
+    rig.now = first;
+    rig.sync();
+    let of_a = rig.engine.next_wakeup().expect("a is retried");
+    rig.pass(Duration::from_millis(10));
+    rig.put(Input::Slice(slice("b", &[2, 3])));
+    rig.sync();
+    let of_b = rig.engine.next_wakeup().expect("b is retried");
+    assert!(of_b < of_a);
+    // And among families.
+    rig.v6().upkeep_at = Some(rig.now + Duration::from_millis(5));
+    assert_eq!(rig.engine.next_wakeup(), Some(rig.now + Duration::from_millis(5)));
+}
+
+#[test]
+fn what_is_installed_is_counted() {
+    let mut local = service("a", 1);
+    local.internal_policy = TrafficPolicy::Local;
+    let mut external = service("b", 2);
+    external.external_policy = TrafficPolicy::Local;
+    external.external_ips = [ip("203.0.113.1")].into();
+    let inputs = [Input::Service(local), Input::Service(external), Input::Service(service("c", 3))];
+    let slices = ["a", "b", "c"].map(|of| Input::Slice(slice(of, &[1, 2])));
+    let mut rig = Rig::running(inputs.into_iter().chain(slices));
+    let expected = Counts { service_ports: 3, endpoints: 4, no_local_internal: 1, no_local_external: 1 };
+    assert_eq!(rig.engine.instances()[0].counts(), expected);
+    let mut here = slice("b", &[1, 2]);
+    here.endpoints[0].local = true;
+    rig.put(Input::Slice(here));
+    rig.put(Input::ServiceGone(name("a")));
+    rig.settle();
+    let expected = Counts { service_ports: 2, endpoints: 4, no_local_internal: 0, no_local_external: 0 };
+    assert_eq!(rig.engine.instances()[0].counts(), expected);
 }
 
 #[test]

@@ -75,6 +75,14 @@ fn a_slice_may_come_before_its_service_and_outlive_it() {
 }
 
 #[test]
+fn a_service_without_slices_leaves_nothing_behind() {
+    let mut store = Store::default();
+    store.set_service(service("a"));
+    store.remove_service(&name("a"));
+    assert!(store.entry(&name("a")).is_none());
+}
+
+#[test]
 fn what_was_never_there_cannot_go() {
     let mut store = Store::default();
     assert_eq!(store.remove_service(&name("a")), None);

@@ -146,6 +146,8 @@ impl Planner for Table {
         if kernel.upkeep_at.is_none_or(|at| at > now) {
             return None;
         }
+        assert!(self.planned.is_none(), "the last plan was not settled");
+        self.planned = Some(self.memory.clone());
         kernel.upkeeps += 1;
         if kernel.faults.busy == 0 {
             kernel.upkeep_at = None;
