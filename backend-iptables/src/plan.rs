@@ -94,11 +94,6 @@ impl Planner {
     pub fn new(family: Family) -> Self {
         Self { family, installed: None, pending: None, doubt: Doubt::None }
     }
-
-    /// How many rules a table holds of ours, by what was planned last (for metrics).
-    pub fn family(&self) -> Family {
-        self.family
-    }
 }
 
 impl backend::Planner for Planner {
@@ -106,11 +101,12 @@ impl backend::Planner for Planner {
     type Found = Found;
 
     fn plan(&mut self, changes: &[Change], environment: &Environment, _now: Instant) -> Planned<Op> {
+        debug_assert_eq!(environment.family, self.family, "one planner per family");
         let Some(installed) = &mut self.installed else {
             return Planned::StartOver("nothing is installed yet");
         };
         if self.doubt == Doubt::All {
-            return Planned::StartOver("the last full write failed");
+            return Planned::StartOver("it is not known what the last write left behind");
         }
         if shapes_every_service(&installed.environment) != shapes_every_service(environment) {
             return Planned::StartOver("the configuration that all Services' rules depend on has changed");
