@@ -159,7 +159,7 @@ impl Saw {
 
 /// More than a second: an ICMPv6 error that comes while `connect` still holds the socket is lost on Linux, so that only
 /// the answer to the first retransmission counts.
-const PATIENCE: Duration = Duration::from_millis(1300);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Starts a server that tells its name and the client's address; it ends with the test's process.
 pub fn serve(host: &Host, port: u16) {
