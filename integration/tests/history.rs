@@ -97,10 +97,10 @@ histories! {
 
 #[test]
 fn ipvs_mode_follows_history_9() {
-    vm_test::with_ipvs(|| follow(Mode::Ipvs, 9, 12));
+    vm_test::with_ipvs(|| follow(Mode::Ipvs, 9, 25));
 }
 
 #[test]
 fn ipvs_mode_follows_history_10() {
-    vm_test::with_ipvs(|| follow(Mode::Ipvs, 10, 12));
+    vm_test::with_ipvs(|| follow(Mode::Ipvs, 10, 25));
 }

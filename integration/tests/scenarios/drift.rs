@@ -23,8 +23,8 @@ crate::scenarios! {
 
 /// The nftables mode looks all the time, the others once in their sync period.
 fn allowed(lab: &Lab) -> Duration {
-    // Twice what is promised: the machine is shared.
-    if lab.mode() == Mode::Nftables { Duration::from_secs(2) } else { Duration::from_secs(5) }
+    // Three times what is promised: the machine is shared.
+    if lab.mode() == Mode::Nftables { Duration::from_secs(3) } else { Duration::from_secs(6) }
 }
 
 fn works(lab: &Lab) -> bool {
