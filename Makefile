@@ -53,7 +53,7 @@ bench-build:
 	cargo build --release --locked -p kube-proxy -p integration --bin kube-proxy --bin scale
 
 bench-quick: bench-build
-	$(BENCH) --workloads 100x10,1000x10 --changes 30 --changes-seconds 5 --churn 100 --churn-seconds 3 --first-packets 100 --connections-seconds 1 --limit 60
+	$(BENCH) --workloads 100x10,1000x10 --changes 30 --changes-seconds 5 --churn 100 --churn-seconds 2 --first-packets 100 --connections-seconds 1 --limit 60
 
 # The figures of docs/benchmarks.md, without those of the VM; takes the better part of an hour.
 bench: bench-build

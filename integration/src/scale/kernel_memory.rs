@@ -10,8 +10,8 @@ use anyhow::Result;
 
 use super::site::Site;
 
-/// Longer than the kernel takes to free in the background, and than connection tracking keeps what was reset.
-const PATIENCE: Duration = Duration::from_millis(2_500);
+/// Longer than the kernel takes to free in the background.
+const PATIENCE: Duration = Duration::from_millis(1_500);
 
 /// How many bytes less there are when all rules on the node are gone. The contender must have ended.
 pub(crate) fn of_rules(site: &Site) -> Result<f64> {
