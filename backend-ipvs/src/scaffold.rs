@@ -142,7 +142,11 @@ impl Scaffold<'_> {
             (POLICY_CHECK, self.spot(DROP).with(nft::drop_packet())),
             (MARK, self.spot(MASQUERADE).with_all(self.ask_for_masquerading())),
             (MARK, self.cluster_ips()),
-            ("filter-prerouting-pre-dnat", new().with(nft::jump(SOURCE_CHECK))),
+            // What the node sends to itself was checked on its way out, and has another source by now.
+            (
+                "filter-prerouting-pre-dnat",
+                new().with_all(input_is("lo", Comparison::NotEqual)).with(nft::jump(SOURCE_CHECK)),
+            ),
             ("filter-prerouting-pre-dnat", new().with(nft::jump(POLICY_CHECK))),
             ("nat-prerouting", Rule::new().with(nft::jump(MARK))),
             ("filter-output-pre-dnat", mark_in(MARKS).with(nft::goto(UNMARK))),

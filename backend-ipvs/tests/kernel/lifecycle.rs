@@ -409,6 +409,8 @@ fn a_port_used_again_at_once_reaches_a_living_endpoint() {
 fn settings_of_the_kernel_are_made_and_timeouts_written() {
     with_ipvs(|| {
         let timeouts = ipvs_netlink::Timeouts { tcp: Some(777), tcp_fin: None, udp: Some(33) };
+        // Listing loads the module, which brings the settings.
+        run("ipvsadm -Ln");
         run(
             "sysctl -qw net.ipv4.vs.conntrack=0 net.ipv4.vs.expire_nodest_conn=0 net.ipv4.conf.all.arp_ignore=0",
         );

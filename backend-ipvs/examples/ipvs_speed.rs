@@ -1,7 +1,7 @@
 //! How long IPVS mode takes, beside what the kernel needs for the same messages alone and beside `ipvsadm --restore`.
 //!
-//! `cargo build --release -p backend-ipvs --example speed`, then run the program as root where the kernel has IPVS, or
-//! with `integration/vm/vm-run --timeout 1800 -- target/release/examples/speed`. Every run has a network namespace of
+//! `cargo build --release -p backend-ipvs --example ipvs_speed`, then run the program as root where the kernel has IPVS, or
+//! with `integration/vm/vm-run --timeout 1800 -- target/release/examples/ipvs_speed`. Every run has a network namespace of
 //! its own; the kinds of run take turns. Arguments: the numbers of Services, endpoints of each, and rounds (10000 10 5).
 
 use std::{
