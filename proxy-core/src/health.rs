@@ -10,9 +10,9 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealthCheck {
     pub port: u16,
-    /// Distinct addresses of ready endpoints on this node.
-    pub local_v4: usize,
-    pub local_v6: usize,
+    /// Distinct addresses of ready endpoints on this node; nothing for a family that the Service is not of.
+    pub local_v4: Option<usize>,
+    pub local_v6: Option<usize>,
 }
 
 /// Kept up to date one Service at a time.
@@ -25,8 +25,12 @@ pub struct HealthChecks {
 impl HealthChecks {
     pub fn update(&mut self, name: &ServiceName, entry: Option<&Entry>) {
         let check = entry.and_then(|entry| {
-            let port = entry.service.as_ref()?.health_check_node_port?;
-            let local = |family| entry.ready_local_addresses(family);
+            let service = entry.service.as_ref()?;
+            let port = service.health_check_node_port?;
+            let local = |family| {
+                let is_of = service.cluster_ips.iter().any(|ip| Family::of(*ip) == family);
+                is_of.then(|| entry.ready_local_addresses(family))
+            };
             Some(HealthCheck { port, local_v4: local(Family::V4), local_v6: local(Family::V6) })
         });
         let before = match check {

@@ -527,6 +527,15 @@ fn the_nodes_addresses_are_part_of_the_environment_and_of_source_ranges() {
 }
 
 #[test]
+fn the_addresses_of_interfaces_are_followed() {
+    let mut rig = Rig::running(two());
+    rig.put(Input::InterfaceAddresses([ip("192.168.0.10"), ip("192.168.0.11")].into()));
+    rig.settle();
+    let addresses = rig.v4().environment.as_ref().map(|environment| environment.interface_addresses.len());
+    assert_eq!(addresses, Some(2));
+}
+
+#[test]
 fn changed_settings_take_effect_without_a_restart() {
     let mut rig = Rig::running(two());
     let all = EnvironmentSettings { masquerade_all: true, ..support::settings() };
