@@ -141,7 +141,16 @@ fn the_ipvs_backend_works() {
         select(
             "backend-ipvs::kernel",
             "backend-ipvs",
-            &["damage", "every_scheduler", "maglev", "keeps_its_connections", "ipv6", "taken_over", "host_port", "strict_arp"],
+            &[
+                "damage",
+                "every_scheduler",
+                "maglev",
+                "keeps_its_connections",
+                "ipv6",
+                "taken_over",
+                "host_port",
+                "strict_arp",
+            ],
         ),
     ]);
 }
