@@ -15,6 +15,7 @@ pub mod settings;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
 
+mod draft;
 mod drain;
 mod element;
 mod journal;
@@ -22,6 +23,7 @@ mod nftables;
 mod order;
 mod render;
 mod scaffold;
+mod state;
 mod survey;
 mod sysctl;
 

@@ -1,5 +1,6 @@
 use std::{net::IpAddr, time::Duration};
 
+use ipvs_netlink::Destination;
 use proxy_core::{
     environment::LocalPods,
     model::{ObjectName, Protocol, TrafficPolicy},

@@ -1,0 +1,275 @@
+//! What the planner believes the kernel to hold, and how one form of a virtual server becomes another.
+
+use std::{collections::HashSet, mem, net::IpAddr, sync::Arc, time::Instant};
+
+use ipvs_netlink::{Destination, ServiceKey};
+use proxy_core::environment::Environment;
+
+use crate::{
+    draft::{Draft, Net, Pair},
+    drain::{Draining, Drains},
+    journal::{Counts, Journal},
+    marks::Marks,
+    op::{Element, Op},
+    order::Order,
+    render::Server,
+};
+
+/// Beside the routes, which the engine remembers.
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) environment: Option<Arc<Environment>>,
+    /// The one before a plan that is not settled yet.
+    pub(crate) environment_before: Option<Option<Arc<Environment>>>,
+    pub(crate) vips: Counts<IpAddr>,
+    pub(crate) cluster_ips: Counts<IpAddr>,
+    pub(crate) hairpins: Counts<IpAddr>,
+    pub(crate) mark_uses: Counts<u32>,
+    pub(crate) marks: Marks,
+    pub(crate) drains: Drains,
+    /// Addresses that stay bound for virtual servers that drain.
+    pub(crate) held: Journal<ServiceKey, IpAddr>,
+    /// Addresses whose draining virtual server has gone: to be let go of.
+    pub(crate) released: Vec<IpAddr>,
+    /// Those in a plan that is not settled yet.
+    pub(crate) releasing: Vec<IpAddr>,
+    /// Addresses of our device, which an environment may name among the node's own.
+    pub(crate) device_addresses: HashSet<IpAddr>,
+    pub(crate) order: Order,
+}
+
+impl State {
+    pub(crate) fn commit(&mut self) {
+        self.environment_before = None;
+        self.releasing.clear();
+        for counts in [&mut self.vips, &mut self.cluster_ips, &mut self.hairpins] {
+            counts.commit();
+        }
+        self.mark_uses.commit();
+        self.marks.commit();
+        self.drains.commit();
+        self.held.commit();
+    }
+
+    pub(crate) fn roll_back(&mut self) {
+        if let Some(before) = self.environment_before.take() {
+            self.environment = before;
+        }
+        self.released.append(&mut self.releasing);
+        for counts in [&mut self.vips, &mut self.cluster_ips, &mut self.hairpins] {
+            counts.roll_back();
+        }
+        self.mark_uses.roll_back();
+        self.marks.roll_back();
+        self.drains.roll_back();
+        self.held.roll_back();
+    }
+
+    /// From one form of a virtual server to another, or to none.
+    pub(crate) fn server(&mut self, key: ServiceKey, pair: Pair, now: Instant, draft: &mut Draft) {
+        let owner = pair.owner;
+        match (pair.before, pair.after) {
+            (None, None) => {}
+            (None, Some(after)) => {
+                // It may stand yet, draining.
+                if self.drains.get(&key).is_some_and(Draining::ends_server) {
+                    draft.servers.push(Op::SetServer(after.service), owner);
+                    self.drains.keep_server(key);
+                    self.let_go(key, draft);
+                } else {
+                    draft.servers.push(Op::NewServer(after.service), owner);
+                }
+                let stood = self.drains.get(&key).is_some();
+                for to in self.order.of(&after) {
+                    self.add_destination(key, to, owner, draft);
+                }
+                let all: Vec<_> = after.destinations.iter().map(|to| (to.address, to.port)).collect();
+                if let Some(anew) = Order::anew(&after, &all).filter(|_| stood) {
+                    draft.servers.push(Op::Reorder(key, anew), owner);
+                }
+            }
+            (Some(before), Some(after)) => {
+                if before.service != after.service {
+                    draft.servers.push(Op::SetServer(after.service), owner);
+                }
+                self.destinations(key, &before, &after, owner, now, draft);
+                // Maglev chosen anew: the order so far was the node's own.
+                let all: Vec<_> = after.destinations.iter().map(|to| (to.address, to.port)).collect();
+                if before.service.scheduler != after.service.scheduler
+                    && let Some(anew) = Order::anew(&after, &all)
+                {
+                    draft.servers.push(Op::Reorder(key, anew), owner);
+                }
+            }
+            (Some(before), None) => self.remove_server(key, before, pair.bound, owner, now, draft),
+        }
+    }
+
+    /// Both lists are sorted by address and port.
+    pub(crate) fn destinations(
+        &mut self,
+        key: ServiceKey,
+        before: &Server,
+        after: &Server,
+        owner: Option<u32>,
+        now: Instant,
+        draft: &mut Draft,
+    ) {
+        let place = |to: &Destination| (to.address, to.port);
+        let mut added = Vec::new();
+        let (mut old, mut new) =
+            (before.destinations.iter().peekable(), after.destinations.iter().peekable());
+        loop {
+            match (old.peek(), new.peek()) {
+                (None, None) => break,
+                (Some(from), Some(to)) if place(from) == place(to) => {
+                    if from != to {
+                        draft.servers.push(Op::SetDestination(key, **to), owner);
+                    }
+                    old.next();
+                    new.next();
+                }
+                (Some(from), to) if to.is_none_or(|to| place(from) < place(to)) => {
+                    self.remove_destination(key, **from, after.drains, owner, now, draft);
+                    old.next();
+                }
+                (_, Some(to)) => {
+                    self.add_destination(key, **to, owner, draft);
+                    added.push(place(to));
+                    new.next();
+                }
+                (Some(_), None) => unreachable!("taken by the guard above"),
+            }
+        }
+        if let Some(anew) = Order::anew(after, &added) {
+            draft.servers.push(Op::Reorder(key, anew), owner);
+        }
+    }
+
+    pub(crate) fn add_destination(
+        &mut self,
+        key: ServiceKey,
+        to: Destination,
+        owner: Option<u32>,
+        draft: &mut Draft,
+    ) {
+        let op = match self.drains.restore(key, to.address, to.port) {
+            true => Op::SetDestination(key, to),
+            false => Op::NewDestination(key, to),
+        };
+        draft.servers.push(op, owner);
+    }
+
+    pub(crate) fn remove_destination(
+        &mut self,
+        key: ServiceKey,
+        from: Destination,
+        drains: bool,
+        owner: Option<u32>,
+        now: Instant,
+        draft: &mut Draft,
+    ) {
+        if !drains {
+            draft.delete.push(Op::DeleteDestination(key, from.address, from.port), owner);
+            return;
+        }
+        // Found with weight 0: it drained already before a restart.
+        if from.weight != 0 {
+            draft.servers.push(Op::SetDestination(key, Destination { weight: 0, ..from }), owner);
+        }
+        self.drains.begin(key, from.address, from.port, now);
+    }
+
+    pub(crate) fn remove_server(
+        &mut self,
+        key: ServiceKey,
+        before: Server,
+        bound: bool,
+        owner: Option<u32>,
+        now: Instant,
+        draft: &mut Draft,
+    ) {
+        let idle = before.destinations.is_empty() && self.drains.get(&key).is_none();
+        if !before.drains || idle {
+            self.drains.forget(key);
+            draft.delete.push(Op::DeleteServer(key), owner);
+            return;
+        }
+        for from in before.destinations {
+            self.remove_destination(key, from, true, owner, now, draft);
+        }
+        self.drains.end_server(key, now);
+        // The address stays ours as long as connections to it do.
+        if let ServiceKey::Address { address, .. } = key
+            && (bound || self.vips.get(&address).is_some())
+        {
+            self.held.set(key, Some(address));
+            self.count_vip(address, 1, None, draft);
+        }
+    }
+
+    /// A virtual server that drained is in use again: its route counts by itself from here on.
+    pub(crate) fn let_go(&mut self, key: ServiceKey, draft: &mut Draft) {
+        if let Some(address) = self.held.get(&key).copied() {
+            self.held.set(key, None);
+            draft.let_go.push(address);
+        }
+    }
+
+    /// Comes last: an address that something else wants by now stays bound throughout.
+    pub(crate) fn release(&mut self, draft: &mut Draft) {
+        for address in mem::take(&mut draft.let_go) {
+            self.count_vip(address, -1, None, draft);
+        }
+        for address in mem::take(&mut self.released) {
+            self.count_vip(address, -1, None, draft);
+            self.releasing.push(address);
+        }
+    }
+
+    pub(crate) fn count_vip(&mut self, addr: IpAddr, by: i32, owner: Option<u32>, draft: &mut Draft) {
+        match self.vips.count(addr, by) {
+            Some(true) => {
+                draft.prepare.push(Op::AddElement(Element::Vip(addr)), owner);
+                draft.bind.push(Op::Bind(addr), owner);
+            }
+            Some(false) => {
+                draft.unbind.push(Op::Unbind(addr), owner);
+                draft.clear.push(Op::DeleteElement(Element::Vip(addr)), owner);
+            }
+            None => {}
+        }
+    }
+
+    /// Net changes of addresses and elements.
+    pub(crate) fn count(&mut self, net: Net, draft: &mut Draft) {
+        for (addr, (by, owner)) in net.vips {
+            self.count_vip(addr, by, owner, draft);
+        }
+        for (element, (by, owner)) in net.elements {
+            let appears = match element {
+                Element::ClusterIp(addr) => self.cluster_ips.count(addr, by),
+                Element::Hairpin(addr) => self.hairpins.count(addr, by),
+                Element::Mark(mark) => self.mark_uses.count(mark, by),
+                _ => match by {
+                    0 => None,
+                    by => Some(by > 0),
+                },
+            };
+            match (appears, element) {
+                (None, _) => {}
+                // A key of a map or an interval set must go before another value or an overlapping interval comes, and
+                // with it: in one transaction.
+                (Some(false), Element::Allowed(..)) => draft.replace.push(Op::DeleteElement(element), owner),
+                (Some(false), Element::ShortCircuit(..)) => {
+                    draft.circuits.push(Op::DeleteElement(element), owner)
+                }
+                (Some(true), Element::ShortCircuit(..)) => {
+                    draft.circuits.push(Op::AddElement(element), owner)
+                }
+                (Some(true), _) => draft.prepare.push(Op::AddElement(element), owner),
+                (Some(false), _) => draft.clear.push(Op::DeleteElement(element), owner),
+            }
+        }
+    }
+}
