@@ -329,7 +329,7 @@ impl ServicePort {
         let port = port_number(self.port);
         let protocol = protocol(self.protocol.as_deref());
         let (Some(port), Some(protocol)) = (port, protocol) else {
-            complaints.push(format!("port {:?} {}/{:?} ignored", self.name, self.port, self.protocol));
+            complaints.push(ignored_port(self.name.as_deref(), Some(self.port), self.protocol.as_deref()));
             return None;
         };
         Some(model::ServicePort {
@@ -369,7 +369,7 @@ impl EndpointSlice {
             let (Some(number), Some(protocol)) =
                 (port.port.and_then(port_number), protocol(port.protocol.as_deref()))
             else {
-                complaints.push(format!("port {:?} {:?}/{:?} ignored", port.name, port.port, port.protocol));
+                complaints.push(ignored_port(port.name.as_deref(), port.port, port.protocol.as_deref()));
                 return None;
             };
             Some(model::SlicePort {
@@ -475,6 +475,11 @@ fn address(text: &str) -> Option<IpAddr> {
         Some(IpAddr::from(octets))
     })?;
     Some(parsed.to_canonical())
+}
+
+fn ignored_port(name: Option<&str>, number: Option<i64>, protocol: Option<&str>) -> String {
+    let number = number.map_or("without a number".to_owned(), |number| number.to_string());
+    format!("port {:?} ({}, {number}) is ignored", name.unwrap_or_default(), protocol.unwrap_or("TCP"))
 }
 
 fn addresses(field: &str, texts: &[String], complaints: &mut Vec<String>) -> Box<[IpAddr]> {

@@ -611,12 +611,15 @@ fn health_checks_follow_the_endpoints_of_this_node() {
     local.endpoints[0].local = true;
     let mut rig = Rig::running([Input::Service(checked), Input::Slice(local)]);
     let counts = |rig: &mut Rig| {
-        rig.engine.take_health_checks().map(|checks| checks.values().map(|check| check.local_v4).collect())
+        rig.engine
+            .take_health_checks()
+            .map(|checks| checks.values().map(|check| (check.local_v4, check.local_v6)).collect())
     };
-    assert_eq!(counts(&mut rig), Some(vec![1]));
+    // The Service is of one family, and does not exist in the other.
+    assert_eq!(counts(&mut rig), Some(vec![(Some(1), None)]));
     assert_eq!(counts(&mut rig), None, "unchanged since the last call");
     rig.put(Input::SliceGone(proxy_core::model::SliceName::new("ns", "a-1")));
-    assert_eq!(counts(&mut rig), Some(vec![0]));
+    assert_eq!(counts(&mut rig), Some(vec![(Some(0), None)]));
     rig.put(Input::ServiceGone(name("a")));
     assert_eq!(counts(&mut rig), Some(vec![]));
 }

@@ -73,6 +73,8 @@ where
             let _ = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
+                // As Go's servers write them: scripts look for `X-Load-Balancing-Endpoint-Weight` as it stands.
+                .title_case_headers(true)
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
             drop(slot);

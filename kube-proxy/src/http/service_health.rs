@@ -76,6 +76,14 @@ enum Open {
     Failed,
 }
 
+/// How many endpoints are here; nothing where the Service is not of that family.
+fn local(check: &HealthCheck, family: Family) -> Option<usize> {
+    match family {
+        Family::V4 => check.local_v4,
+        Family::V6 => check.local_v6,
+    }
+}
+
 struct Servers {
     node: String,
     state: HealthState,
@@ -87,10 +95,13 @@ struct Servers {
 impl Servers {
     /// Opens and closes what differs. Whether something could not be opened.
     async fn follow(&mut self, wanted: &Wanted) -> bool {
-        let port = |service: &ServiceName| wanted.checks.get(service).map(|check| check.port);
-        let unwanted = self.open.extract_if(|(service, address), _| {
-            port(service) != Some(address.port()) || !wanted.addresses.contains(&address.ip())
-        });
+        let is_wanted = |service: &ServiceName, address: &SocketAddr| {
+            wanted.addresses.contains(&address.ip())
+                && wanted.checks.get(service).is_some_and(|check| {
+                    check.port == address.port() && local(check, Family::of(address.ip())).is_some()
+                })
+        };
+        let unwanted = self.open.extract_if(|(service, address), _| !is_wanted(service, address));
         let closing: Vec<(Key, Open)> = unwanted.collect();
         for ((service, address), open) in closing {
             if let Open::Serving(task) = open {
@@ -103,10 +114,7 @@ impl Servers {
         self.counts.retain(|(service, _), _| wanted.checks.contains_key(service));
         for (service, check) in &wanted.checks {
             for family in Family::BOTH {
-                let local = match family {
-                    Family::V4 => check.local_v4,
-                    Family::V6 => check.local_v6,
-                };
+                let Some(local) = local(check, family) else { continue };
                 let count = self.counts.entry((service.clone(), family)).or_default();
                 count.store(local, Ordering::Relaxed);
                 let count = Arc::clone(count);
@@ -217,7 +225,8 @@ mod tests {
             checks: checks
                 .iter()
                 .map(|&(name, port, local)| {
-                    (ServiceName::new("ns", name), HealthCheck { port, local_v4: local, local_v6: local + 1 })
+                    let (local_v4, local_v6) = (Some(local), Some(local + 1));
+                    (ServiceName::new("ns", name), HealthCheck { port, local_v4, local_v6 })
                 })
                 .collect(),
             addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
@@ -295,6 +304,27 @@ mod tests {
         let v6: SocketAddr = format!("[::1]:{port}").parse().expect("an address");
         let (head, _) = eventually(v6, "200").await;
         assert!(head.contains("endpoint-weight: 2"), "{head}");
+    }
+
+    #[tokio::test]
+    async fn a_family_that_the_service_is_not_of_is_not_served() {
+        let rig = start();
+        let port = free_port();
+        let v4: SocketAddr = ([127, 0, 0, 1], port).into();
+        let v6: SocketAddr = format!("[::1]:{port}").parse().expect("an address");
+        let dual = wanted(&[("web", port, 1)], &["0.0.0.0", "::"]);
+        let mut single = dual.clone();
+        for check in single.checks.values_mut() {
+            check.local_v6 = None;
+        }
+        rig.wanted.send_replace(single.clone());
+        eventually(v4, "200").await;
+        eventually_closed(v6).await;
+        rig.wanted.send_replace(dual);
+        eventually(v6, "200").await;
+        rig.wanted.send_replace(single);
+        eventually_closed(v6).await;
+        eventually(v4, "200").await;
     }
 
     #[tokio::test]

@@ -42,6 +42,7 @@ fn a_bad_value_is_left_out_and_named_and_the_rest_stays() {
     assert_eq!(parsed.source_ranges.as_deref().map(<[IpNet]>::len), Some(1));
     assert_eq!(parsed.ports.len(), 1);
     assert_eq!(translated.complaints.len(), 4, "{:?}", translated.complaints);
+    assert!(translated.complaints.contains(&"port \"odd\" (ICMP, 1) is ignored".to_owned()));
 }
 
 #[test]
