@@ -1,9 +1,10 @@
 //! loadBalancerSourceRanges: who may use a load balancer's address.
 
 use integration::lab::{
-    Expect, FAR_CLIENT, Lab, Options, cluster_ip, external_ip, load_balancer, node_address, seen_as_node,
-    service, slices,
+    Expect, FAR_CLIENT, Lab, Mode, Options, cluster_ip, external_ip, load_balancer, node_address,
+    seen_as_node, service, slices,
 };
+use integration::network::Family;
 use integration::network::Place::{Client, Node, PodA, PodB, PodD};
 use integration::network::Protocol::{Tcp, Udp};
 
@@ -12,7 +13,8 @@ crate::scenarios! {
         only_listed_sources_may_use_the_load_balancer_address,
         a_range_of_one_family_closes_the_other,
         ranges_change_on_a_living_service,
-        everybody_may_come_where_a_range_is_everything;
+        everybody_may_come_where_a_range_is_everything,
+        an_allowed_source_is_refused_where_there_are_no_endpoints;
 }
 
 /// The client and the node; with IPVS the node's own connections count as the node's address.
@@ -43,9 +45,9 @@ fn only_listed_sources_may_use_the_load_balancer_address(lab: &mut Lab) {
 fn a_range_of_one_family_closes_the_other(lab: &mut Lab) {
     lab.apply(service("web", 1).port("t", 80, Tcp).load_balancer(1).source_ranges(&[NEAR[0]]));
     lab.apply(slices("web").port("t", 8080, Tcp).ready(&[PodA]));
-    lab.only(&[integration::network::Family::V4]);
+    lab.only(&[Family::V4]);
     lab.expect(Client, load_balancer(1, Tcp, 80), &seen_as_node(&[PodA]));
-    lab.only(&[integration::network::Family::V6]);
+    lab.only(&[Family::V6]);
     lab.expect(Client, load_balancer(1, Tcp, 80), &Expect::Dropped);
 }
 
@@ -74,4 +76,26 @@ fn everybody_may_come_where_a_range_is_everything(lab: &mut Lab) {
     lab.apply(slices("web").port("t", 8080, Tcp).ready(&[PodA]));
     lab.expect(Client, load_balancer(1, Tcp, 80), &seen_as_node(&[PodA]));
     lab.sweep();
+}
+
+fn an_allowed_source_is_refused_where_there_are_no_endpoints(lab: &mut Lab) {
+    let web = service("web", 1).port("t", 80, Tcp).port("u", 81, Udp).load_balancer(1);
+    lab.apply(web.source_ranges(&NEAR));
+    let of_the_node = match lab.mode() {
+        // The chain that refuses is not reached from the node's own output.
+        Mode::IptablesLegacy | Mode::IptablesNft => Expect::NotTranslated,
+        Mode::Nftables | Mode::Ipvs => Expect::Refused,
+    };
+    for to in [load_balancer(1, Tcp, 80), load_balancer(1, Udp, 81)] {
+        lab.expect(Client, to, &Expect::Refused);
+        lab.expect(Node, to, &of_the_node);
+    }
+    lab.sweep();
+    // The node's other addresses are not in the range: what it sends to itself is judged by the source it was sent from.
+    lab.only(&[Family::V6]);
+    let web = service("web", 1).port("t", 80, Tcp).port("u", 81, Udp).load_balancer(1);
+    lab.apply(web.source_ranges(&["fd00:70::/64"]));
+    for to in [load_balancer(1, Tcp, 80), load_balancer(1, Udp, 81)] {
+        lab.expect(Node, to, &of_the_node);
+    }
 }
