@@ -606,7 +606,11 @@ fn trigger_times_come_with_the_sync_that_gave_them_effect() {
 
 #[test]
 fn health_checks_follow_the_endpoints_of_this_node() {
-    let checked = Service { health_check_node_port: Some(30999), ..service("a", 1) };
+    let checked = Service {
+        health_check_node_port: Some(30999),
+        cluster_ips: [ip("172.30.0.1")].into(),
+        ..service("a", 1)
+    };
     let mut local = slice("a", &[1, 2]);
     local.endpoints[0].local = true;
     let mut rig = Rig::running([Input::Service(checked), Input::Slice(local)]);
@@ -620,6 +624,8 @@ fn health_checks_follow_the_endpoints_of_this_node() {
     assert_eq!(counts(&mut rig), None, "unchanged since the last call");
     rig.put(Input::SliceGone(proxy_core::model::SliceName::new("ns", "a-1")));
     assert_eq!(counts(&mut rig), Some(vec![(Some(0), None)]));
+    rig.put(Input::Service(Service { health_check_node_port: Some(30999), ..service("a", 1) }));
+    assert_eq!(counts(&mut rig), Some(vec![(Some(0), Some(0))]));
     rig.put(Input::ServiceGone(name("a")));
     assert_eq!(counts(&mut rig), Some(vec![]));
 }
