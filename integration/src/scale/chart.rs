@@ -59,7 +59,7 @@ pub(crate) fn svg(results: &Results, question: &Question) -> Option<String> {
     let bottom = groups.len() as f64 * HEADING + rows as f64 * ROW + 6.0;
     let height = bottom + AXIS;
     let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" style=\"background:#fff\" \
          font-family=\"system-ui, sans-serif\" font-size=\"12\">\n<title>{}</title>\n",
         escape(question.title)
     );

@@ -25,7 +25,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top:
 .how { color: #555; margin: 0 0 .6rem; } .facts p { margin: .3rem 0; } .facts { background: #f5f6f8; padding: .6rem 1rem; border-radius: 6px; font-size: .9rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .85rem; margin: .6rem 0; } th, td { border: 1px solid #d8d8d8; padding: .25rem .5rem; text-align: left; vertical-align: top; }
 th { background: #f5f6f8; } .wide { overflow-x: auto; } ul.ratios { margin: .3rem 0; padding-left: 1.2rem; font-size: .9rem; }
-nav ol { columns: 2; font-size: .9rem; } svg { width: 100%; height: auto; }
+nav ol { columns: 2; column-gap: 2.5rem; font-size: .9rem; } svg { width: 100%; height: auto; }
 @media print { body { max-width: none; margin: 0; font-size: 11px; } section { break-inside: avoid; } nav { display: none; } a { color: inherit; text-decoration: none; } }
 ";
 

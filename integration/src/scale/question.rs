@@ -122,7 +122,7 @@ pub const QUESTIONS: &[Question] = &[
     question(
         "memory-peak",
         "How much memory do the process and its children hold at most?",
-        "Resident memory, looked at every 25 ms from start to end.",
+        "Resident memory, looked at every 25 ms from start to end; a child that was just forked counts twice for an instant.",
         Unit::Bytes,
         LARGEST,
     ),
