@@ -162,9 +162,11 @@ fn allowed_sources(
 ) -> Option<Arc<AllowedSources>> {
     let given = service.source_ranges.as_deref()?;
     let ranges: Vec<IpNet> = given.iter().filter(|range| Family::of_net(range) == family).copied().collect();
-    // A zero-length prefix allows everybody of the family. A list that names only the other family allows nobody here:
+    // A zero-length prefix allows everybody of its family, and of a family that the list does not mention: "0.0.0.0/0" on a
+    // dual-stack Service means everybody. Otherwise a list that names only the other family allows nobody here:
     // kube-proxy leaves the address open to all in that case, which nobody who writes a list can want.
-    if ranges.iter().any(|range| range.prefix_len() == 0) {
+    let everybody = |ranges: &[IpNet]| ranges.iter().any(|range| range.prefix_len() == 0);
+    if everybody(&ranges) || (ranges.is_empty() && everybody(given)) {
         return None;
     }
     let holds_node = node.ips.iter().any(|ip| ranges.iter().any(|range| range.contains(ip)));

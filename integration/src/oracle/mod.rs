@@ -302,10 +302,15 @@ impl Oracle {
         }
     }
 
-    /// loadBalancerSourceRanges. A list says who may come in, in both families: a family it does not mention is closed.
+    /// loadBalancerSourceRanges. A list says who may come in, in both families: a family it does not mention is closed,
+    /// unless the list lets in everybody of the other one.
     fn may_use(&self, service: &Service, source: Source, family: Family) -> bool {
-        let Some(ranges) = &service.source_ranges else { return true };
-        let ranges: Vec<&IpNet> = ranges.iter().filter(|range| Family::of(range.addr()) == family).collect();
+        let Some(given) = &service.source_ranges else { return true };
+        let mentioned = given.iter().any(|range| Family::of(range.addr()) == family);
+        if !mentioned && given.iter().any(|range| range.prefix_len() == 0) {
+            return true;
+        }
+        let ranges: Vec<&IpNet> = given.iter().filter(|range| Family::of(range.addr()) == family).collect();
         let holds = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
         if ranges.iter().any(|range| range.prefix_len() == 0) || holds(&source.address) {
             return true;

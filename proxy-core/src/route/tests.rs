@@ -321,6 +321,7 @@ fn source_ranges_of_each_family() {
         ("ranges of the family only", Some(&["10.0.0.0/8", "fd00::/8"]), V4, Some(&["10.0.0.0/8"])),
         ("everybody of the family", Some(&["10.0.0.0/8", "0.0.0.0/0"]), V4, None),
         ("a list of the other family closes this one", Some(&["10.0.0.0/8"]), V6, Some(&[])),
+        ("everybody of the other family means everybody of this one", Some(&["0.0.0.0/0"]), V6, None),
         ("everybody of the other family as well", Some(&["10.0.0.0/8", "::/0"]), V4, Some(&["10.0.0.0/8"])),
     ];
     for (what, given, family, expected) in cases {
