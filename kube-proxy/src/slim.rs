@@ -478,7 +478,7 @@ fn address(text: &str) -> Option<IpAddr> {
 }
 
 fn ignored_port(name: Option<&str>, number: Option<i64>, protocol: Option<&str>) -> String {
-    let number = number.map_or("without a number".to_owned(), |number| number.to_string());
+    let number = number.map_or_else(|| "without a number".to_owned(), |number| number.to_string());
     format!("port {:?} ({}, {number}) is ignored", name.unwrap_or_default(), protocol.unwrap_or("TCP"))
 }
 
