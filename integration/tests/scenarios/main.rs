@@ -11,6 +11,7 @@ mod drift;
 mod endpoints;
 mod external;
 mod lifecycle;
+mod living_objects;
 mod masquerade;
 mod node_changes;
 mod node_ports;
