@@ -46,14 +46,14 @@ pub const QUESTIONS: &[Question] = &[
     question(
         "first-sync-user",
         "First sync: how much CPU time in programs (list, decode, plan, encode)?",
-        "User time of the process and its children until then; the kernel counts in steps of 10 ms.",
+        "User time of the process and its children until then; the kernel counts in steps of 10 ms, and a child once it has ended.",
         Unit::Seconds,
         MEDIAN,
     ),
     question(
         "first-sync-system",
         "First sync: how much CPU time in the kernel?",
-        "System time of the process and its children until then; the kernel counts in steps of 10 ms.",
+        "System time of the process and its children until then; the kernel counts in steps of 10 ms, and a child once it has ended.",
         Unit::Seconds,
         MEDIAN,
     ),
