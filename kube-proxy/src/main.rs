@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Logging may not be up yet, and what ends the process must be seen at any verbosity.
-            let _ = writeln!(std::io::stderr(), "kube-proxy: {error:#}");
+            let _ = writeln!(std::io::stderr(), "kube-proxy: {}", watch::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -294,9 +294,10 @@ async fn follow_node(
     loop {
         {
             let now = node.borrow_and_update();
-            health.set_eligible(now.as_ref().is_some_and(Node::eligible));
-            // A Node object that is gone for a moment must not take the NodePorts with it.
+            // A Node object that is gone for a moment must not take the NodePorts with it, nor load balancers' health
+            // checks: as in kube-proxy, what was last seen stays.
             if let Some(now) = now.as_ref() {
+                health.set_eligible(now.eligible());
                 let cidrs = now.pod_cidrs();
                 if !pod_cidrs.is_empty() && !cidrs.is_empty() && cidrs != pod_cidrs {
                     anyhow::bail!(

@@ -174,7 +174,7 @@ fn refusal(error: &watcher::Error) -> Option<&kube::core::Status> {
 }
 
 /// An error with its sources, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
