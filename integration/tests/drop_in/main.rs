@@ -62,6 +62,12 @@ fn a_node_that_is_being_deleted_gets_no_new_traffic_but_the_process_is_well() {
     assert_eq!((&body["nodeEligible"], &body["healthy"]), (&json!(false), &json!(true)));
     rig.api.apply(node(json!({}))).expect("a complete object");
     rig.eventually("the taint is gone", |rig| codes(rig) == (Some(200), Some(200)));
+    // A kubelet may register its Node again; until then nothing is known against it.
+    rig.api.delete("Node", "", NODE).expect("it is there");
+    for _ in 0..10 {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert_eq!(codes(&rig), (Some(200), Some(200)));
+    }
 }
 
 #[test]
