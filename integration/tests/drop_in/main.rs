@@ -65,7 +65,7 @@ fn a_node_that_is_being_deleted_gets_no_new_traffic_but_the_process_is_well() {
     // A kubelet may register its Node again; until then nothing is known against it.
     rig.api.delete("Node", "", NODE).expect("it is there");
     for _ in 0..10 {
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        sleep(Duration::from_millis(50));
         assert_eq!(codes(&rig), (Some(200), Some(200)));
     }
 }
