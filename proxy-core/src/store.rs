@@ -166,8 +166,8 @@ impl Store {
 impl Entry {
     /// The endpoints of one Service port in one family with the port each listens on. One address and port counts
     /// once; of two that share them, the one that is not terminating is taken (a pod's address may be reused before
-    /// the old pod is gone), and else the later in the order of slice names, so that the outcome does not depend on
-    /// the order of events.
+    /// the old pod is gone). Else the order of slice names decides, not the order of events: of two that do not terminate the
+    /// later one, of two that terminate the first.
     pub fn endpoints(&self, family: Family, port: &str, protocol: Protocol) -> Vec<(&Endpoint, u16)> {
         let mut slices: Vec<&Slice> = self.slices.iter().filter(|slice| slice.family == family).collect();
         slices.sort_unstable_by(|a, b| a.name.cmp(&b.name));
