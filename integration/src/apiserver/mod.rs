@@ -11,6 +11,7 @@ mod routing;
 mod selector;
 mod status;
 mod store;
+mod stored;
 mod watching;
 mod writing;
 
@@ -33,7 +34,8 @@ use faults::Control;
 pub use faults::{Faults, SlowBody};
 use resource::RESOURCES;
 use selector::Selector;
-use store::{Key, Store};
+use store::Store;
+use stored::Key;
 
 /// What `/version` answers.
 const KUBERNETES_VERSION: &str = "v1.36.0";

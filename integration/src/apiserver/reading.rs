@@ -13,7 +13,7 @@ use super::Shared;
 use super::resource::RESOURCES;
 use super::selector::Selector;
 use super::status::{Refusal, json_response};
-use super::store::{Key, Stored};
+use super::stored::{Key, Stored};
 use super::watching::{Start, Watch};
 
 /// The query of a list or watch.

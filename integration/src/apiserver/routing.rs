@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::reading::{self, Options};
 use super::resource::{self, RESOURCES, Resource};
 use super::status::{Refusal, json_response};
-use super::store::Key;
+use super::stored::Key;
 use super::writing::{self, Target};
 use super::{KUBERNETES_VERSION, Shared};
 

@@ -1,7 +1,7 @@
 //! Which objects a request's `labelSelector` and `fieldSelector` let through.
 
 use super::resource::Resource;
-use super::store::Stored;
+use super::stored::Stored;
 
 /// Both selectors of one request; the default lets everything through.
 #[derive(Debug, Default, Clone)]
@@ -128,7 +128,7 @@ fn split_outside_parentheses(text: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::super::resource::RESOURCES;
-    use super::super::store::Stored;
+    use super::super::stored::Stored;
     use super::Selector;
     use serde_json::json;
 

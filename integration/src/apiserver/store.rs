@@ -1,38 +1,19 @@
-//! The objects as bytes ready to send, one version counter for all of them, and a bounded history for watches.
-//!
-//! An object is kept serialised only: a hundred thousand endpoints as `serde_json::Value` would take 400 MB.
+//! The newest version of every object, one version counter for all of them, and a bounded history for watches.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use axum::body::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::clock;
-use super::resource::{RESOURCES, Resource};
+use super::resource::RESOURCES;
 use super::selector::Selector;
 use super::status::Refusal;
+use super::stored::{Key, Stored, key_of};
 
 /// How many changes of one resource a watch may lag behind before it is told 410 Gone.
 const HISTORY: usize = 100_000;
-
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Key {
-    pub(crate) namespace: String,
-    pub(crate) name: String,
-}
-
-/// One version of one object.
-#[derive(Debug)]
-pub(crate) struct Stored {
-    pub(crate) key: Key,
-    pub(crate) version: u64,
-    pub(crate) labels: BTreeMap<String, String>,
-    fields: Vec<(&'static str, String)>,
-    /// As it stands in a list: without `kind` and `apiVersion`, which lists state once.
-    pub(crate) item: Bytes,
-}
 
 /// One step of the history. `before` is what the object was, `after` what it became or was when it went.
 #[derive(Debug, Clone)]
@@ -58,50 +39,6 @@ pub(crate) struct Store {
     version: u64,
     uids: u64,
     collections: Vec<Collection>,
-}
-
-impl Stored {
-    pub(crate) fn new(resource: &Resource, mut object: Value, version: u64) -> Self {
-        let fields = resource.selectable(&object);
-        let key = key_of(&object);
-        let labels = object["metadata"]["labels"]
-            .as_object()
-            .map(|labels| {
-                labels.iter().map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned())).collect()
-            })
-            .unwrap_or_default();
-        if let Some(map) = object.as_object_mut() {
-            map.remove("kind");
-            map.remove("apiVersion");
-        }
-        Self { key, version, labels, fields, item: Bytes::from(object.to_string()) }
-    }
-
-    pub(crate) fn field(&self, path: &str) -> &str {
-        match path {
-            "metadata.name" => &self.key.name,
-            "metadata.namespace" => &self.key.namespace,
-            _ => self.fields.iter().find(|(known, _)| *known == path).map_or("", |(_, value)| value),
-        }
-    }
-
-    /// The whole object, with `kind` and `apiVersion`.
-    pub(crate) fn value(&self, resource: &Resource) -> Value {
-        let mut value: Value = serde_json::from_slice(&self.item).expect("the store serialised it");
-        value["kind"] = json!(resource.kind);
-        value["apiVersion"] = json!(resource.api_version());
-        value
-    }
-
-    /// Appends the whole object as JSON text.
-    pub(crate) fn write(&self, resource: &Resource, out: &mut Vec<u8>) {
-        out.extend_from_slice(b"{\"kind\":\"");
-        out.extend_from_slice(resource.kind.as_bytes());
-        out.extend_from_slice(b"\",\"apiVersion\":\"");
-        out.extend_from_slice(resource.api_version().as_bytes());
-        out.extend_from_slice(b"\",");
-        out.extend_from_slice(&self.item[1..]);
-    }
 }
 
 impl Store {
@@ -284,11 +221,6 @@ impl Store {
         // The shape of a version 4 UUID; unique within this server is all that anyone asks of it.
         format!("{:08x}-0000-4000-8000-{:012x}", std::process::id(), self.uids)
     }
-}
-
-pub(crate) fn key_of(object: &Value) -> Key {
-    let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
-    Key { namespace: text("namespace"), name: text("name") }
 }
 
 #[cfg(test)]

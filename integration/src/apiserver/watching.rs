@@ -16,7 +16,8 @@ use super::faults::Control;
 use super::resource::{RESOURCES, Resource};
 use super::selector::Selector;
 use super::status::Refusal;
-use super::store::{Step, Stored};
+use super::store::Step;
+use super::stored::Stored;
 
 /// Events of an initial list are sent in pieces of about this size.
 const PIECE: usize = 64 * 1024;

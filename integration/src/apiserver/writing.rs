@@ -9,7 +9,7 @@ use super::Shared;
 use super::reading::{Options, object_response};
 use super::resource::RESOURCES;
 use super::status::{Refusal, json_response};
-use super::store::Key;
+use super::stored::Key;
 
 /// What a write is aimed at.
 pub(crate) struct Target<'a> {

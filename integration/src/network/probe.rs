@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::namespace::Namespace;
 use super::sctp::{self, Reply};
-use super::wire::{Answer, Protocol};
+use super::wire::{Answer, Protocol, even_if_filtered};
 
 /// How long to wait when an answer or a refusal is expected: long enough for a busy machine.
 pub const PATIENT: Duration = Duration::from_secs(5);
@@ -175,14 +175,6 @@ fn sctp_probe(socket: &socket2::Socket, probe: &Probe) -> io::Result<Outcome> {
         Reply::Refused => Outcome::Refused,
         Reply::Silence => Outcome::Silent,
     })
-}
-
-/// A rule in the sender's own output hook fails the call; whether it dropped or refused is seen afterwards.
-pub(crate) fn even_if_filtered(sent: io::Result<usize>) -> io::Result<()> {
-    match sent {
-        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Err(error),
-        _ => Ok(()),
-    }
 }
 
 static NEXT_SCTP_PORT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{SockaddrStorage, recvfrom};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::probe::even_if_filtered;
-use super::wire::{Answer, plain};
+use super::wire::{Answer, even_if_filtered, plain};
 
 const SCTP: i32 = 132;
 const INIT: u8 = 1;

@@ -1,6 +1,7 @@
 //! The protocols that probes and servers speak, and what a server says about a request.
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
@@ -54,6 +55,14 @@ impl FromStr for Answer {
             Some(Self { by, port, seen_source: SocketAddr::new(plain(seen.ip()), seen.port()) })
         };
         parse().ok_or_else(|| format!("not an answer of a server: {text:?}"))
+    }
+}
+
+/// A rule in the sender's own output hook fails the call; whether it dropped or refused is seen afterwards.
+pub(crate) fn even_if_filtered(sent: io::Result<usize>) -> io::Result<()> {
+    match sent {
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Err(error),
+        _ => Ok(()),
     }
 }
 
