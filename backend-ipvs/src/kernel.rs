@@ -3,8 +3,8 @@
 use std::{io, net::IpAddr, sync::mpsc::Sender};
 
 use ipvs_netlink::{Batch as IpvsBatch, Destination, ServiceKey};
-use netlink::{Pipeline, address, link, nftables as generation, route::Route};
-use nft_netlink::{Batch as NftBatch, CommitError, Position, Refusal};
+use netlink::{Pipeline, address, link, route::Route};
+use nft_netlink::{Batch as NftBatch, CommitError, Position, Refusal, generation};
 use nix::libc;
 use proxy_core::{
     backend::{ApplyError, Executor, Outcome, Owned, Plan, Rejection},

@@ -35,7 +35,7 @@ pub fn open(family: Family, settings: Settings) -> Result<(IpvsPlanner, IpvsExec
     probe(&mut ipvs, family, settings.scheduler)?;
     let route = netlink::Socket::open(Protocol::Route)?;
     let mut nft = netlink::Socket::open(Protocol::Netfilter).map_err(OpenError::Nftables)?;
-    netlink::nftables::generation(&mut nft).map_err(OpenError::Nftables)?;
+    nft_netlink::generation::generation(&mut nft).map_err(OpenError::Nftables)?;
     set_timeouts(&mut ipvs, &settings)?;
     let (sender, receiver) = mpsc::channel();
     let executor = IpvsExecutor::new(settings.clone(), family, ipvs, route, nft, sender);

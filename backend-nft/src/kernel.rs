@@ -5,6 +5,7 @@ use std::{collections::HashMap, io, net::IpAddr};
 use netlink::{Dump, Protocol as SocketProtocol, Socket};
 use nft_netlink::{
     Batch, CommitError, Refusal,
+    generation::generation,
     list::{self, FoundData, FoundElement},
 };
 use proxy_core::{
@@ -296,7 +297,7 @@ impl Seam for Executor {
             Some(left) => self.checks_left = left,
             None => self.look_at_counters().map_err(lost)?,
         }
-        let now = list::generation(&mut self.socket).map_err(lost)?;
+        let now = generation(&mut self.socket).map_err(lost)?;
         if self.census.is_empty() || self.generation == Some(now) {
             return Ok(true);
         }

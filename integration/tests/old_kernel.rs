@@ -105,7 +105,7 @@ fn on_the_old_kernel(selections: &[Selection]) {
 fn netlink_and_transactions_work() {
     on_the_old_kernel(&[
         select("switchyard-netlink::routes", "netlink", ALL),
-        select("switchyard-netlink::nftables", "netlink", ALL),
+        select("switchyard-nft-netlink::monitor", "nft-netlink", ALL),
         select("switchyard-netlink::conntrack", "netlink", ALL),
         select("switchyard-nft-netlink::transaction", "nft-netlink", ALL),
         select("switchyard-nft-netlink::listing", "nft-netlink", ALL),

@@ -7,7 +7,6 @@ pub mod attr;
 pub mod conntrack;
 pub mod link;
 pub mod message;
-pub mod nftables;
 pub mod pipeline;
 pub mod route;
 pub mod socket;

@@ -66,7 +66,7 @@ impl Socket {
     }
 
     /// Opens a socket that also receives the events of these multicast groups (bit n-1 for group n).
-    pub(crate) fn join(protocol: Protocol, groups: u32) -> Result<Self, Error> {
+    pub fn join(protocol: Protocol, groups: u32) -> Result<Self, Error> {
         let number = match protocol {
             Protocol::Route => SockProtocol::NetlinkRoute,
             Protocol::Netfilter => SockProtocol::NetlinkNetFilter,

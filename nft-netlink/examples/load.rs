@@ -4,8 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-use netlink::{Protocol, Socket, nftables::NftMonitor};
-use nft_netlink::{Batch, Element, Family, Field, Set, Table, Template};
+use netlink::{Protocol, Socket};
+use nft_netlink::{Batch, Element, Family, Field, Set, Table, Template, monitor::NftMonitor};
 use nix::sched::{CloneFlags, unshare};
 
 const TABLE: Table<'_> = Table::new(Family::Ip, "bench");

@@ -3,11 +3,12 @@
 //! The kernel starts a dump of elements over from the first bucket for every datagram, so reading a set takes time that
 //! grows with the square of its size (1,000,000 elements: 45 s). Never read a large set to learn what is in it.
 
-use std::time::Duration;
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    time::Duration,
+};
 
 use netlink::{Attribute, Attributes, Dump, Error, Message, Socket, Writer};
-
-pub use netlink::nftables::generation;
 
 use crate::{
     expression::Verdict,
@@ -50,6 +51,9 @@ pub struct FoundRule {
     pub expressions: Vec<Box<str>>,
     /// Packets that its counters counted.
     pub counted: u64,
+    /// Differs where the rule does (its handle stays when it is replaced), whatever its counters counted. To be compared
+    /// within one process only.
+    pub fingerprint: u64,
     pub comment: Option<Box<str>>,
 }
 
@@ -119,6 +123,20 @@ pub fn chains(socket: &mut Socket, of: Table<'_>) -> Result<Vec<FoundChain>, Err
     )
 }
 
+/// One chain of a table, at a cost that does not depend on how many others there are.
+pub fn chain(socket: &mut Socket, of: Table<'_>, name: &str) -> Result<Option<FoundChain>, Error> {
+    let fill = |writer: &mut Writer| {
+        header(writer, of.family);
+        writer.str(chain::TABLE, of.name);
+        writer.str(chain::NAME, name);
+    };
+    match socket.ask(message_kind(message::GET_CHAIN), 0, fill, FoundChain::decode) {
+        Ok(chain) => Ok(Some(chain)),
+        Err(error) if error.refused() == Some(ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// The rules of a table, or of one of its chains; none if there is no such thing.
 pub fn rules(socket: &mut Socket, of: Table<'_>, chain: Option<&str>) -> Result<Vec<FoundRule>, Error> {
     collect(
@@ -155,7 +173,7 @@ pub fn elements(
     let outcome = socket.dump(
         message_kind(message::GET_ELEMENT),
         |writer| {
-            writer.raw(&[of.family as u8, 0, 0, 0]);
+            header(writer, of.family);
             writer.str(element::LIST_TABLE, of.name);
             writer.str(element::LIST_SET, name);
         },
@@ -185,7 +203,7 @@ fn collect<T>(
         let outcome = socket.dump(
             message_kind(kind),
             |writer| {
-                writer.raw(&[family as u8, 0, 0, 0]);
+                header(writer, family);
                 fill(writer);
             },
             |message| found.extend(decode(message)),
@@ -199,6 +217,11 @@ fn collect<T>(
         }
     }
     Ok(found)
+}
+
+/// `struct nfgenmsg`: family, version 0, no resource.
+fn header(writer: &mut Writer, family: Family) {
+    writer.raw(&[family as u8, 0, 0, 0]);
 }
 
 const ENOENT: i32 = 2;
@@ -242,23 +265,29 @@ impl FoundRule {
         const DATA: u16 = 2;
         const COUNTER_PACKETS: u16 = 2;
         let attributes = of_kind(message, message::NEW_RULE)?;
-        let expressions = attributes.get(rule::EXPRESSIONS).map(|list| list.nested());
-        let counter = |expression: Attribute<'_>| {
+        let chain = text(&attributes, rule::CHAIN)?;
+        let mut hasher = DefaultHasher::new();
+        chain.hash(&mut hasher);
+        let (mut expressions, mut counted) = (Vec::new(), 0_u64);
+        for expression in attributes.get(rule::EXPRESSIONS).into_iter().flat_map(|list| list.nested()) {
             let expression = expression.nested();
-            let is_counter = expression.get(NAME)?.str() == Some("counter");
-            let packets = expression.get(DATA)?.nested().get(COUNTER_PACKETS)?.be64()?;
-            is_counter.then_some(packets)
-        };
-        let counted = expressions.clone().into_iter().flatten().filter_map(counter);
+            let Some(name) = text(&expression, NAME) else { continue };
+            name.hash(&mut hasher);
+            match expression.get(DATA) {
+                Some(data) if &*name == "counter" => {
+                    let packets = data.nested().get(COUNTER_PACKETS).and_then(|packets| packets.be64());
+                    counted = counted.saturating_add(packets.unwrap_or(0));
+                }
+                data => data.map(|data| data.value).hash(&mut hasher),
+            }
+            expressions.push(name);
+        }
         Some(Self {
-            chain: text(&attributes, rule::CHAIN)?,
+            chain,
             handle: attributes.get(rule::HANDLE)?.be64()?,
-            expressions: expressions
-                .into_iter()
-                .flatten()
-                .filter_map(|expression| text(&expression.nested(), NAME))
-                .collect(),
-            counted: counted.fold(0, u64::saturating_add),
+            expressions,
+            counted,
+            fingerprint: hasher.finish(),
             comment: comment(&attributes, rule::USERDATA),
         })
     }

@@ -28,6 +28,8 @@ pub(crate) mod message {
     pub(crate) const NEW_ELEMENT: u16 = 12;
     pub(crate) const GET_ELEMENT: u16 = 13;
     pub(crate) const DELETE_ELEMENT: u16 = 14;
+    pub(crate) const NEW_GENERATION: u16 = 15;
+    pub(crate) const GET_GENERATION: u16 = 16;
     // Linux 6.3: as the deletes above, but what is not there is no error.
     pub(crate) const DESTROY_TABLE: u16 = 26;
     pub(crate) const DESTROY_CHAIN: u16 = 27;
@@ -37,6 +39,13 @@ pub(crate) mod message {
 
 /// `NFTA_LIST_ELEM`.
 pub(crate) const LIST_ELEMENT: u16 = 1;
+
+/// `NFTA_GEN_*`.
+pub(crate) mod generation {
+    pub(crate) const ID: u16 = 1;
+    pub(crate) const PROCESS_ID: u16 = 2;
+    pub(crate) const PROCESS_NAME: u16 = 3;
+}
 
 /// `NFTA_TABLE_*`.
 pub(crate) mod table {

@@ -9,6 +9,7 @@ use nft_netlink::{
     Batch, Chain, ChainKind, CommitError, Element, Family, Field, Hook, Position, Refusal, Register, Rule,
     Set, Table, Template, Verdict, concat,
     expression::*,
+    generation::{OwnCommits, Watch, generation},
     list::{self, FoundData},
     probe::{self, Feature},
 };
@@ -268,13 +269,13 @@ fn a_batch_for_another_generation_is_refused_as_a_whole() {
     let mut socket = namespace();
     let mut batch = Batch::new();
     batch.add_table(TABLE, None);
-    let generation = list::generation(&mut socket).expect("asked");
-    batch.expect_generation(generation);
+    let before = generation(&mut socket).expect("asked");
+    batch.expect_generation(before);
     batch.commit(&mut socket).expect("nobody came between");
-    assert_eq!(list::generation(&mut socket).expect("asked"), generation + 1);
+    assert_eq!(generation(&mut socket).expect("asked"), before + 1);
 
     batch.clear();
-    batch.expect_generation(generation);
+    batch.expect_generation(before);
     batch.add_chain(TABLE, &Chain::regular("c"));
     let refusals = refusals(batch.commit(&mut socket));
     assert_eq!((refusals.len(), refusals[0].position, refusals[0].errno), (1, None, ERESTART));
@@ -380,12 +381,70 @@ fn intervals_hold_what_lies_in_them() {
 #[test]
 fn probing_finds_what_is_there_and_leaves_no_trace() {
     let mut socket = namespace();
-    let generation = list::generation(&mut socket).expect("asked");
+    let before = generation(&mut socket).expect("asked");
     for family in [Family::Ip, Family::Ip6] {
         let missing = probe::missing(&mut socket, family).expect("answered");
         let missing: Vec<_> = missing.iter().map(|missing| missing.feature).collect();
         assert_eq!(missing, if kernel_version() >= (6, 3) { vec![] } else { vec![Feature::Destroy] });
     }
-    assert_eq!(list::generation(&mut socket).expect("asked"), generation);
+    assert_eq!(generation(&mut socket).expect("asked"), before);
     assert_eq!(nft(&["list", "ruleset"]), "");
+}
+
+#[test]
+fn what_somebody_else_did_to_a_table_shows_in_counts_rules_and_the_generation() {
+    let mut socket = namespace();
+    let mut watch = Watch::new(OwnCommits::default());
+    let mut batch = Batch::new();
+    batch.add_table(TABLE, None);
+    batch.add_chain(TABLE, &Chain::regular("c"));
+    batch.append_rule(TABLE, "c", &Rule::new().with(accept()));
+    batch.append_rule(TABLE, "c", &Rule::new().with(accept()));
+    batch.add_set(TABLE, &Set::new("hash", &[Field::PORT]));
+    batch.add_set(TABLE, &Set::new("sized", &[Field::PORT]).size(100));
+    batch.add_set(TABLE, &Set::new("ranges", &[Field::PORT]).interval());
+    for port in 1..=50_u16 {
+        let key = port.to_be_bytes();
+        batch.add_elements(TABLE, "hash").push(&Element::key(&key));
+        batch.add_elements(TABLE, "sized").push(&Element::key(&key));
+    }
+    batch.add_elements(TABLE, "ranges").push_interval(&[0, 10], &[0, 19]);
+    batch.add_elements(TABLE, "ranges").push_interval(&[0, 30], &[0, 39]);
+    let before = watch.look(&mut socket).expect("answered");
+    watch.accept(before);
+    batch.commit(&mut socket).expect("committed");
+    watch.committed();
+    let now = watch.look(&mut socket).expect("answered");
+    assert!(watch.undisturbed(now));
+
+    let counts = |socket: &mut netlink::Socket| -> Vec<Option<u32>> {
+        let sets = list::sets(socket, TABLE).expect("listed");
+        ["hash", "sized", "ranges"]
+            .map(|name| sets.iter().find(|set| &*set.name == name).expect("it is there").elements)
+            .to_vec()
+    };
+    let told = kernel_version() >= (6, 17);
+    let all = [Some(50), Some(50), Some(2)].map(|count| count.filter(|_| told));
+    assert_eq!(counts(&mut socket), all);
+    let rules = list::rules(&mut socket, TABLE, None).expect("listed");
+    let [first, second] = &rules[..] else { panic!("{rules:?}") };
+    assert_eq!(first.fingerprint, second.fingerprint);
+    let chain = list::chain(&mut socket, TABLE, "c").expect("answered").expect("it is there");
+    assert_eq!((&*chain.name, chain.uses, chain.hook), ("c", 2, None));
+    assert_eq!(list::chain(&mut socket, TABLE, "d").expect("answered"), None);
+
+    let handle = first.handle.to_string();
+    nft(&["replace", "rule", "ip", "t", "c", "handle", &handle, "drop"]);
+    nft(&["delete", "element", "ip", "t", "hash", "{ 7 }"]);
+    nft(&["flush", "set", "ip", "t", "sized"]);
+    nft(&["add", "element", "ip", "t", "ranges", "{ 50-59 }"]);
+    let now = watch.look(&mut socket).expect("answered");
+    assert!(!watch.undisturbed(now));
+    let fewer = [Some(49), Some(0), Some(3)].map(|count| count.filter(|_| told));
+    assert_eq!(counts(&mut socket), fewer);
+    let rules = list::rules(&mut socket, TABLE, None).expect("listed");
+    assert_eq!(rules.len(), 2);
+    assert_ne!(rules[0].fingerprint, second.fingerprint);
+    assert_eq!(rules[1].fingerprint, second.fingerprint);
+    assert_eq!(list::chain(&mut socket, TABLE, "c").expect("answered").expect("it is there").uses, 2);
 }

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use netlink::nftables::NftMonitor;
+use nft_netlink::monitor::NftMonitor;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::network::Namespace;

@@ -41,7 +41,7 @@ pub(crate) fn measure(site: &Site, count: usize) -> Result<Vec<f64>> {
 
 #[cfg(test)]
 mod tests {
-    use netlink::nftables::generation;
+    use nft_netlink::generation::generation;
     use netlink::{Protocol, Socket};
 
     use super::measure;

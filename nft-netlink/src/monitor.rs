@@ -1,37 +1,16 @@
-//! The generation of the nf_tables rule set, and who changed what in it.
+//! Who changed what in the nf_tables rule set, told as it happens.
 //!
 //! The kernel builds an event for every element of a transaction as soon as anyone listens, so a monitor makes large
-//! loads dearer; [`generation`] costs the same whatever the rule set holds.
+//! loads dearer; [`crate::generation`] costs the same whatever the rule set holds.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use crate::{
-    error::Error,
-    message::Message,
-    socket::{Protocol, Socket},
-};
+use netlink::{Error, Message, Protocol, Socket};
 
-const FAMILY_HEADER: usize = 4;
+use crate::uapi::{FAMILY_HEADER, SUBSYSTEM, generation, message, message_kind, table};
+
 /// `NFNLGRP_NFTABLES` is group 7.
 const GROUP: u32 = 1 << 6;
-const SUBSYSTEM: u16 = 10;
-/// `NFT_MSG_NEWGEN`, `NFT_MSG_GETGEN`.
-const NEW_GENERATION: u16 = SUBSYSTEM << 8 | 15;
-const GET_GENERATION: u16 = SUBSYSTEM << 8 | 16;
-/// `NFTA_GEN_*`.
-const ID: u16 = 1;
-const PROCESS_ID: u16 = 2;
-const PROCESS_NAME: u16 = 3;
-
-/// The number of the rule set's current generation: every transaction, whoever makes it, raises it.
-pub fn generation(socket: &mut Socket) -> Result<u32, Error> {
-    socket.ask(
-        GET_GENERATION,
-        0,
-        |writer| writer.raw(&[0; FAMILY_HEADER]),
-        |message| message.attributes(FAMILY_HEADER).get(ID)?.be32(),
-    )
-}
 
 /// A transaction that some process made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -105,7 +84,7 @@ impl NftMonitor {
             match self.socket.receive_now() {
                 Ok(Some(messages)) => {
                     for message in messages {
-                        if message.kind == NEW_GENERATION {
+                        if message.kind == message_kind(message::NEW_GENERATION) {
                             let touched = std::mem::take(&mut self.pending);
                             changes.transactions.push(transaction(&message, touched));
                         } else {
@@ -130,21 +109,24 @@ impl AsFd for NftMonitor {
 fn transaction(message: &Message<'_>, touched: Vec<Touched>) -> Transaction {
     let attributes = message.attributes(FAMILY_HEADER);
     Transaction {
-        generation: attributes.get(ID).and_then(|id| id.be32()).unwrap_or(0),
-        process: attributes.get(PROCESS_ID).and_then(|id| id.be32()).unwrap_or(0),
-        process_name: attributes.get(PROCESS_NAME).and_then(|name| name.str()).unwrap_or("").into(),
+        generation: attributes.get(generation::ID).and_then(|id| id.be32()).unwrap_or(0),
+        process: attributes.get(generation::PROCESS_ID).and_then(|id| id.be32()).unwrap_or(0),
+        process_name: attributes
+            .get(generation::PROCESS_NAME)
+            .and_then(|name| name.str())
+            .unwrap_or("")
+            .into(),
         touched,
     }
 }
 
 fn note(pending: &mut Vec<Touched>, message: &Message<'_>) {
-    const TABLE: u16 = 1;
     if message.kind >> 8 != SUBSYSTEM {
         return;
     }
     let Some(family) = message.payload.first().copied() else { return };
     // The table's name is the first attribute of every object.
-    let Some(table) = message.attributes(FAMILY_HEADER).get(TABLE).and_then(|name| name.str()) else {
+    let Some(table) = message.attributes(FAMILY_HEADER).get(table::NAME).and_then(|name| name.str()) else {
         return;
     };
     let touched = match pending.iter_mut().position(|known| known.family == family && *known.table == *table)
@@ -157,11 +139,11 @@ fn note(pending: &mut Vec<Touched>, message: &Message<'_>) {
         }
     };
     match message.kind & 0xff {
-        2 => touched.table_deleted = true,
-        3 | 5 => touched.chains = true,
-        6 | 8 => touched.rules = true,
-        9 | 11 => touched.sets = true,
-        12 | 14 => touched.elements = true,
+        message::DELETE_TABLE => touched.table_deleted = true,
+        message::NEW_CHAIN | message::DELETE_CHAIN => touched.chains = true,
+        message::NEW_RULE | message::DELETE_RULE => touched.rules = true,
+        message::NEW_SET | message::DELETE_SET => touched.sets = true,
+        message::NEW_ELEMENT | message::DELETE_ELEMENT => touched.elements = true,
         _ => {}
     }
 }

@@ -2,10 +2,8 @@
 
 use std::process::Command;
 
-use netlink::{
-    Dump, Protocol, Socket,
-    nftables::{NftMonitor, generation},
-};
+use netlink::{Dump, Protocol, Socket};
+use nft_netlink::{generation::generation, monitor::NftMonitor};
 use nix::sched::{CloneFlags, unshare};
 
 fn nft(rules: &str) -> u32 {
