@@ -1,6 +1,6 @@
 //! What the user may choose about this backend: the `ipvs` section of the configuration, and our own additions.
 
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 use ipnet::IpNet;
 use ipvs_netlink::{Scheduler, Timeouts};
@@ -44,6 +44,30 @@ pub enum Binding {
     /// An address of the device, as kube-proxy does: quadratic, but tools that list addresses see it.
     Addresses,
 }
+
+impl Binding {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Routes => "routes",
+            Self::Addresses => "addresses",
+        }
+    }
+}
+
+impl FromStr for Binding {
+    type Err = UnknownBinding;
+
+    fn from_str(text: &str) -> Result<Self, UnknownBinding> {
+        [Self::Routes, Self::Addresses]
+            .into_iter()
+            .find(|binding| binding.as_str() == text)
+            .ok_or_else(|| UnknownBinding(text.to_owned()))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is neither routes nor addresses")]
+pub struct UnknownBinding(String);
 
 /// The device that virtual IPs are bound to; kube-proxy's name, which tools and manifests know.
 pub const DEVICE: &str = "kube-ipvs0";

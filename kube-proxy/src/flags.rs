@@ -6,6 +6,8 @@
 
 use std::collections::BTreeSet;
 
+use backend_ipvs::Binding;
+
 use crate::config::{configuration::Configuration, error::ConfigError, go_text::GoDuration};
 
 mod table;
@@ -33,6 +35,8 @@ pub(crate) struct Flags {
     pub(crate) iptables_min_sync_period: GoDuration,
     pub(crate) ipvs_sync_period: GoDuration,
     pub(crate) ipvs_min_sync_period: GoDuration,
+    /// Our own: kube-proxy has neither this flag nor a field of the configuration for it.
+    pub(crate) ipvs_vip_binding: Binding,
     boot_id_file: String,
     machine_id_file: String,
     given: BTreeSet<&'static str>,
@@ -59,6 +63,7 @@ impl Default for Flags {
             iptables_min_sync_period: min,
             ipvs_sync_period: sync,
             ipvs_min_sync_period: min,
+            ipvs_vip_binding: Binding::default(),
             boot_id_file: "/proc/sys/kernel/random/boot_id".to_owned(),
             machine_id_file: "/etc/machine-id,/var/lib/dbus/machine-id".to_owned(),
             given: BTreeSet::new(),
@@ -97,7 +102,7 @@ impl Flags {
         self.given.contains(name)
     }
 
-    /// Every flag that kube-proxy lists, with its value, sorted by name.
+    /// Every flag with its value, sorted by name.
     pub(crate) fn all(&mut self) -> Vec<(&'static str, String)> {
         table::TABLE.iter().map(|flag| (flag.name, (flag.value)(self).show())).collect()
     }

@@ -3,13 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use backend_ipvs::{Binding, Settings};
+use backend_ipvs::Settings;
 use ipvs_netlink::{Scheduler, Timeouts};
 
 use crate::config::settings::IpvsSettings;
-
-/// `addresses` binds virtual IPs as addresses of the device, for tools that list them there.
-const BINDING: &str = "SWITCHYARD_IPVS_BINDING";
 
 pub(crate) fn settings(from: &IpvsSettings) -> anyhow::Result<Settings> {
     let scheduler = match &from.scheduler {
@@ -32,17 +29,9 @@ pub(crate) fn settings(from: &IpvsSettings) -> anyhow::Result<Settings> {
         strict_arp: from.strict_arp,
         exclude_cidrs: from.exclude_cidrs.clone().into(),
         timeouts,
-        binding: binding(std::env::var(BINDING).ok().as_deref())?,
+        binding: from.vip_binding,
         ..Settings::default()
     })
-}
-
-fn binding(chosen: Option<&str>) -> anyhow::Result<Binding> {
-    match chosen {
-        None | Some("" | "routes") => Ok(Binding::Routes),
-        Some("addresses") => Ok(Binding::Addresses),
-        Some(other) => anyhow::bail!("{BINDING}: {other:?} is neither routes nor addresses"),
-    }
 }
 
 #[cfg(test)]
@@ -58,18 +47,12 @@ mod tests {
             tcp_timeout: Some(Duration::ZERO),
             tcp_fin_timeout: Some(Duration::from_millis(1500)),
             udp_timeout: None,
+            vip_binding: backend_ipvs::Binding::Routes,
         };
         let settings = settings(&from).expect("usable");
         assert_eq!(settings.scheduler, Scheduler::RR);
         assert_eq!(settings.timeouts, Timeouts { tcp: None, tcp_fin: Some(1), udp: None });
         let odd = IpvsSettings { scheduler: Some("a-name-much-too-long".to_owned()), ..from };
         assert!(super::settings(&odd).is_err());
-    }
-
-    #[test]
-    fn an_unknown_binding_is_named() {
-        assert_eq!(binding(None).expect("the default"), Binding::Routes);
-        assert_eq!(binding(Some("addresses")).expect("known"), Binding::Addresses);
-        assert!(binding(Some("adresses")).is_err());
     }
 }

@@ -88,6 +88,7 @@ pub(crate) fn load<S: AsRef<str>>(arguments: &[S]) -> Result<Loaded, ConfigError
         &configuration,
         Surroundings {
             feature_gates,
+            vip_binding: flags.ipvs_vip_binding,
             master: (!flags.master.is_empty()).then(|| flags.master.clone()),
             config_file: (!flags.config.is_empty()).then(|| PathBuf::from(&flags.config)),
             flags: shown,

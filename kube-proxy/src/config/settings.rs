@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use backend_ipvs::Binding;
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -140,6 +141,8 @@ pub(crate) struct IpvsSettings {
     pub(crate) tcp_timeout: Option<Duration>,
     pub(crate) tcp_fin_timeout: Option<Duration>,
     pub(crate) udp_timeout: Option<Duration>,
+    /// From a flag of ours, with a file or without.
+    pub(crate) vip_binding: Binding,
 }
 
 /// What to write to the kernel's connection tracking; `None` and 0 leave it as it is.

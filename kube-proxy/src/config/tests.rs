@@ -4,6 +4,7 @@ use std::{
     time::Duration,
 };
 
+use backend_ipvs::Binding;
 use serde_json::Value;
 
 use super::{
@@ -175,6 +176,18 @@ fn a_file_replaces_what_flags_say_except_for_the_log_and_the_hostname() {
     assert!(settings.healthz_address.is_some(), "the deprecated port counts without a file only");
     let settings = file_settings("logging: { verbosity: 1 }\n", &[]);
     assert_eq!(settings.logging.verbosity, 1);
+}
+
+#[test]
+fn virtual_ips_are_bound_as_the_flag_says_with_a_file_and_without() {
+    let addresses = ["--ipvs-vip-binding=addresses"];
+    assert_eq!(settings(&addresses).ipvs.vip_binding, Binding::Addresses);
+    assert_eq!(file_settings("mode: ipvs\n", &addresses).ipvs.vip_binding, Binding::Addresses);
+    assert_eq!(file_settings("mode: ipvs\n", &[]).ipvs.vip_binding, Binding::Routes);
+    assert_eq!(
+        refusal(&["--ipvs-vip-binding=adresses"]),
+        "invalid argument \"adresses\" for \"--ipvs-vip-binding\" flag: \"adresses\" is neither routes nor addresses"
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
+use backend_ipvs::Binding;
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -27,6 +28,7 @@ pub(super) struct Surroundings {
     pub(super) feature_gates: FeatureGates,
     pub(super) master: Option<String>,
     pub(super) config_file: Option<PathBuf>,
+    pub(super) vip_binding: Binding,
     pub(super) flags: Vec<(&'static str, String)>,
 }
 
@@ -57,7 +59,7 @@ pub(super) fn validate(from: &Configuration, around: Surroundings) -> Result<Set
         localhost_node_ports: from.iptables_localhost_node_ports,
         sync_period,
         min_sync_period,
-        ipvs: check.ipvs(from, mode),
+        ipvs: check.ipvs(from, mode, around.vip_binding),
         detect_local,
         cluster_cidrs: from.cluster_cidrs.iter().filter_map(|text| parse_cidr(text)).collect(),
         node_port_addresses: check.node_ports(from.node_port_addresses.as_deref().unwrap_or_default()),
@@ -316,7 +318,7 @@ impl Check {
         selection
     }
 
-    fn ipvs(&mut self, from: &Configuration, mode: Mode) -> IpvsSettings {
+    fn ipvs(&mut self, from: &Configuration, mode: Mode, vip_binding: Binding) -> IpvsSettings {
         let from = &from.ipvs;
         // As in kube-proxy, this part is judged in its own mode only.
         let mut own = Self::default();
@@ -334,6 +336,7 @@ impl Check {
             tcp_timeout: own.timeout("ipvs.tcpTimeout", from.tcp_timeout),
             tcp_fin_timeout: own.timeout("ipvs.tcpFinTimeout", from.tcp_fin_timeout),
             udp_timeout: own.timeout("ipvs.udpTimeout", from.udp_timeout),
+            vip_binding,
         };
         if mode == Mode::Ipvs {
             self.errors.append(&mut own.errors);

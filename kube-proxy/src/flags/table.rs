@@ -134,6 +134,7 @@ pub(super) const TABLE: &[Flag] = &[
     row!("ipvs-tcp-timeout", configuration.ipvs.tcp_timeout, "Timeout of idle IPVS TCP connections; 0 leaves it as it is. Ignored with --config."),
     row!("ipvs-tcpfin-timeout", configuration.ipvs.tcp_fin_timeout, "Timeout of IPVS TCP connections after a FIN; 0 leaves it as it is. Ignored with --config."),
     row!("ipvs-udp-timeout", configuration.ipvs.udp_timeout, "Timeout of IPVS UDP flows; 0 leaves it as it is. Ignored with --config."),
+    row!("ipvs-vip-binding", ipvs_vip_binding, "How virtual IPs become the node's own in ipvs mode: as local routes, or as addresses of kube-ipvs0. Also with --config."),
     row!("kube-api-burst", configuration.client.burst, "Accepted, without effect. Ignored with --config."),
     row!("kube-api-content-type", configuration.client.content_type, "Accepted; requests are JSON. Ignored with --config."),
     row!("kube-api-qps", configuration.client.qps, "Accepted, without effect. Ignored with --config."),

@@ -105,6 +105,21 @@ impl FlagValue for GoDuration {
 impl FlagValue for Vec<String> {
     fn kind(&self) -> &'static str {
         "strings"
+impl FlagValue for backend_ipvs::Binding {
+    fn kind(&self) -> &'static str {
+        "routes|addresses"
+    }
+
+    fn set(&mut self, text: &str, _: bool) -> Result<(), String> {
+        *self = text.parse::<Self>().map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        self.as_str().to_owned()
+    }
+}
+
     }
 
     fn set(&mut self, text: &str, first: bool) -> Result<(), String> {
