@@ -43,7 +43,6 @@ pub(crate) struct Configuration {
     pub(crate) oom_score_adj: i32,
     pub(crate) conntrack: Conntrack,
     pub(crate) config_sync_period: GoDuration,
-    pub(crate) port_range: String,
     pub(crate) windows_run_as_service: bool,
 }
 
@@ -150,7 +149,6 @@ impl Default for Configuration {
                 udp_stream_timeout: GoDuration(0),
             },
             config_sync_period: GoDuration::from_secs(15 * 60),
-            port_range: String::new(),
             windows_run_as_service: false,
         }
     }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use serde_saphyr::options::DuplicateKeyPolicy;
 
 use super::{
-    configuration::{Client, Configuration, Conntrack, Ipvs, LogStreams, Logging, Winkernel},
+    configuration::{Client, Configuration, Conntrack, Ipvs, Logging, Winkernel},
     error::FieldError,
     fields::{Fields, Findings},
     go_text::GoDuration,
@@ -59,13 +59,17 @@ pub(super) fn decode(text: &str) -> Result<Decoded, DecodeError> {
     }
 }
 
-/// The fields of the document, and a complaint when one was repeated (the last one wins).
+/// The fields of the first document, and a complaint when one was repeated (the last one wins).
 fn read_document(text: &str) -> Result<(Map<String, Value>, Option<String>), DecodeError> {
     let parse = |duplicates| {
-        serde_saphyr::from_str_with_options::<Value>(
-            text,
-            serde_saphyr::options! { duplicate_keys: duplicates, with_snippet: false },
-        )
+        // 010 is eight, as in YAML 1.1, which is what Kubernetes reads.
+        let options = serde_saphyr::options! {
+            duplicate_keys: duplicates,
+            legacy_octal_numbers: true,
+            with_snippet: false,
+        };
+        let documents = serde_saphyr::from_multiple_with_options::<Value>(text, options)?;
+        Ok::<_, serde_saphyr::Error>(documents.into_iter().next().unwrap_or_default())
     };
     let (value, repeated) = match parse(DuplicateKeyPolicy::Error) {
         Ok(value) => (value, None),
@@ -147,7 +151,7 @@ fn read(fields: &mut Fields<'_>) -> Configuration {
     set(&mut to.oom_score_adj, fields.int32("oomScoreAdj"));
     fields.object("conntrack", |fields| read_conntrack(fields, &mut to.conntrack));
     set_unless_zero(&mut to.config_sync_period, fields.duration("configSyncPeriod"));
-    to.port_range = text(fields, "portRange");
+    fields.string("portRange");
     to.windows_run_as_service = fields.boolean("windowsRunAsService").unwrap_or_default();
 
     to.masquerade_all = if to.mode == "nftables" { nftables.masquerade_all } else { iptables.masquerade_all };
@@ -188,10 +192,10 @@ fn read_logging(fields: &mut Fields<'_>, to: &mut Logging) {
     fields.object("options", |fields| {
         for (name, streams) in [("text", &mut to.text), ("json", &mut to.json)] {
             fields.object(name, |fields| {
-                *streams = LogStreams {
-                    split_stream: fields.boolean("splitStream").unwrap_or_default(),
-                    info_buffer_size: fields.quantity("infoBufferSize").unwrap_or_else(|| "0".to_owned()),
-                };
+                // As in kube-proxy, only the flag splits the streams.
+                fields.boolean("splitStream");
+                streams.info_buffer_size =
+                    fields.quantity("infoBufferSize").unwrap_or_else(|| "0".to_owned());
             });
         }
     });

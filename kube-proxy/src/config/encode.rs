@@ -88,7 +88,8 @@ pub(super) fn to_json(from: &Configuration) -> Value {
             "udpStreamTimeout": text(from.conntrack.udp_stream_timeout),
         },
         "configSyncPeriod": text(from.config_sync_period),
-        "portRange": from.port_range,
+        // Means nothing any more; kube-proxy drops what it was.
+        "portRange": "",
     });
     if !from.feature_gates.is_empty() {
         object["featureGates"] = json!(from.feature_gates);
@@ -190,21 +191,47 @@ fn scalar(value: &Value) -> String {
     }
 }
 
-/// Plain where a YAML 1.1 reader cannot take it for anything but a string, quoted elsewhere.
+/// As Kubernetes' YAML library writes a string: in double quotes what a YAML 1.1 reader could take for something else,
+/// in single quotes what has a meaning in YAML, and anything else as it is.
 fn scalar_text(text: &str) -> String {
-    let plain = text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '/')
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/:,@+".contains(c))
-        && !text.ends_with(':')
-        && !looks_like_another_type(text);
-    if plain { text.to_owned() } else { Value::String(text.to_owned()).to_string() }
+    if text.is_empty() || looks_like_another_type(text) || text.chars().any(char::is_control) {
+        Value::String(text.to_owned()).to_string()
+    } else if has_a_meaning(text) {
+        format!("'{}'", text.replace('\'', "''"))
+    } else {
+        text.to_owned()
+    }
+}
+
+/// Whether a text that is written plainly would begin or contain a structure, or lose its spaces.
+fn has_a_meaning(text: &str) -> bool {
+    const FIRST: &str = "#,[]{}&*!|>'\"%@`";
+    let mut chars = text.chars();
+    let first = chars.next();
+    let alone = chars.next().is_none_or(char::is_whitespace);
+    first.is_some_and(|c| FIRST.contains(c) || (alone && "-?:".contains(c)))
+        || text.starts_with("---")
+        || text.starts_with("...")
+        || text.trim() != text
+        || text.ends_with(':')
+        || text.contains(": ")
+        || text.contains(" #")
 }
 
 fn looks_like_another_type(text: &str) -> bool {
     let lower = text.to_ascii_lowercase();
-    let word = ["true", "false", "yes", "no", "on", "off", "y", "n", "null"].contains(&lower.as_str());
+    let word =
+        ["true", "false", "yes", "no", "on", "off", "y", "n", "null", "~", "<<"].contains(&lower.as_str());
     // Numbers, and base-60 numbers such as 12:30:45; an address has dots as well as colons.
-    let digits = text.chars().all(|c| c.is_ascii_digit() || ":_+-,".contains(c));
-    word || digits || text.parse::<f64>().is_ok() || lower.starts_with("0x") || lower.starts_with("0o")
+    let digits = text.starts_with(|c: char| c.is_ascii_digit() || "+-".contains(c))
+        && text.contains(|c: char| c.is_ascii_digit())
+        && text.chars().all(|c| c.is_ascii_digit() || ":_+-,".contains(c));
+    word || digits
+        || lower.trim_start_matches(['+', '-']) == ".inf"
+        || lower == ".nan"
+        || text.parse::<f64>().is_ok()
+        || lower.starts_with("0x")
+        || lower.starts_with("0o")
 }
 
 #[cfg(test)]
@@ -215,17 +242,32 @@ mod tests {
     fn only_what_could_be_misread_is_quoted() {
         for (text, written) in [
             ("", "\"\""),
+            ("-1s", "-1s"),
+            ("1\u{b5}s", "1\u{b5}s"),
+            ("- x", "'- x'"),
+            ("it's", "it's"),
+            ("'x", "'''x'"),
+            ("a#b", "a#b"),
+            ("a #b", "'a #b'"),
+            ("#x", "'#x'"),
+            (" x ", "' x '"),
+            ("?x", "?x"),
+            (":x", ":x"),
+            ("<<", "\"<<\""),
+            ("~", "\"~\""),
             ("0", "\"0\""),
             ("1.5", "\"1.5\""),
             ("off", "\"off\""),
             ("0.0.0.0", "0.0.0.0"),
             ("0.0.0.0:10256", "0.0.0.0:10256"),
-            ("[::]:10256", "\"[::]:10256\""),
-            ("::", "\"::\""),
+            ("[::]:10256", "'[::]:10256'"),
+            ("::", "'::'"),
+            ("::1", "::1"),
+            ("::/0", "::/0"),
             ("fd00::1", "fd00::1"),
             ("12:30:45", "\"12:30:45\""),
             ("10.0.0.0/8,fd00::/48", "10.0.0.0/8,fd00::/48"),
-            ("a: b", "\"a: b\""),
+            ("a: b", "'a: b'"),
             ("24h0m0s", "24h0m0s"),
             ("a\"b\n", "\"a\\\"b\\n\""),
         ] {

@@ -40,7 +40,9 @@ impl<'a> Fields<'a> {
 
     pub(super) fn int32(&mut self, name: &str) -> Option<i32> {
         self.take(name, "must be a whole number that fits into 32 bits", |value| {
-            value.as_i64().and_then(|number| i32::try_from(number).ok())
+            // YAML has one kind of number: 5.0 is as whole as 5.
+            let whole = || value.as_f64().filter(|number| number.fract() == 0.0).map(|number| number as i64);
+            value.as_i64().or_else(whole).and_then(|number| i32::try_from(number).ok())
         })
     }
 

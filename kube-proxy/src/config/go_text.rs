@@ -131,7 +131,11 @@ pub(crate) fn parse_i32(text: &str) -> Result<i32, String> {
     if !digits.starts_with(|c: char| c.is_ascii_digit()) {
         return Err(invalid());
     }
-    let lower = digits.to_ascii_lowercase();
+    // As in Go: an underscore may stand between digits, and between a prefix and them.
+    if digits.ends_with('_') || digits.contains("__") {
+        return Err(invalid());
+    }
+    let lower = digits.to_ascii_lowercase().replace('_', "");
     let magnitude = if let Some(hex) = lower.strip_prefix("0x") {
         i64::from_str_radix(hex, 16)
     } else if let Some(binary) = lower.strip_prefix("0b") {

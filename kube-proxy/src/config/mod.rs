@@ -113,6 +113,9 @@ pub(crate) fn load<S: AsRef<str>>(arguments: &[S]) -> Result<Loaded, ConfigError
 /// Without a file: the flags are the configuration.
 fn from_flags(flags: &Flags) -> Configuration {
     let mut to = flags.configuration.clone();
+    if to.bind_address.is_empty() {
+        to.bind_address = Configuration::default().bind_address;
+    }
     if to.healthz_bind_address.is_empty() {
         to.healthz_bind_address = Configuration::default().healthz_bind_address;
     }
@@ -133,7 +136,7 @@ fn from_flags(flags: &Flags) -> Configuration {
         to.min_sync_period = min;
         to.min_sync_period_given = true;
     }
-    if flags.given("cluster-cidr") && !flags.cluster_cidr.is_empty() {
+    if flags.given("cluster-cidr") {
         to.cluster_cidrs = flags.cluster_cidr.split(',').map(str::to_owned).collect();
     }
     // There is one flag for the bit; kube-proxy gives it to the iptables part only.

@@ -179,6 +179,12 @@ fn a_file_replaces_what_flags_say_except_for_the_log_and_the_hostname() {
 }
 
 #[test]
+fn an_empty_bind_address_is_the_default_and_an_empty_cluster_cidr_none_at_all() {
+    assert_eq!(settings(&["--bind-address="]).document["bindAddress"], "0.0.0.0");
+    assert!(refusal(&["--cluster-cidr="]).contains("clusterCIDR: Invalid value"));
+}
+
+#[test]
 fn virtual_ips_are_bound_as_the_flag_says_with_a_file_and_without() {
     let addresses = ["--ipvs-vip-binding=addresses"];
     assert_eq!(settings(&addresses).ipvs.vip_binding, Binding::Addresses);
@@ -335,8 +341,8 @@ fn every_refusal_names_field_value_and_what_is_allowed() {
             "logging.flushFrequency: Invalid value: \"-1s\": must be greater than 0",
         ),
         (
-            "logging: { options: { text: { splitStream: true } } }\n",
-            "logging.options.text.splitStream: Invalid value: true: may only be set when the feature gate LoggingAlphaOptions is on",
+            "logging: { options: { text: { infoBufferSize: 1k } } }\n",
+            "logging.options.text.infoBufferSize: Invalid value: \"1k\": may only be set when the feature gate LoggingAlphaOptions is on",
         ),
         (
             "showHiddenMetricsForVersion: \"1.20\"\n",
@@ -420,8 +426,8 @@ fn detectors_are_typed() {
 
 #[test]
 fn alpha_logging_options_need_their_gate() {
-    let body = "featureGates: { LoggingAlphaOptions: true }\nlogging: { format: json, options: { json: { splitStream: true } } }\n";
-    let settings = file_settings(body, &[]);
+    let body = "featureGates: { LoggingAlphaOptions: true }\nlogging: { format: json }\n";
+    let settings = file_settings(body, &["--log-json-split-stream"]);
     assert!(settings.logging.split_stream);
     assert_eq!(settings.logging.format, LogFormat::Json);
     assert!(settings.feature_gates.enabled(Feature::LoggingAlphaOptions));

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     Flags,
-    values::{Checked, FlagValue, ip, ip_port, quantity},
+    values::{Checked, FlagValue, ip_or_empty, ip_port, quantity},
 };
 
 pub(super) struct Flag {
@@ -101,7 +101,7 @@ fn anything(_: &str) -> Result<(), String> {
 /// Sorted by name.
 #[rustfmt::skip]
 pub(super) const TABLE: &[Flag] = &[
-    row!("bind-address", configuration.bind_address as "ip", ip, "Overrides the node's primary IP; nothing is bound to it. Ignored with --config."),
+    row!("bind-address", configuration.bind_address as "ip", ip_or_empty, "Overrides the node's primary IP; nothing is bound to it. Ignored with --config."),
     row!("bind-address-hard-fail", configuration.bind_address_hard_fail, "Exit when the health or metrics port cannot be bound, instead of trying again. Ignored with --config."),
     row!("boot-id-file", boot_id_file, "Accepted, without effect."),
     row!("cleanup", cleanup, "Remove all rules of all modes and exit."),

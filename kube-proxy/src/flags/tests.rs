@@ -150,6 +150,25 @@ fn addresses_are_checked_where_they_are_given() {
 }
 
 #[test]
+fn numbers_are_written_as_in_go_and_are_finite() {
+    assert_eq!(parse(&["--conntrack-min=1_000"]).configuration.conntrack.min, 1000);
+    assert_eq!(parse(&["--conntrack-min=0x1_F"]).configuration.conntrack.min, 31);
+    for text in ["--conntrack-min=1_", "--conntrack-min=1__0", "--conntrack-min=_1", "--kube-api-qps=nan"] {
+        assert!(Flags::parse(&[text]).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn the_version_may_be_named_only_as_what_it_is() {
+    for text in ["v1.36.2", "v1.36.2-gke.100"] {
+        assert_eq!(parse(&[&format!("--version={text}")]).version, VersionRequest::None);
+    }
+    for text in ["v1.36.3", "v1.36.20"] {
+        assert!(refusal(&[&format!("--version={text}")]).contains("must match major/minor/patch"), "{text}");
+    }
+}
+
+#[test]
 fn the_last_of_several_occurrences_counts() {
     assert_eq!(parse(&["--oom-score-adj=1", "--oom-score-adj", "-5"]).configuration.oom_score_adj, -5);
 }

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::go_text::{
-    GoDuration, parse_bool, parse_i32, parse_ip, parse_level, parse_quantity, split_host_port,
+use crate::{
+    config::go_text::{
+        GoDuration, parse_bool, parse_i32, parse_ip, parse_level, parse_quantity, split_host_port,
+    },
+    version,
 };
 
 /// A variable that a flag sets.
@@ -77,7 +80,8 @@ impl FlagValue for f32 {
     }
 
     fn set(&mut self, text: &str, _: bool) -> Result<(), String> {
-        *self = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+        let number = text.parse().ok().filter(|number: &f32| number.is_finite());
+        *self = number.ok_or_else(|| format!("{text:?} is not a number"))?;
         Ok(())
     }
 
@@ -101,10 +105,6 @@ impl FlagValue for GoDuration {
     }
 }
 
-/// A comma-separated list; further occurrences append, the first one replaces the default.
-impl FlagValue for Vec<String> {
-    fn kind(&self) -> &'static str {
-        "strings"
 impl FlagValue for backend_ipvs::Binding {
     fn kind(&self) -> &'static str {
         "routes|addresses"
@@ -120,6 +120,10 @@ impl FlagValue for backend_ipvs::Binding {
     }
 }
 
+/// A comma-separated list; further occurrences append, the first one replaces the default.
+impl FlagValue for Vec<String> {
+    fn kind(&self) -> &'static str {
+        "strings"
     }
 
     fn set(&mut self, text: &str, first: bool) -> Result<(), String> {
@@ -241,7 +245,12 @@ impl FlagValue for Checked<'_> {
     }
 }
 
-pub(super) fn ip(text: &str) -> Result<(), String> {
+/// Empty means the default.
+pub(super) fn ip_or_empty(text: &str) -> Result<(), String> {
+    if text.is_empty() { Ok(()) } else { ip(text) }
+}
+
+fn ip(text: &str) -> Result<(), String> {
     if parse_ip(text).is_some() { Ok(()) } else { Err(format!("{text:?} is not a valid IP address")) }
 }
 
@@ -260,7 +269,13 @@ pub(super) fn quantity(text: &str) -> Result<(), String> {
     parse_quantity(text).map(drop)
 }
 
-/// What `--version` asks for.
+/// Whether what follows the three numbers of a version is no part of them.
+fn ends_a_version(rest: &str) -> bool {
+    !rest.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+}
+
+/// What `--version` asks for. A version of the release that this program stands in for asks for nothing: kube-proxy
+/// then calls itself by that name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum VersionRequest {
     #[default]
@@ -280,6 +295,13 @@ impl FlagValue for VersionRequest {
             _ => match parse_bool(text) {
                 Ok(true) => Self::Short,
                 Ok(false) => Self::None,
+                Err(_) if text.strip_prefix(version::COMPATIBLE).is_some_and(ends_a_version) => Self::None,
+                Err(_) if text.starts_with('v') => {
+                    return Err(format!(
+                        "version {text:?} must match major/minor/patch of default version {:?}",
+                        version::COMPATIBLE
+                    ));
+                }
                 Err(_) => {
                     return Err(format!("{text:?} is not a version request: must be true, false or raw"));
                 }

@@ -152,3 +152,22 @@ fn other_kinds_and_broken_documents_are_refused() {
     let reason = document_error(&format!("{HEAD}mode: [\n"));
     assert!(reason.contains("line"), "{reason}");
 }
+
+#[test]
+fn what_kubernetes_yaml_reader_takes_is_taken() {
+    let numbers = good("conntrack: { min: 5.0 }\niptables: { masqueradeBit: 010 }\n").configuration;
+    assert_eq!((numbers.conntrack.min, numbers.iptables_masquerade_bit), (5, 8));
+    assert_eq!(field_errors("conntrack: { min: 5.5 }").len(), 1);
+    // Only the first document counts, and the dashes before it begin none.
+    for text in [format!("{HEAD}mode: ipvs\n---\n{HEAD}mode: nftables\n"), format!("---\n{HEAD}mode: ipvs\n")]
+    {
+        assert_eq!(decode(&text).expect("good").configuration.mode, "ipvs");
+    }
+}
+
+#[test]
+fn log_streams_are_split_by_the_flag_alone() {
+    let decoded = good("logging: { options: { text: { splitStream: true } } }");
+    assert!(!decoded.configuration.logging.text.split_stream);
+    assert_eq!(decoded.strict_errors, Vec::<String>::new());
+}
