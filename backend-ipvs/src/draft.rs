@@ -26,37 +26,50 @@ pub(crate) struct Net {
     pub(crate) servers: BTreeMap<ServiceKey, Pair>,
     pub(crate) vips: BTreeMap<IpAddr, (i32, Option<u32>)>,
     pub(crate) elements: BTreeMap<Element, (i32, Option<u32>)>,
+    pub(crate) host_endpoints: BTreeMap<IpAddr, i32>,
 }
 
 impl Net {
-    pub(crate) fn minus(&mut self, rendered: Rendered, owner: u32) {
-        for server in rendered.servers {
+    pub(crate) fn minus(&mut self, rendered: Rendered, owner: Option<u32>) {
+        let Rendered { servers, vips, elements, host_endpoints } = rendered;
+        for server in servers {
             let pair = self.servers.entry(server.service.key).or_default();
             pair.before = Some(server);
-            pair.owner.get_or_insert(owner);
+            pair.owner = pair.owner.or(owner);
         }
-        self.count(rendered.vips, rendered.elements, -1, owner);
+        self.count(vips, elements, host_endpoints, -1, owner);
     }
 
-    pub(crate) fn plus(&mut self, rendered: Rendered, owner: u32) {
-        for server in rendered.servers {
+    pub(crate) fn plus(&mut self, rendered: Rendered, owner: Option<u32>) {
+        let Rendered { servers, vips, elements, host_endpoints } = rendered;
+        for server in servers {
             let pair = self.servers.entry(server.service.key).or_default();
             pair.after = Some(server);
-            pair.owner = Some(owner);
+            pair.owner = owner;
         }
-        self.count(rendered.vips, rendered.elements, 1, owner);
+        self.count(vips, elements, host_endpoints, 1, owner);
     }
 
-    pub(crate) fn count(&mut self, vips: Vec<IpAddr>, elements: Vec<Element>, by: i32, owner: u32) {
+    fn count(
+        &mut self,
+        vips: Vec<IpAddr>,
+        elements: Vec<Element>,
+        host_endpoints: Vec<IpAddr>,
+        by: i32,
+        owner: Option<u32>,
+    ) {
         for vip in vips {
             let (count, of) = self.vips.entry(vip).or_default();
             *count += by;
-            *of = Some(owner);
+            *of = owner;
         }
         for element in elements {
             let (count, of) = self.elements.entry(element).or_default();
             *count += by;
-            *of = Some(owner);
+            *of = owner;
+        }
+        for addr in host_endpoints {
+            *self.host_endpoints.entry(addr).or_default() += by;
         }
     }
 }

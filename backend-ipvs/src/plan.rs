@@ -1,7 +1,7 @@
 //! Changes of routes -> operations on the kernel. Pure: what the kernel holds is told, not read.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     mem,
     net::IpAddr,
     sync::{
@@ -24,10 +24,10 @@ use crate::{
     drain::{Due, Reaped},
     found::{Found, is_excluded, is_ours},
     marks::SENTINEL,
-    op::Op,
+    op::{Op, Spot},
     options::Options,
     order::Order,
-    render::{OURS, Server, needs_mark, render},
+    render::{OURS, Rendered, Server, claims, needs_mark, render},
     settings::{Binding, Settings},
     state::State,
 };
@@ -101,30 +101,47 @@ impl Planner for IpvsPlanner {
     fn plan(&mut self, changes: &[Change], environment: &Environment, now: Instant) -> Planned<Op> {
         self.absorb_reports();
         let environment = Arc::new(self.normalise(environment));
-        let mut draft = Draft::default();
-        match &self.state.environment {
-            Some(known) if *known == environment => {}
-            Some(known) if same_addresses(known, &environment) => {
-                draft.prepare.push(Op::Rules(environment.clone()), None);
-            }
+        let Some(known) = self.state.environment.clone() else {
+            return Planned::StartOver("nothing was planned yet");
+        };
+        let moved = !same_addresses(&known, &environment);
+        if moved && differing(&known, &environment).any(|addr| self.state.concerns_others(addr)) {
             // Which routes are concerned is not kept: all are looked at again.
-            _ => return Planned::StartOver("the node's addresses changed"),
+            return Planned::StartOver("an address that Services use became the node's own, or no longer is");
+        }
+        let mut draft = Draft::default();
+        if *known != *environment && !same_rules(&known, &environment) {
+            draft.prepare.push(Op::Rules(environment.clone()), None);
         }
         self.state.environment_before = Some(self.state.environment.replace(environment.clone()));
 
         let mut net = Net::default();
+        let claims = changed_claims(changes, &known, &environment);
+        let again = self.node_ports_again(changes, moved, &claims);
         for (owner, change) in (0..).zip(changes) {
-            let mark_before = self.state.marks.get(&change.name);
             if let Some(route) = &change.before {
-                net.minus(render(route, &environment, self.settings.scheduler, mark_before), owner);
+                net.minus(self.render(&change.name, route, &known), Some(owner));
             }
+        }
+        for (name, route) in &again {
+            net.minus(self.render(name, route, &known), None);
+        }
+        for (spot, by) in claims {
+            self.state.claims.count(spot, by);
+        }
+        for (name, route) in &again {
+            net.plus(self.render(name, route, &environment), None);
+        }
+        for (owner, change) in (0..).zip(changes) {
+            if change.after.as_deref().is_some_and(needs_mark) {
+                self.state.marks.assign(&change.name);
+            } else {
+                self.state.marks.release(&change.name);
+            }
+            self.state.note_node_ports(&change.name, change.after.as_ref());
             if let Some(route) = &change.after {
                 report_problems(&change.name, route);
-                let mark = needs_mark(route).then(|| self.state.marks.assign(&change.name));
-                net.plus(render(route, &environment, self.settings.scheduler, mark), owner);
-            }
-            if !change.after.as_deref().is_some_and(needs_mark) {
-                self.state.marks.release(&change.name);
+                net.plus(self.render(&change.name, route, &environment), Some(owner));
             }
         }
         for (key, pair) in mem::take(&mut net.servers) {
@@ -160,10 +177,16 @@ impl Planner for IpvsPlanner {
                 fresh.marks.assign(name);
             }
         }
+        for spot in routes.iter().flat_map(|(_, route)| claims(route, &environment)) {
+            fresh.claims.count(spot, 1);
+        }
         for (owner, (name, route)) in (0..).zip(routes) {
             report_problems(name, route);
+            fresh.note_node_ports(name, Some(route));
             let mark = needs_mark(route).then(|| fresh.marks.assign(name));
-            net.plus(render(route, &environment, self.settings.scheduler, mark), owner);
+            let is_claimed = |spot: &Spot| fresh.claims.get(spot).is_some();
+            let rendered = render(route, &environment, self.settings.scheduler, mark, is_claimed);
+            net.plus(rendered, Some(owner));
         }
         let mut draft = Draft::default();
         draft.device.push(Op::Device, None);
@@ -213,6 +236,36 @@ impl Planner for IpvsPlanner {
 }
 
 impl IpvsPlanner {
+    /// What a route is while the claims are as they are now.
+    fn render(&self, name: &ServicePortName, route: &Route, environment: &Environment) -> Rendered {
+        let is_claimed = |spot: &Spot| self.state.claims.get(spot).is_some();
+        render(route, environment, self.settings.scheduler, self.state.marks.get(name), is_claimed)
+    }
+
+    /// Routes with NodePorts that are not among the changes, but whose node addresses or claims changed.
+    fn node_ports_again(
+        &self,
+        changes: &[Change],
+        moved: bool,
+        claims: &BTreeMap<Spot, i32>,
+    ) -> Vec<(ServicePortName, Arc<Route>)> {
+        if !moved && claims.is_empty() {
+            return Vec::new();
+        }
+        let concerned = |route: &Route| {
+            let claimed =
+                |port| claims.keys().any(|spot| (spot.protocol, spot.port) == (route.protocol, port));
+            moved || route.frontends.iter().any(|frontend| frontend.at.is_none() && claimed(frontend.port))
+        };
+        let changed: HashSet<&ServicePortName> = changes.iter().map(|change| &change.name).collect();
+        self.state
+            .node_ports
+            .iter()
+            .filter(|(name, route)| !changed.contains(*name) && concerned(route))
+            .map(|(name, route)| (name.clone(), route.clone()))
+            .collect()
+    }
+
     /// Servers wanted against servers found.
     fn full_servers(
         &self,
@@ -297,9 +350,36 @@ impl IpvsPlanner {
 }
 
 fn same_addresses(one: &Environment, other: &Environment) -> bool {
-    one.family == other.family
-        && one.interface_addresses == other.interface_addresses
-        && one.node_ports == other.node_ports
+    one.interface_addresses == other.interface_addresses && one.node_ports == other.node_ports
+}
+
+/// The node's addresses stand in no rule.
+fn same_rules(one: &Environment, other: &Environment) -> bool {
+    let Environment { interface_addresses, node_ports, .. } = one.clone();
+    *one == Environment { interface_addresses, node_ports, ..other.clone() }
+}
+
+/// Addresses that only one of two environments has.
+fn differing<'a>(one: &'a Environment, other: &'a Environment) -> impl Iterator<Item = &'a IpAddr> {
+    let only = |of: &'a Environment, not: &'a Environment| {
+        of.interface_addresses.iter().filter(|addr| not.interface_addresses.binary_search(addr).is_err())
+    };
+    only(one, other).chain(only(other, one))
+}
+
+/// Claims that come (1) and go (-1).
+fn changed_claims(changes: &[Change], known: &Environment, environment: &Environment) -> BTreeMap<Spot, i32> {
+    let mut claimed: BTreeMap<Spot, i32> = BTreeMap::new();
+    for change in changes {
+        for spot in change.before.iter().flat_map(|route| claims(route, known)) {
+            *claimed.entry(spot).or_default() -= 1;
+        }
+        for spot in change.after.iter().flat_map(|route| claims(route, environment)) {
+            *claimed.entry(spot).or_default() += 1;
+        }
+    }
+    claimed.retain(|_, by| *by != 0);
+    claimed
 }
 
 fn report_problems(name: &ServicePortName, route: &Route) {

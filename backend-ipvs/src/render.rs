@@ -37,14 +37,18 @@ pub(crate) struct Rendered {
     pub(crate) servers: Vec<Server>,
     pub(crate) vips: Vec<IpAddr>,
     pub(crate) elements: Vec<Element>,
+    /// Endpoints that are addresses of the node itself.
+    pub(crate) host_endpoints: Vec<IpAddr>,
 }
 
-/// Renders a route. `mark` is that of its short-circuit virtual server, should it need one.
+/// Renders a route. `mark` is that of its short-circuit virtual server, should it need one; `is_claimed` tells where
+/// another Service goes before a NodePort ([`claims`]).
 pub(crate) fn render(
     route: &Route,
     environment: &Environment,
     default: Scheduler,
     mark: Option<u32>,
+    is_claimed: impl Fn(&Spot) -> bool,
 ) -> Rendered {
     let mut render = Renderer {
         route,
@@ -59,7 +63,10 @@ pub(crate) fn render(
             Some(addr) => render.frontend(frontend, addr),
             None => {
                 for addr in node_port_addresses(environment) {
-                    render.frontend(frontend, *addr);
+                    let spot = Spot { addr: *addr, protocol: route.protocol, port: frontend.port };
+                    if !is_claimed(&spot) {
+                        render.frontend(frontend, *addr);
+                    }
                 }
             }
         }
@@ -70,6 +77,24 @@ pub(crate) fn render(
     rendered.vips.sort_unstable();
     rendered.vips.dedup();
     rendered
+}
+
+/// Addresses of the node that the route claims by name, as external or load balancer IPs. They go before a NodePort with
+/// the same number, as in kube-proxy, which looks at NodePorts last.
+pub(crate) fn claims(route: &Route, environment: &Environment) -> impl Iterator<Item = Spot> {
+    route.frontends.iter().filter_map(|frontend| {
+        let addr = frontend.at.filter(|addr| is_on_node(environment, addr))?;
+        Some(Spot { addr, protocol: route.protocol, port: frontend.port })
+    })
+}
+
+fn is_on_node(environment: &Environment, addr: &IpAddr) -> bool {
+    environment.interface_addresses.binary_search(addr).is_ok()
+}
+
+/// Whether the route answers on the node's own addresses.
+pub(crate) fn has_node_port(route: &Route) -> bool {
+    route.frontends.iter().any(|frontend| frontend.at.is_none())
 }
 
 /// Whether the route needs a mark: external traffic under policy Local splits by where it comes from.
@@ -110,7 +135,7 @@ impl Renderer<'_> {
         let spot = Spot { addr, protocol: self.route.protocol, port: frontend.port };
         // An external IP may be an address that the node has anyway: then it is not ours to bind, and the node's
         // other ports on it stay open.
-        if self.environment.interface_addresses.binary_search(&addr).is_err() {
+        if !is_on_node(self.environment, &addr) {
             self.rendered.vips.push(addr);
         }
         self.sources(frontend, spot);
@@ -199,8 +224,10 @@ impl Renderer<'_> {
             .collect();
         local.sort_unstable();
         local.dedup();
-        local.retain(|addr| self.environment.interface_addresses.binary_search(addr).is_err());
-        self.rendered.elements.extend(local.into_iter().map(Element::Hairpin));
+        let (of_host, of_pods): (Vec<_>, Vec<_>) =
+            local.into_iter().partition(|addr| is_on_node(self.environment, addr));
+        self.rendered.host_endpoints = of_host;
+        self.rendered.elements.extend(of_pods.into_iter().map(Element::Hairpin));
     }
 }
 

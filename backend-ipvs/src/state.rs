@@ -3,16 +3,16 @@
 use std::{collections::HashSet, mem, net::IpAddr, sync::Arc, time::Instant};
 
 use ipvs_netlink::{Destination, ServiceKey};
-use proxy_core::environment::Environment;
+use proxy_core::{environment::Environment, model::ServicePortName, route::Route};
 
 use crate::{
     draft::{Draft, Net, Pair},
     drain::{Draining, Drains},
     journal::{Counts, Journal},
     marks::Marks,
-    op::{Element, Op},
+    op::{Element, Op, Spot},
     order::Order,
-    render::Server,
+    render::{Server, has_node_port},
 };
 
 /// Beside the routes, which the engine remembers.
@@ -24,6 +24,12 @@ pub(crate) struct State {
     pub(crate) vips: Counts<IpAddr>,
     pub(crate) cluster_ips: Counts<IpAddr>,
     pub(crate) hairpins: Counts<IpAddr>,
+    /// Endpoints that are addresses of the node itself.
+    pub(crate) host_endpoints: Counts<IpAddr>,
+    /// Addresses and ports of the node that Services claim by name, before any NodePort.
+    pub(crate) claims: Counts<Spot>,
+    /// What must be looked at again when the node's addresses change.
+    pub(crate) node_ports: Journal<ServicePortName, Arc<Route>>,
     pub(crate) mark_uses: Counts<u32>,
     pub(crate) marks: Marks,
     pub(crate) drains: Drains,
@@ -42,9 +48,11 @@ impl State {
     pub(crate) fn commit(&mut self) {
         self.environment_before = None;
         self.releasing.clear();
-        for counts in [&mut self.vips, &mut self.cluster_ips, &mut self.hairpins] {
+        for counts in [&mut self.vips, &mut self.cluster_ips, &mut self.hairpins, &mut self.host_endpoints] {
             counts.commit();
         }
+        self.claims.commit();
+        self.node_ports.commit();
         self.mark_uses.commit();
         self.marks.commit();
         self.drains.commit();
@@ -56,13 +64,31 @@ impl State {
             self.environment = before;
         }
         self.released.append(&mut self.releasing);
-        for counts in [&mut self.vips, &mut self.cluster_ips, &mut self.hairpins] {
+        for counts in [&mut self.vips, &mut self.cluster_ips, &mut self.hairpins, &mut self.host_endpoints] {
             counts.roll_back();
         }
+        self.claims.roll_back();
+        self.node_ports.roll_back();
         self.mark_uses.roll_back();
         self.marks.roll_back();
         self.drains.roll_back();
         self.held.roll_back();
+    }
+
+    /// The NodePorts of a Service port, as they are now.
+    pub(crate) fn note_node_ports(&mut self, name: &ServicePortName, route: Option<&Arc<Route>>) {
+        let route = route.filter(|route| has_node_port(route));
+        if route.is_some() || self.node_ports.get(name).is_some() {
+            self.node_ports.set(name.clone(), route.cloned());
+        }
+    }
+
+    /// Whether an address that the node gained or lost is one that more than NodePorts have to do with.
+    pub(crate) fn concerns_others(&self, addr: &IpAddr) -> bool {
+        self.vips.get(addr).is_some()
+            || self.hairpins.get(addr).is_some()
+            || self.host_endpoints.get(addr).is_some()
+            || self.claims.iter().any(|(spot, _)| spot.addr == *addr)
     }
 
     /// From one form of a virtual server to another, or to none.
@@ -245,6 +271,9 @@ impl State {
     pub(crate) fn count(&mut self, net: Net, draft: &mut Draft) {
         for (addr, (by, owner)) in net.vips {
             self.count_vip(addr, by, owner, draft);
+        }
+        for (addr, by) in net.host_endpoints {
+            self.host_endpoints.count(addr, by);
         }
         for (element, (by, owner)) in net.elements {
             let appears = match element {

@@ -4,11 +4,11 @@ use ipvs_netlink::Destination;
 use proxy_core::{
     environment::LocalPods,
     model::{ObjectName, Protocol, TrafficPolicy},
-    route::{AllowedSources, Frontend, FrontendKind, Target},
+    route::{AllowedSources, Frontend, FrontendKind, Named, Target},
 };
 
 use super::*;
-use crate::found::FoundServer;
+use crate::{found::FoundServer, model::Model};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -30,6 +30,7 @@ fn environment() -> Environment {
         local_pods: LocalPods::Cidrs(["10.1.0.0/16".parse().expect("a network")].into()),
         node_ports: NodePortAddresses::Any,
         localhost_node_ports: false,
+        loopback_node_ports: Box::default(),
         service_cidrs: Box::default(),
         node_ips: [ip("192.168.7.1")].into(),
         interface_addresses: [ip("127.0.0.1"), ip("192.168.7.1")].into(),
@@ -61,6 +62,10 @@ fn route() -> Route {
 }
 
 /// A load balancer under external policy Local.
+fn route_at(cluster_ip: &str) -> Route {
+    Route { frontends: [frontend(FrontendKind::ClusterIp, Some(cluster_ip), 80)].into(), ..route() }
+}
+
 fn load_balancer() -> Route {
     Route {
         frontends: [
@@ -100,6 +105,15 @@ fn plan_at(
     changes: &[(&str, Option<&Route>, Option<&Route>)],
     now: Instant,
 ) -> Plan<Op> {
+) -> Plan<Op> {
+    plan_in(planner, changes, &environment(), now)
+}
+
+fn plan_in(
+    planner: &mut IpvsPlanner,
+    changes: &[(&str, Option<&Route>, Option<&Route>)],
+    environment: &Environment,
+    now: Instant,
     let changes: Vec<_> = changes
         .iter()
         .map(|(service, before, after)| Change {
@@ -108,7 +122,7 @@ fn plan_at(
             after: after.map(|route| Arc::new(route.clone())),
         })
         .collect();
-    match planner.plan(&changes, &environment(), now) {
+    match planner.plan(&changes, environment, now) {
         Planned::Plan(plan) => plan,
         Planned::StartOver(reason) => panic!("started over: {reason}"),
     }
@@ -350,16 +364,71 @@ fn a_plan_that_did_not_take_effect_is_forgotten() {
 }
 
 #[test]
-fn a_new_environment_rewrites_the_rules_and_new_addresses_start_over() {
+fn a_new_environment_rewrites_the_rules() {
     let mut planner = planner(&[("web", &route())]);
     let all = Environment { masquerade_all: true, ..environment() };
-    match planner.plan(&[], &all, start()) {
-        Planned::Plan(plan) => assert_eq!(plan.to_string(), "rewrite rules\n"),
-        Planned::StartOver(reason) => panic!("{reason}"),
-    }
+    assert_eq!(plan_in(&mut planner, &[], &all, start()).to_string(), "rewrite rules\n");
+}
+
+/// The node has one address more and one less.
+fn moved() -> Environment {
+    Environment { interface_addresses: [ip("127.0.0.1"), ip("192.168.7.2")].into(), ..environment() }
+}
+
+#[test]
+fn node_ports_follow_the_nodes_addresses_and_nothing_else_is_touched() {
+    let mut planner = planner(&[("a", &load_balancer()), ("b", &route_at("10.96.0.2"))]);
+    insta::assert_snapshot!(plan_in(&mut planner, &[], &moved(), start()));
     planner.settle(Effect::Applied);
-    let moved = Environment { interface_addresses: [ip("127.0.0.1"), ip("192.168.7.2")].into(), ..all };
-    assert!(matches!(planner.plan(&[], &moved, start()), Planned::StartOver(_)));
+    assert!(plan_in(&mut planner, &[], &moved(), start()).is_empty());
+}
+
+#[test]
+fn an_address_that_services_use_otherwise_is_planned_in_full() {
+    let external =
+        Route { frontends: [frontend(FrontendKind::ExternalIp, Some("192.168.7.2"), 443)].into(), ..route() };
+    let of_host = Route { cluster: [target("192.168.7.1", true)].into(), ..route() };
+    let of_pod = Route { cluster: [target("192.168.7.2", true)].into(), ..route() };
+    for (what, route) in [("an external IP", external), ("on the host", of_host), ("a pod", of_pod)] {
+        let mut planner = planner(&[("web", &route)]);
+        assert!(matches!(planner.plan(&[], &moved(), start()), Planned::StartOver(_)), "{what}");
+    }
+}
+
+/// An external IP that is the node's own, with the number of the NodePort of [`load_balancer`].
+fn claiming_a_node_port() -> Route {
+    Route {
+        frontends: [frontend(FrontendKind::ExternalIp, Some("192.168.7.1"), 30080)].into(),
+        cluster: [target("10.2.0.7", false)].into(),
+        ..route()
+    }
+}
+
+#[test]
+fn an_external_ip_of_the_node_goes_before_a_node_port_whichever_comes_first() {
+    let (balancer, claiming) = (load_balancer(), claiming_a_node_port());
+    let first = full(&[("a", &claiming), ("b", &balancer)], Settings::default(), Found::default());
+    let mut together = Model::default();
+    together.apply(&first).expect("an empty start");
+    for order in [["a", "b"], ["b", "a"]] {
+        let (mut planner, mut model) = (IpvsPlanner::alone(Settings::default()), Model::default());
+        let start_plan = planner.plan_full(&[], &environment(), Found::default(), start());
+        model.apply(&start_plan).expect("an empty start");
+        planner.settle(Effect::Applied);
+        for service in order {
+            let route = if service == "a" { &claiming } else { &balancer };
+            let plan = plan(&mut planner, &[(service, None, Some(route))]);
+            model.apply(&plan).expect("accepted");
+            planner.settle(Effect::Applied);
+        }
+        assert_eq!(model.settled(), together.settled(), "{order:?}");
+    }
+}
+
+#[test]
+fn a_node_port_answers_again_when_the_external_ip_goes() {
+    let mut planner = planner(&[("a", &claiming_a_node_port()), ("b", &load_balancer())]);
+    insta::assert_snapshot!(plan(&mut planner, &[("a", Some(&claiming_a_node_port()), None)]));
 }
 
 #[test]

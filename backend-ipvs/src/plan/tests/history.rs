@@ -3,9 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::Model;
 
-/// One of a few dozen routes of a Service whose address is its own, or shared with the other Services.
+/// One of a few dozen routes of a Service whose address is its own, or shared with the other Services, or the node's.
 fn a_route(service: usize) -> impl Strategy<Value = Route> {
     let endpoints = proptest::collection::btree_set((1..5_u8, any::<bool>()), 0..4);
     let policies = prop_oneof![Just(TrafficPolicy::Cluster), Just(TrafficPolicy::Local)];
@@ -13,7 +12,7 @@ fn a_route(service: usize) -> impl Strategy<Value = Route> {
         endpoints,
         policies.clone(),
         policies,
-        any::<[bool; 3]>(),
+        any::<[bool; 4]>(),
         prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)],
         0..3_u8,
     )
@@ -40,6 +39,11 @@ fn a_route(service: usize) -> impl Strategy<Value = Route> {
                 }
                 frontends.push(balancer);
             }
+            if has[3] {
+                // The node's own address, where another Service may have its NodePort.
+                let port = 30000 + (service as u16 + 1) % 3;
+                frontends.push(frontend(FrontendKind::ExternalIp, Some("192.168.7.1"), port));
+            }
             if has[1] {
                 frontends.push(frontend(FrontendKind::NodePort, None, 30000 + service as u16));
             }
@@ -47,7 +51,11 @@ fn a_route(service: usize) -> impl Strategy<Value = Route> {
                 protocol,
                 frontends: frontends.into(),
                 internal_policy,
-                external_policy: if has[0] || has[1] { external_policy } else { TrafficPolicy::Cluster },
+                external_policy: if has[0] || has[1] || has[3] {
+                    external_policy
+                } else {
+                    TrafficPolicy::Cluster
+                },
                 any_endpoint: !all.is_empty(),
                 cluster: all.into(),
                 local: local.into(),
@@ -66,6 +74,8 @@ enum Event {
     /// Upkeep some seconds later.
     Upkeep(u64),
     /// A new process starts over what there is.
+    /// The node's addresses, beside loopback, are 192.168.7 and these.
+    Addresses(Vec<u8>),
     Restart,
 }
 
@@ -74,7 +84,9 @@ fn an_event() -> impl Strategy<Value = Event> {
         proptest::option::weighted(0.8, a_route(service).prop_map(Box::new))
             .prop_map(move |route| Event::Route(service, route))
     });
-    prop_oneof![6 => route, 1 => Just(Event::Refusal), 1 => (1..2000_u64).prop_map(Event::Upkeep), 1 => Just(Event::Restart)]
+    let addresses = proptest::collection::btree_set(1..4_u8, 0..3)
+        .prop_map(|last| Event::Addresses(Vec::from_iter(last)));
+    prop_oneof![6 => route, 2 => addresses, 1 => Just(Event::Refusal), 1 => (1..2000_u64).prop_map(Event::Upkeep), 1 => Just(Event::Restart)]
 }
 
 proptest! {
@@ -90,6 +102,7 @@ proptest! {
         planner.settle(Effect::Applied);
         let mut installed: [Option<Route>; 3] = [None, None, None];
         let mut refuse = false;
+        let mut environment = environment();
         for event in events {
             now += Duration::from_secs(1);
             match event {
@@ -110,9 +123,22 @@ proptest! {
                     }
                 }
                 Event::Restart => {
+                Event::Addresses(last) => {
+                    let mut addresses = vec![ip("127.0.0.1")];
+                    addresses.extend(last.iter().map(|last| ip(&format!("192.168.7.{last}"))));
+                    environment.interface_addresses = addresses.into();
+                    let plan = match planner.plan(&[], &environment, now) {
+                        Planned::Plan(plan) => plan,
+                        Planned::StartOver(_) => {
+                            planner.plan_full(&routes(&installed), &environment, model.found(Binding::Routes), now)
+                        }
+                    };
+                    prop_assert_eq!(model.apply(&plan), Ok(()), "{}", plan);
+                    planner.settle(Effect::Applied);
+                }
                     planner = IpvsPlanner::alone(Settings::default());
                     let routes = routes(&installed);
-                    let plan = planner.plan_full(&routes, &environment(), model.found(Binding::Routes), now);
+                    let plan = planner.plan_full(&routes, &environment, model.found(Binding::Routes), now);
                     let before = model.settled();
                     prop_assert_eq!(model.apply(&plan), Ok(()));
                     prop_assert_eq!(model.settled(), before, "a restart changes nothing");
@@ -125,7 +151,7 @@ proptest! {
                         continue;
                     }
                     let names = ["a", "b", "c"];
-                    let plan = plan_at(&mut planner, &[(names[service], before.as_ref(), after.as_ref())], now);
+                    let plan = plan_in(&mut planner, &[(names[service], before.as_ref(), after.as_ref())], &environment, now);
                     if mem::take(&mut refuse) {
                         planner.settle(Effect::Nothing);
                         continue;
@@ -138,7 +164,7 @@ proptest! {
         }
         let mut fresh = IpvsPlanner::alone(Settings::default());
         let mut wanted = Model::default();
-        let plan = fresh.plan_full(&routes(&installed), &environment(), Found::default(), now);
+        let plan = fresh.plan_full(&routes(&installed), &environment, Found::default(), now);
         wanted.apply(&plan).expect("an empty start");
         prop_assert_eq!(model.settled(), wanted.settled());
         prop_assert!(wanted.bound().is_subset(model.bound()));
