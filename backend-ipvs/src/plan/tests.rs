@@ -61,11 +61,11 @@ fn route() -> Route {
     }
 }
 
-/// A load balancer under external policy Local.
 fn route_at(cluster_ip: &str) -> Route {
     Route { frontends: [frontend(FrontendKind::ClusterIp, Some(cluster_ip), 80)].into(), ..route() }
 }
 
+/// A load balancer under external policy Local.
 fn load_balancer() -> Route {
     Route {
         frontends: [
@@ -105,7 +105,6 @@ fn plan_at(
     changes: &[(&str, Option<&Route>, Option<&Route>)],
     now: Instant,
 ) -> Plan<Op> {
-) -> Plan<Op> {
     plan_in(planner, changes, &environment(), now)
 }
 
@@ -114,6 +113,7 @@ fn plan_in(
     changes: &[(&str, Option<&Route>, Option<&Route>)],
     environment: &Environment,
     now: Instant,
+) -> Plan<Op> {
     let changes: Vec<_> = changes
         .iter()
         .map(|(service, before, after)| Change {

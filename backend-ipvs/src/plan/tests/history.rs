@@ -73,9 +73,9 @@ enum Event {
     Refusal,
     /// Upkeep some seconds later.
     Upkeep(u64),
-    /// A new process starts over what there is.
     /// The node's addresses, beside loopback, are 192.168.7 and these.
     Addresses(Vec<u8>),
+    /// A new process starts over what there is.
     Restart,
 }
 
@@ -101,8 +101,8 @@ proptest! {
         model.apply(&first).expect("an empty start");
         planner.settle(Effect::Applied);
         let mut installed: [Option<Route>; 3] = [None, None, None];
-        let mut refuse = false;
         let mut environment = environment();
+        let mut refuse = false;
         for event in events {
             now += Duration::from_secs(1);
             match event {
@@ -122,7 +122,6 @@ proptest! {
                         planner.settle(Effect::Applied);
                     }
                 }
-                Event::Restart => {
                 Event::Addresses(last) => {
                     let mut addresses = vec![ip("127.0.0.1")];
                     addresses.extend(last.iter().map(|last| ip(&format!("192.168.7.{last}"))));
@@ -136,6 +135,7 @@ proptest! {
                     prop_assert_eq!(model.apply(&plan), Ok(()), "{}", plan);
                     planner.settle(Effect::Applied);
                 }
+                Event::Restart => {
                     planner = IpvsPlanner::alone(Settings::default());
                     let routes = routes(&installed);
                     let plan = planner.plan_full(&routes, &environment, model.found(Binding::Routes), now);
