@@ -20,7 +20,7 @@ use proxy_core::{
     backend::{Change, Effect, Executor as _, Plan, Planned, Planner as _},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, Protocol, ServiceName, ServicePortName, TrafficPolicy},
-    route::{Frontend, FrontendKind, Route, Target},
+    route::{Frontend, FrontendKind, Named, Route, Target},
 };
 
 fn main() {
@@ -303,6 +303,7 @@ fn route(at: u32, endpoints: u32, of: u32) -> Route {
         any_endpoint: true,
         affinity: None,
         health_check_node_port: None,
+        named: Named::default(),
         options: Box::default(),
     }
 }
@@ -315,6 +316,7 @@ fn environment() -> Environment {
         local_pods: LocalPods::Cidrs(["10.128.0.0/10".parse().expect("a network")].into()),
         node_ports: NodePortAddresses::Any,
         localhost_node_ports: true,
+        loopback_node_ports: Box::default(),
         service_cidrs: Box::default(),
         node_ips: Box::default(),
         interface_addresses: Box::default(),

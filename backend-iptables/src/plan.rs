@@ -46,9 +46,17 @@ pub struct Planner {
 struct Installed {
     environment: Environment,
     host: Host,
-    /// The lines of every Service port in the dispatch chains: those are written whole, so they must be known.
-    dispatch: BTreeMap<ServicePortName, Dispatch>,
+    ports: BTreeMap<ServicePortName, Port>,
     totals: Totals,
+}
+
+/// What must be known of a Service port that is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Port {
+    /// Its lines in the dispatch chains: those are written whole.
+    dispatch: Dispatch,
+    /// As its own chains were written last: when the cluster becomes large, those that do not change stay as they are.
+    comments: EndpointComments,
 }
 
 /// Sums over all Services.
@@ -74,7 +82,7 @@ enum Undo {
     Full(Option<Installed>),
     Change {
         environment: Option<Environment>,
-        dispatch: Vec<(ServicePortName, Option<Dispatch>)>,
+        ports: Vec<(ServicePortName, Option<Port>)>,
         totals: Totals,
         doubt: Doubt,
     },
@@ -114,8 +122,8 @@ impl backend::Planner for Planner {
 
         let totals = installed.totals;
         for change in changes {
-            installed.totals.endpoints -= change.before.as_deref().map_or(0, rules::endpoint_count);
-            installed.totals.endpoints += change.after.as_deref().map_or(0, rules::endpoint_count);
+            installed.totals.endpoints -= change.before.as_deref().map_or(0, |route| route.named.endpoints);
+            installed.totals.endpoints += change.after.as_deref().map_or(0, |route| route.named.endpoints);
         }
         let comments = endpoint_comments(installed.totals.endpoints);
         let context = Context { environment, host: installed.host, comments };
@@ -125,15 +133,17 @@ impl backend::Planner for Planner {
         let mut undo = Vec::new();
         for (owner, change) in changes.iter().enumerate() {
             let owner = u32::try_from(owner).ok();
-            let written = |route: &Option<Arc<Route>>| {
+            let written = |route: &Option<Arc<Route>>, context| {
                 route.as_deref().map(|route| rules::write(&change.name, route, context))
             };
-            let before = written(&change.before);
-            let after = written(&change.after);
+            let known = installed.ports.get(&change.name).map_or(comments, |port| port.comments);
+            let before = written(&change.before, Context { comments: known, ..context });
+            let after = written(&change.after, context);
             before.iter().for_each(|rules| installed.totals.remove(rules));
             after.iter().for_each(|rules| installed.totals.add(rules));
             plan_chains(&mut step, before.as_ref(), after.as_ref(), owner);
-            plan_dispatch(installed, &change.name, after.map(|rules| rules.dispatch), &mut moved, &mut undo);
+            let port = after.map(|rules| Port { dispatch: rules.dispatch, comments });
+            replace_port(installed, &change.name, port, &mut moved, &mut undo);
         }
 
         if self.doubt == Doubt::Filter {
@@ -147,7 +157,7 @@ impl backend::Planner for Planner {
         let owners: HashMap<&ServicePortName, u32> =
             changes.iter().zip(0..).map(|(change, owner)| (&change.name, owner)).collect();
         for &dispatcher in &moved {
-            write_dispatcher(&mut step, dispatcher, &installed.dispatch, &tail, |name| {
+            write_dispatcher(&mut step, dispatcher, &installed.ports, &tail, |name| {
                 owners.get(name).copied()
             });
         }
@@ -170,7 +180,7 @@ impl backend::Planner for Planner {
         };
         let environment_before = (installed.environment != *environment)
             .then(|| mem::replace(&mut installed.environment, environment.clone()));
-        self.pending = Some(Undo::Change { environment: environment_before, dispatch: undo, totals, doubt });
+        self.pending = Some(Undo::Change { environment: environment_before, ports: undo, totals, doubt });
         if !step.ops.is_empty() {
             step.push(Op::Tally(tally), None);
         }
@@ -184,15 +194,11 @@ impl backend::Planner for Planner {
         found: Found,
         _now: Instant,
     ) -> Plan<Op> {
-        let endpoints = routes.iter().map(|(_, route)| rules::endpoint_count(route)).sum();
+        let endpoints = routes.iter().map(|(_, route)| route.named.endpoints).sum();
         let mut totals = Totals { endpoints, rules: Tally::default() };
         let context = Context { environment, host: found.host, comments: endpoint_comments(endpoints) };
-        let mut installed = Installed {
-            environment: environment.clone(),
-            host: found.host,
-            dispatch: BTreeMap::new(),
-            totals,
-        };
+        let mut installed =
+            Installed { environment: environment.clone(), host: found.host, ports: BTreeMap::new(), totals };
 
         let mut step = Step::default();
         for table in Table::ALL.into_iter().filter(|table| !found.has_chain(*table, CANARY)) {
@@ -228,20 +234,22 @@ impl backend::Planner for Planner {
             if !chains.is_empty() {
                 step.push(Op::Fill { chains: chains.into(), rules: text.into() }, Some(owner));
             }
-            installed.dispatch.insert(name.clone(), rules.dispatch);
+            let port = Port { dispatch: rules.dispatch, comments: context.comments };
+            installed.ports.insert(name.clone(), port);
             owners.insert(name, owner);
         }
         let tail: Arc<str> = scaffold::to_node_ports(environment).into();
         for dispatcher in Dispatcher::ALL {
             let (table, chain) = (dispatcher.table(), dispatcher.chain());
             let ends = (dispatcher == Dispatcher::NatServices).then_some(&tail);
-            let lines = installed.dispatch.values().filter_map(|lines| lines.lines(dispatcher)).chain(ends);
+            let lines =
+                installed.ports.values().filter_map(|port| port.dispatch.lines(dispatcher)).chain(ends);
             if found.holds(table, chain, lines.map(|lines| &**lines)) {
                 if let Some(rules) = ends.cloned() {
                     step.push(Op::Stands { table, chain, rules }, None);
                 }
             } else {
-                write_dispatcher(&mut step, dispatcher, &installed.dispatch, &tail, |name| {
+                write_dispatcher(&mut step, dispatcher, &installed.ports, &tail, |name| {
                     owners.get(name).copied()
                 });
             }
@@ -272,15 +280,15 @@ impl backend::Planner for Planner {
                 self.installed = before;
                 self.doubt = Doubt::All;
             }
-            (Some(Undo::Change { environment, dispatch, totals, doubt }), Effect::Nothing) => {
+            (Some(Undo::Change { environment, ports, totals, doubt }), Effect::Nothing) => {
                 let Some(installed) = &mut self.installed else { return };
                 if let Some(environment) = environment {
                     installed.environment = environment;
                 }
-                for (name, lines) in dispatch {
-                    match lines {
-                        Some(lines) => installed.dispatch.insert(name, lines),
-                        None => installed.dispatch.remove(&name),
+                for (name, port) in ports {
+                    match port {
+                        Some(port) => installed.ports.insert(name, port),
+                        None => installed.ports.remove(&name),
                     };
                 }
                 installed.totals = totals;
@@ -355,27 +363,27 @@ fn plan_chains(step: &mut Step<Op>, before: Option<&Rules>, after: Option<&Rules
     }
 }
 
-/// Remembers a port's new lines in the dispatch chains, and which of these chains they move.
-fn plan_dispatch(
+/// Remembers what is known of a port from now on, and which dispatch chains it moves.
+fn replace_port(
     installed: &mut Installed,
     name: &ServicePortName,
-    after: Option<Dispatch>,
+    after: Option<Port>,
     moved: &mut BTreeSet<Dispatcher>,
-    undo: &mut Vec<(ServicePortName, Option<Dispatch>)>,
+    undo: &mut Vec<(ServicePortName, Option<Port>)>,
 ) {
-    let before = installed.dispatch.get(name);
+    let before = installed.ports.get(name);
     if before == after.as_ref() {
         return;
     }
-    let lines = |of: Option<&Dispatch>, dispatcher| of.and_then(|of| of.lines(dispatcher)).cloned();
+    let lines = |of: Option<&Port>, dispatcher| of.and_then(|of| of.dispatch.lines(dispatcher)).cloned();
     moved.extend(
         Dispatcher::ALL
             .into_iter()
             .filter(|&dispatcher| lines(before, dispatcher) != lines(after.as_ref(), dispatcher)),
     );
     let before = match after {
-        Some(after) => installed.dispatch.insert(name.clone(), after),
-        None => installed.dispatch.remove(name),
+        Some(after) => installed.ports.insert(name.clone(), after),
+        None => installed.ports.remove(name),
     };
     undo.push((name.clone(), before));
 }
@@ -384,14 +392,14 @@ fn plan_dispatch(
 fn write_dispatcher(
     step: &mut Step<Op>,
     dispatcher: Dispatcher,
-    dispatch: &BTreeMap<ServicePortName, Dispatch>,
+    ports: &BTreeMap<ServicePortName, Port>,
     to_node_ports: &str,
     owner: impl Fn(&ServicePortName) -> Option<u32>,
 ) {
     let (table, chain) = (dispatcher.table(), dispatcher.chain());
     step.push(Op::Declare { table, chain }, None);
-    step.ops.extend(dispatch.iter().filter_map(|(name, lines)| {
-        let rules = lines.lines(dispatcher)?.clone();
+    step.ops.extend(ports.iter().filter_map(|(name, port)| {
+        let rules = port.dispatch.lines(dispatcher)?.clone();
         Some(Owned { op: Op::Append { table, chain, rules, standing: false }, owner: owner(name) })
     }));
     if dispatcher == Dispatcher::NatServices && !to_node_ports.is_empty() {

@@ -11,7 +11,7 @@ use std::{iter, net::IpAddr, ops::Range, sync::Arc};
 use proxy_core::{
     environment::{Environment, LocalPods},
     model::{ServicePortName, TrafficPolicy},
-    route::{AllowedSources, Frontend, FrontendKind, Route, Target},
+    route::{AllowedSources, Frontend, FrontendKind, Named, Route, Target},
 };
 
 use crate::{
@@ -78,11 +78,6 @@ pub(crate) struct Context<'a> {
     pub(crate) comments: EndpointComments,
 }
 
-/// How many endpoints a route can reach: what is counted to tell a large cluster.
-pub(crate) fn endpoint_count(route: &Route) -> usize {
-    if route.local.is_empty() { route.cluster.len() } else { union(route).len() }
-}
-
 /// Endpoints of both policies, sorted.
 fn union(route: &Route) -> Vec<Target> {
     let mut all: Vec<Target> = route.cluster.iter().chain(&route.local).copied().collect();
@@ -135,12 +130,26 @@ impl Writer<'_> {
         })
     }
 
+    /// An address that the Service gives twice has its rules twice, as in kube-proxy.
     fn frontends(&self, kind: FrontendKind) -> impl Iterator<Item = &Frontend> {
-        self.route.frontends.iter().filter(move |frontend| frontend.kind == kind)
+        self.route
+            .frontends
+            .iter()
+            .chain(&self.route.named.repeated)
+            .filter(move |frontend| frontend.kind == kind && !self.opens_what_is_restricted(frontend))
     }
 
+    /// A load balancer IP with source ranges that is given as external IP too: a rule for that would let everybody in.
+    fn opens_what_is_restricted(&self, frontend: &Frontend) -> bool {
+        frontend.kind == FrontendKind::ExternalIp
+            && self.route.frontends.iter().any(|other| other.at == frontend.at && other.sources.is_some())
+    }
+
+    /// kube-proxy writes the chain for external traffic even if nothing leads to it.
     fn is_external(&self) -> bool {
-        self.route.frontends.iter().any(|frontend| frontend.kind != FrontendKind::ClusterIp)
+        let external = |frontend: &Frontend| frontend.kind != FrontendKind::ClusterIp;
+        let Named { unanswered, repeated, .. } = &self.route.named;
+        *unanswered || self.route.frontends.iter().chain(repeated).any(external)
     }
 
     /// Who may use the load balancer IPs: one list for the Service.

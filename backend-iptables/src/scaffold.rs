@@ -1,8 +1,6 @@
 //! Rules that do not depend on any Service: marking and masquerading, forwarding, the guard of 127.0.0.0/8, and the
 //! end of `KUBE-SERVICES`, which leads to the node ports.
 
-use std::net::IpAddr;
-
 use proxy_core::{
     environment::{Environment, NodePortAddresses},
     model::Family,
@@ -94,17 +92,8 @@ pub(crate) fn to_node_ports(environment: &Environment) -> String {
         NodePortAddresses::Only(addresses) => addresses
             .iter()
             .copied()
-            .chain(loopback(environment))
+            .chain(environment.loopback_node_ports.iter().copied())
             .map(|addr| rule(&format!(" -d {addr}/{}", if addr.is_ipv4() { 32 } else { 128 }), ""))
             .collect(),
     }
-}
-
-/// Loopback addresses on which node ports answer.
-fn loopback(environment: &Environment) -> impl Iterator<Item = IpAddr> {
-    environment
-        .interface_addresses
-        .iter()
-        .copied()
-        .filter(|addr| environment.localhost_node_ports && addr.is_ipv4() && addr.is_loopback())
 }

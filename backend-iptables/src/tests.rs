@@ -10,7 +10,7 @@ use proxy_core::{
     backend::{Change, Effect, Plan, Planned, Planner as _},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, Protocol, ServiceName, ServicePortName, TrafficPolicy},
-    route::{Frontend, FrontendKind, Route, Target},
+    route::{Frontend, FrontendKind, Named, Route, Target},
 };
 
 use crate::{Op, Planner, Variant, model::Model, survey::Host};
@@ -31,6 +31,7 @@ pub(crate) fn environment(family: Family) -> Environment {
         local_pods: LocalPods::Cidrs([pods.parse().expect("a network")].into()),
         node_ports: NodePortAddresses::Any,
         localhost_node_ports: family == Family::V4,
+        loopback_node_ports: Box::default(),
         service_cidrs: Box::default(),
         node_ips: Box::default(),
         interface_addresses: Box::default(),
@@ -66,6 +67,7 @@ pub(crate) fn web() -> Route {
         any_endpoint: true,
         affinity: None,
         health_check_node_port: None,
+        named: Named::default(),
         options: Box::default(),
     }
 }

@@ -20,7 +20,7 @@ use proxy_core::{
     backend::{Change, Effect, Executor, Plan, Planned, Planner},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, ObjectName, Protocol, ServicePortName, TrafficPolicy},
-    route::{Frontend, FrontendKind, Route, Target},
+    route::{Frontend, FrontendKind, Named, Route, Target},
 };
 
 type Routes = Vec<(ServicePortName, Arc<Route>)>;
@@ -279,6 +279,7 @@ fn routes(services: u32, endpoints: u32) -> Routes {
                 local: Box::default(),
                 affinity: None,
                 health_check_node_port: None,
+                named: Named::default(),
                 options: Box::default(),
             };
             (ServicePortName { service, port: "".into(), protocol: Protocol::Tcp }, Arc::new(route))
@@ -294,6 +295,7 @@ fn environment() -> Environment {
         local_pods: LocalPods::Cidrs(["10.128.0.0/9".parse().expect("a network")].into()),
         node_ports: NodePortAddresses::Any,
         localhost_node_ports: false,
+        loopback_node_ports: Box::default(),
         service_cidrs: Box::default(),
         node_ips: Box::default(),
         interface_addresses: [IpAddr::from([127, 0, 0, 1])].into(),

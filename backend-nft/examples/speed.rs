@@ -16,7 +16,7 @@ use proxy_core::{
     backend::{Change, Effect, Executor as _, Planned, Planner as _},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, ObjectName, Protocol, ServicePortName, TrafficPolicy},
-    route::{AllowedSources, Frontend, FrontendKind, Route, Target},
+    route::{AllowedSources, Frontend, FrontendKind, Named, Route, Target},
 };
 
 type Routes = Vec<(ServicePortName, Arc<Route>)>;
@@ -304,6 +304,7 @@ fn environment() -> Environment {
         local_pods: LocalPods::Cidrs(Box::new(["10.0.0.0/8".parse().expect("a network")])),
         node_ports: NodePortAddresses::Any,
         localhost_node_ports: false,
+        loopback_node_ports: Box::default(),
         service_cidrs: Box::new(["172.16.0.0/12".parse().expect("a network")]),
         node_ips: Box::new([]),
         interface_addresses: Box::new([]),
@@ -343,6 +344,7 @@ fn routes(services: usize, endpoints: usize, addresses: u32) -> Routes {
                 any_endpoint: true,
                 affinity: None,
                 health_check_node_port: None,
+                named: Named::default(),
                 options: Box::new([]),
             };
             (name, Arc::new(route))

@@ -13,7 +13,7 @@ use proxy_core::{
     backend::{Change, Effect, Planned, Planner as _},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, ObjectName, Protocol, ServicePortName, TrafficPolicy},
-    route::{AllowedSources, Answer, Frontend, FrontendKind, Route, Target},
+    route::{AllowedSources, Answer, Frontend, FrontendKind, Named, Route, Target},
 };
 
 use crate::{
@@ -134,6 +134,7 @@ fn route(number: u8, wish: &Wish) -> Route {
         local: local.into(),
         affinity: wish.affinity,
         health_check_node_port: None,
+        named: Named::default(),
         options: Box::new([]),
     }
 }
@@ -168,6 +169,7 @@ fn environment() -> Environment {
         local_pods: LocalPods::Cidrs(Box::new(["10.0.0.0/16".parse().expect("a network")])),
         node_ports: NodePortAddresses::Any,
         localhost_node_ports: false,
+        loopback_node_ports: Box::default(),
         service_cidrs: Box::new(["172.30.0.0/16".parse().expect("a network")]),
         node_ips: Box::new([NODE]),
         interface_addresses: Box::new([]),
@@ -423,6 +425,7 @@ fn sticky(endpoints: u32) -> Route {
         local: Box::new([]),
         affinity: Some(60),
         health_check_node_port: None,
+        named: Named::default(),
         options: Box::new([]),
     }
 }

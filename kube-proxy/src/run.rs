@@ -337,7 +337,10 @@ pub(crate) fn environment_settings(settings: &Settings, pod_cidrs: &[IpNet]) -> 
         NodePortAddressSet::Cidrs(cidrs) => cidrs.iter().filter(|cidr| cidr.addr().is_ipv4()).collect(),
         _ => Vec::new(),
     };
-    let names_loopback = v4.iter().any(|cidr| cidr.prefix_len() > 0 && cidr.addr().is_loopback());
+    let loopback = IpAddr::from([127, 0, 0, 0]);
+    let names_loopback = v4
+        .iter()
+        .any(|cidr| cidr.prefix_len() > 0 && (cidr.addr().is_loopback() || cidr.contains(&loopback)));
     let everywhere = match &selection.addresses {
         NodePortAddressSet::Any => true,
         NodePortAddressSet::Primary => false,

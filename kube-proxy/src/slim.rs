@@ -267,11 +267,10 @@ impl Service {
             Some(ips) => addresses("clusterIPs", ips, complaints),
             None => addresses("clusterIP", &[main.to_owned()], complaints),
         };
-        let external_ips = if use_external_ips {
-            addresses("externalIPs", spec.external_ips.as_deref().unwrap_or_default(), complaints)
-        } else {
-            Box::default()
-        };
+        let given = addresses("externalIPs", spec.external_ips.as_deref().unwrap_or_default(), complaints);
+        let is_external = !given.is_empty();
+        let (external_ips, ignored_external_ips) =
+            if use_external_ips { (given, Box::default()) } else { (Box::default(), given) };
         let ingress = self.status.load_balancer.iter().flat_map(|status| status.ingress.iter().flatten());
         let vips: Vec<String> = ingress
             .filter(|ingress| ingress.ip_mode.as_deref().is_none_or(|mode| mode == "VIP"))
@@ -282,7 +281,7 @@ impl Service {
         let external_policy = match (kind, spec.external_traffic_policy.as_deref()) {
             ("NodePort" | "LoadBalancer", Some("Local")) => TrafficPolicy::Local,
             // Without node port and load balancer a Service is external by its externalIPs.
-            (_, Some("Local")) if !external_ips.is_empty() => TrafficPolicy::Local,
+            (_, Some("Local")) if is_external => TrafficPolicy::Local,
             _ => TrafficPolicy::Cluster,
         };
         let internal_policy = match spec.internal_traffic_policy.as_deref() {
@@ -306,6 +305,7 @@ impl Service {
             created: self.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
             cluster_ips,
             external_ips,
+            ignored_external_ips,
             load_balancer_ips,
             source_ranges: ranges.map(|ranges| networks("loadBalancerSourceRanges", ranges, complaints)),
             internal_policy,

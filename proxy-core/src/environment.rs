@@ -17,6 +17,9 @@ pub struct Environment {
     pub node_ports: NodePortAddresses,
     /// NodePorts answer on 127.0.0.0/8 too (IPv4 only: the kernel has no `route_localnet` for ::1).
     pub localhost_node_ports: bool,
+    /// The loopback addresses of interfaces at which they do (sorted): where networks inside 127.0.0.0/8 were given, those
+    /// inside them.
+    pub loopback_node_ports: Box<[IpAddr]>,
     /// ServiceCIDRs of this family.
     pub service_cidrs: Box<[IpNet]>,
     /// The node's own addresses of this family as the Node object states them (sorted).
@@ -81,6 +84,17 @@ pub struct NodeFacts {
     pub interface_addresses: Box<[IpAddr]>,
 }
 
+impl NodePortSettings {
+    /// The loopback addresses among these at which NodePorts answer, if they answer on localhost at all.
+    fn among_loopback(&self, addresses: &[IpAddr]) -> Box<[IpAddr]> {
+        let given: &[IpNet] = if let Self::Within(given) = self { given } else { &[] };
+        let loopback = |addr: &IpAddr| addr.is_ipv4() && addr.is_loopback();
+        let inside = |addr: &IpAddr| given.iter().any(|net| net.contains(addr));
+        let restricts = given.iter().any(|net| loopback(&net.addr()));
+        addresses.iter().copied().filter(|addr| loopback(addr) && (!restricts || inside(addr))).collect()
+    }
+}
+
 impl EnvironmentSettings {
     /// The environment of one family.
     pub fn resolve(&self, family: Family, facts: &NodeFacts) -> Environment {
@@ -116,6 +130,7 @@ impl EnvironmentSettings {
                 }
             }
         };
+        let localhost_node_ports = self.localhost_node_ports && family == Family::V4;
         Environment {
             family,
             masquerade_mark: self.masquerade_mark,
@@ -128,7 +143,12 @@ impl EnvironmentSettings {
                 other => other.clone(),
             },
             node_ports,
-            localhost_node_ports: self.localhost_node_ports && family == Family::V4,
+            localhost_node_ports,
+            loopback_node_ports: if localhost_node_ports {
+                self.node_ports.among_loopback(&interface_addresses)
+            } else {
+                Box::default()
+            },
             service_cidrs: networks(&facts.service_cidrs),
             node_ips,
             interface_addresses,
@@ -173,9 +193,11 @@ mod tests {
         assert_eq!(environment.node_ips, ips(&["192.168.0.10"]));
         assert_eq!(environment.interface_addresses, ips(&["10.0.0.1", "127.0.0.1", "192.168.0.10"]));
         assert!(environment.localhost_node_ports);
+        assert_eq!(environment.loopback_node_ports, ips(&["127.0.0.1"]));
         let environment = settings(NodePortSettings::Any).resolve(Family::V6, &facts());
         assert_eq!(environment.service_cidrs, nets(&["fd00::/112"]));
         assert!(!environment.localhost_node_ports, "the kernel routes ::1 nowhere else");
+        assert_eq!(environment.loopback_node_ports, ips(&[]));
     }
 
     #[test]
@@ -213,6 +235,20 @@ mod tests {
         assert_eq!(resolve(Family::V4, &["198.51.100.0/24"]), only(&[]));
         assert_eq!(resolve(Family::V4, &["0.0.0.0/0"]), NodePortAddresses::Any);
         assert_eq!(resolve(Family::V6, &["10.0.0.0/8"]), NodePortAddresses::Any, "not restricted");
+    }
+
+    #[test]
+    fn networks_choose_among_loopback_addresses_too() {
+        let mut facts = facts();
+        facts.interface_addresses = ips(&["127.0.0.2", "127.0.0.1", "192.168.0.10", "::1"]);
+        let resolve = |networks: &[&str]| {
+            let settings = settings(NodePortSettings::Within(nets(networks)));
+            settings.resolve(Family::V4, &facts).loopback_node_ports
+        };
+        assert_eq!(resolve(&["127.0.0.1/32", "192.168.0.0/16"]), ips(&["127.0.0.1"]));
+        assert_eq!(resolve(&["127.0.0.0/8"]), ips(&["127.0.0.1", "127.0.0.2"]));
+        assert_eq!(resolve(&["192.168.0.0/16"]), ips(&["127.0.0.1", "127.0.0.2"]), "the keyword `localhost`");
+        assert_eq!(resolve(&["126.0.0.0/7", "127.0.0.1/32"]), ips(&["127.0.0.1", "127.0.0.2"]));
     }
 
     #[test]

@@ -144,9 +144,11 @@ pub struct Service {
     /// At most one per family.
     pub cluster_ips: Box<[IpAddr]>,
     pub external_ips: Box<[IpAddr]>,
+    /// `spec.externalIPs` where they do not count (gate AllowServiceExternalIPs): nothing answers there.
+    pub ignored_external_ips: Box<[IpAddr]>,
     /// `status.loadBalancer.ingress[].ip` whose `ipMode` is not `Proxy`.
     pub load_balancer_ips: Box<[IpAddr]>,
-    /// `None`: no list was given. An empty list restricts to nothing.
+    /// `None`: no list was given. A family of which there is no range is not restricted.
     pub source_ranges: Option<Box<[IpNet]>>,
     pub internal_policy: TrafficPolicy,
     pub external_policy: TrafficPolicy,

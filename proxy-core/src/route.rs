@@ -28,8 +28,20 @@ pub struct Route {
     /// Session affinity by client address: idle timeout in seconds.
     pub affinity: Option<u32>,
     pub health_check_node_port: Option<u16>,
+    pub named: Named,
     /// The Service's annotations of our own prefix.
     pub options: Box<[(Box<str>, Box<str>)]>,
+}
+
+/// What the objects name, be it of use or not. No packet's way depends on it, but the text of kube-proxy's rules does.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Named {
+    /// An external address or a node port at which it does not answer: ignored, or another Service's.
+    pub unanswered: bool,
+    /// Endpoints of this port in this family, usable or not.
+    pub endpoints: usize,
+    /// Frontends whose address and port are another frontend's of the same Service: an address given twice.
+    pub repeated: Box<[Frontend]>,
 }
 
 /// An address and port at which a Service port answers.
@@ -117,14 +129,24 @@ pub struct NodeView {
     pub ips: Box<[IpAddr]>,
 }
 
-/// Every frontend that one port of a Service asks for in one family, before claims are settled; cluster IP first.
-/// `None`: the Service has no cluster IP of this family, so it does not exist there.
+/// Every frontend that one port of a Service asks for in one family, each address and port once, before claims are
+/// settled; cluster IP first. `None`: the Service has no cluster IP of this family, so it does not exist there.
 pub fn wanted_frontends(
     service: &Service,
     port: &ServicePort,
     family: Family,
     node: &NodeView,
 ) -> Option<Vec<Frontend>> {
+    Some(frontends(service, port, family, node)?.0)
+}
+
+/// What a Service gives as its frontends: those that count, and those that repeat an address and port.
+fn frontends(
+    service: &Service,
+    port: &ServicePort,
+    family: Family,
+    node: &NodeView,
+) -> Option<(Vec<Frontend>, Vec<Frontend>)> {
     let of_family = |addrs: &[IpAddr]| {
         addrs.iter().copied().filter(|addr| Family::of(*addr) == family).collect::<Vec<_>>()
     };
@@ -133,25 +155,26 @@ pub fn wanted_frontends(
     let sources = allowed_sources(service, family, &vips, node);
     let frontend = |kind, at, port| Frontend { kind, at, port, sources: None };
 
-    let mut frontends = vec![frontend(FrontendKind::ClusterIp, Some(cluster_ip), port.port)];
-    // The same address may be given as external IP and as load balancer IP: once is enough, and restricted it stays.
+    let mut given = vec![frontend(FrontendKind::ClusterIp, Some(cluster_ip), port.port)];
     for addr in of_family(&service.external_ips) {
-        if !vips.contains(&addr) {
-            frontends.push(frontend(FrontendKind::ExternalIp, Some(addr), port.port));
-        }
+        given.push(frontend(FrontendKind::ExternalIp, Some(addr), port.port));
     }
-    for addr in vips {
-        frontends.push(Frontend {
+    for addr in &vips {
+        given.push(Frontend {
             sources: sources.clone(),
-            ..frontend(FrontendKind::LoadBalancerIp, Some(addr), port.port)
+            ..frontend(FrontendKind::LoadBalancerIp, Some(*addr), port.port)
         });
     }
     if let Some(node_port) = port.node_port {
-        frontends.push(frontend(FrontendKind::NodePort, None, node_port));
+        given.push(frontend(FrontendKind::NodePort, None, node_port));
     }
     let mut seen = HashSet::new();
-    frontends.retain(|frontend| seen.insert((frontend.at, frontend.port)));
-    Some(frontends)
+    Some(given.into_iter().partition(|frontend| {
+        // The same address may be given as external IP and as load balancer IP: restricted it stays.
+        let is_vip =
+            frontend.kind == FrontendKind::ExternalIp && frontend.at.is_some_and(|addr| vips.contains(&addr));
+        !is_vip && seen.insert((frontend.at, frontend.port))
+    }))
 }
 
 fn allowed_sources(
@@ -162,16 +185,23 @@ fn allowed_sources(
 ) -> Option<Arc<AllowedSources>> {
     let given = service.source_ranges.as_deref()?;
     let ranges: Vec<IpNet> = given.iter().filter(|range| Family::of_net(range) == family).copied().collect();
-    // A zero-length prefix allows everybody of its family, and of a family that the list does not mention: "0.0.0.0/0" on a
-    // dual-stack Service means everybody. Otherwise a list that names only the other family allows nobody here:
-    // kube-proxy leaves the address open to all in that case, which nobody who writes a list can want.
-    let everybody = |ranges: &[IpNet]| ranges.iter().any(|range| range.prefix_len() == 0);
-    if everybody(&ranges) || (ranges.is_empty() && everybody(given)) {
+    // As in kube-proxy a list restricts the families that it mentions; see `open_by_omission`.
+    if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
         return None;
     }
     let holds_node = node.ips.iter().any(|ip| ranges.iter().any(|range| range.contains(ip)));
     let own_vips = if holds_node { vips.into() } else { Box::default() };
     Some(Arc::new(AllowedSources { ranges: ranges.into(), own_vips }))
+}
+
+/// Whether everybody of a family may use the load balancer IPs of a Service though it has `loadBalancerSourceRanges`: none
+/// of them is of this family, and none says "everybody" (a prefix of length 0), so that its owner may not mean it.
+pub fn open_by_omission(service: &Service, family: Family) -> bool {
+    let silent = service.source_ranges.as_deref().is_some_and(|given| {
+        !given.iter().any(|range| Family::of_net(range) == family || range.prefix_len() == 0)
+    });
+    let exists = |addrs: &[IpAddr]| addrs.iter().any(|addr| Family::of(*addr) == family);
+    silent && exists(&service.cluster_ips) && exists(&service.load_balancer_ips)
 }
 
 /// The targets of one Service port: which endpoints may be used for what (KEP-1669, KEP-2086, KEP-2433, KEP-3015).
@@ -269,7 +299,13 @@ pub fn route(
     granted: Vec<Frontend>,
     node: &NodeView,
 ) -> Route {
-    let external = wanted.iter().any(|frontend| frontend.kind != FrontendKind::ClusterIp);
+    let count = |frontends: &[Frontend]| {
+        frontends.iter().filter(|frontend| frontend.kind != FrontendKind::ClusterIp).count()
+    };
+    let ignored = service.ignored_external_ips.iter().any(|addr| Family::of(*addr) == family);
+    let unanswered = ignored || count(wanted) > count(&granted);
+    let repeated = repeated_frontends(service, port, family, &granted, node);
+    let external = unanswered || count(&granted) + count(&repeated) > 0;
     let external_policy = if external { service.external_policy } else { TrafficPolicy::Cluster };
     let uses_cluster = service.internal_policy == TrafficPolicy::Cluster || external;
     let uses_local =
@@ -286,8 +322,25 @@ pub fn route(
         any_endpoint: targets.any_endpoint,
         affinity: service.affinity,
         health_check_node_port: service.health_check_node_port,
+        named: Named { unanswered, endpoints: endpoints.len(), repeated },
         options: service.options.clone(),
     }
+}
+
+/// Frontends that repeat one of `granted`.
+fn repeated_frontends(
+    service: &Service,
+    port: &ServicePort,
+    family: Family,
+    granted: &[Frontend],
+    node: &NodeView,
+) -> Box<[Frontend]> {
+    if service.external_ips.is_empty() && service.load_balancer_ips.is_empty() {
+        return Box::default();
+    }
+    let Some((_, mut repeated)) = frontends(service, port, family, node) else { return Box::default() };
+    repeated.retain(|frontend| granted.iter().any(|of| (of.at, of.port) == (frontend.at, frontend.port)));
+    repeated.into()
 }
 
 #[cfg(test)]

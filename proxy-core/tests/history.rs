@@ -83,6 +83,7 @@ fn service() -> impl Strategy<Value = Service> {
             created,
             cluster_ips: addresses.0,
             external_ips: addresses.1,
+            ignored_external_ips: [].into(),
             load_balancer_ips: addresses.2,
             source_ranges: addresses.3.map(|range| [range.parse().expect("a network")].into()),
             internal_policy,

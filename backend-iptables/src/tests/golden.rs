@@ -6,7 +6,7 @@ use insta::assert_snapshot;
 use proxy_core::{
     environment::{LocalPods, NodePortAddresses},
     model::{Family, Protocol, ServiceName, ServicePortName, TrafficPolicy},
-    route::{AllowedSources, FrontendKind, Route, Target},
+    route::{AllowedSources, FrontendKind, Named, Route, Target},
 };
 
 use super::{Bench, addr, environment, exposed_web, frontend, local_web, name, target, web};
@@ -318,6 +318,51 @@ fn source_ranges_of_a_load_balancer() {
 }
 
 #[test]
+fn an_external_address_that_is_ignored_or_lost_leaves_the_chain_to_which_nothing_leads() {
+    let route = Route { named: Named { unanswered: true, ..Named::default() }, ..web() };
+    let text = added_v4(route.clone());
+    let rules: Vec<&str> = text.lines().filter(|line| line.contains("KUBE-EXT-")).collect();
+    assert_snapshot!(rules.join("\n"), @r#"
+-A KUBE-EXT-67NZLRHBNDSAWJRO -m comment --comment "masquerade traffic for shop/web:http external destinations" -j KUBE-MARK-MASQ
+-A KUBE-EXT-67NZLRHBNDSAWJRO -j KUBE-SVC-67NZLRHBNDSAWJRO
+"#);
+    let without = Route { cluster: Box::default(), any_endpoint: false, ..route };
+    assert!(!added_v4(without).contains("KUBE-EXT-"));
+}
+
+#[test]
+fn an_address_given_twice_has_its_rules_twice_unless_that_would_open_it() {
+    let repeated = |kind, at| Named { repeated: [frontend(kind, Some(at), 80)].into(), ..Named::default() };
+    let rules = |route| -> String {
+        let text = added_v4(route);
+        let lines = text.lines().filter(|line| line.starts_with("-A KUBE-SERVICES"));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let route = Route { named: repeated(FrontendKind::ExternalIp, "10.96.0.10"), ..web() };
+    assert_snapshot!(rules(route), @r#"
+-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m comment --comment "shop/web:http cluster IP" -m tcp --dport 80 -j KUBE-SVC-67NZLRHBNDSAWJRO
+-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m comment --comment "shop/web:http external IP" -m tcp --dport 80 -j KUBE-EXT-67NZLRHBNDSAWJRO
+"#);
+    let mut route = Route { named: repeated(FrontendKind::ExternalIp, "203.0.113.20"), ..exposed_web() };
+    assert_snapshot!(rules(route.clone()), @r#"
+-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m comment --comment "shop/web:http cluster IP" -m tcp --dport 80 -j KUBE-SVC-67NZLRHBNDSAWJRO
+-A KUBE-SERVICES -d 203.0.113.10/32 -p tcp -m comment --comment "shop/web:http external IP" -m tcp --dport 80 -j KUBE-EXT-67NZLRHBNDSAWJRO
+-A KUBE-SERVICES -d 203.0.113.20/32 -p tcp -m comment --comment "shop/web:http external IP" -m tcp --dport 80 -j KUBE-EXT-67NZLRHBNDSAWJRO
+-A KUBE-SERVICES -d 203.0.113.20/32 -p tcp -m comment --comment "shop/web:http loadbalancer IP" -m tcp --dport 80 -j KUBE-EXT-67NZLRHBNDSAWJRO
+"#);
+    let sources = AllowedSources {
+        ranges: ["198.51.100.0/24".parse().expect("a network")].into(),
+        own_vips: [].into(),
+    };
+    route.frontends[2].sources = Some(sources.into());
+    assert_snapshot!(rules(route), @r#"
+-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m comment --comment "shop/web:http cluster IP" -m tcp --dport 80 -j KUBE-SVC-67NZLRHBNDSAWJRO
+-A KUBE-SERVICES -d 203.0.113.10/32 -p tcp -m comment --comment "shop/web:http external IP" -m tcp --dport 80 -j KUBE-EXT-67NZLRHBNDSAWJRO
+-A KUBE-SERVICES -d 203.0.113.20/32 -p tcp -m comment --comment "shop/web:http loadbalancer IP" -m tcp --dport 80 -j KUBE-FW-67NZLRHBNDSAWJRO
+"#);
+}
+
+#[test]
 fn detectors_of_local_pods() {
     for (detector, masquerade_all) in [
         (LocalPods::Unknown, false),
@@ -385,7 +430,7 @@ fn an_ipv6_service() {
 fn node_ports_on_given_addresses() {
     let mut environment = environment(Family::V4);
     environment.node_ports = NodePortAddresses::Only([addr("10.20.0.1"), addr("192.168.10.1")].into());
-    environment.interface_addresses = [addr("10.20.0.1"), addr("127.0.0.1"), addr("192.168.10.1")].into();
+    environment.loopback_node_ports = [addr("127.0.0.1")].into();
     let bench = Bench::with(environment, [("web", exposed_web())]);
     let rules: Vec<String> =
         bench.rules("KUBE-SERVICES").into_iter().filter(|rule| rule.contains("nodeports")).collect();
@@ -429,21 +474,42 @@ fn counters_are_named_where_the_kernel_has_them() {
     );
 }
 
+fn endpoints(count: u32) -> Box<[Target]> {
+    (0..count).map(|n| target(&format!("10.244.{}.{}:80", n / 250, n % 250 + 1), false)).collect()
+}
+
+/// `usable` endpoints of as many as `named`.
+fn sized(usable: u32, named: usize) -> Route {
+    Route { cluster: endpoints(usable), named: Named { endpoints: named, ..Named::default() }, ..web() }
+}
+
 #[test]
 fn above_a_thousand_endpoints_no_comment_names_one() {
-    let endpoints = |count: u32| -> Box<[Target]> {
-        (0..count).map(|n| target(&format!("10.244.{}.{}:80", n / 250, n % 250 + 1), false)).collect()
-    };
-    let comments = |count| {
-        let bench =
-            Bench::with(environment(Family::V4), [("web", Route { cluster: endpoints(count), ..web() })]);
+    let comments = |usable, named| {
+        let bench = Bench::with(environment(Family::V4), [("web", sized(usable, named))]);
         let comments = bench.model.save().lines().filter(|line| line.contains("shop/web:http")).count();
         let rules = bench.rules("KUBE-SEP-").len() + bench.rules("KUBE-SVC-").len();
         (rules, comments)
     };
     // Two rules an endpoint, one to it, one that masquerades, one that dispatches; the latter two keep their comments.
-    assert_eq!(comments(1000), (3001, 3002));
-    assert_eq!(comments(1001), (3004, 2));
+    assert_eq!(comments(1000, 1000), (3001, 3002));
+    assert_eq!(comments(1001, 1001), (3004, 2));
+    assert_eq!(comments(2, 1001), (7, 2), "those that cannot be used count");
+}
+
+#[test]
+fn when_the_cluster_becomes_large_a_service_loses_its_comments_at_its_next_change() {
+    let mut bench = Bench::with(environment(Family::V4), [("web", sized(2, 2)), ("other", sized(1, 1))]);
+    let commented = |bench: &Bench, service: &str| {
+        let comment = format!("--comment \"shop/{service}:http\"");
+        bench.rules("KUBE-SEP-").iter().filter(|rule| rule.contains(&comment)).count()
+    };
+    bench.change(&[(name("other"), Some(sized(1, 1001)))]);
+    assert_eq!((commented(&bench, "web"), commented(&bench, "other")), (4, 0));
+    bench.change(&[(name("web"), Some(sized(3, 3)))]);
+    assert_eq!((commented(&bench, "web"), commented(&bench, "other")), (0, 0), "those of old endpoints too");
+    bench.change(&[(name("other"), Some(sized(1, 1)))]);
+    assert_eq!((commented(&bench, "web"), commented(&bench, "other")), (0, 2));
 }
 
 #[test]

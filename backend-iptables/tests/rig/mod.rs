@@ -21,7 +21,7 @@ use proxy_core::{
     backend::{ApplyError, Change, Effect, Executor as _, Planned, Planner as _},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, Protocol, ServiceName, ServicePortName, TrafficPolicy},
-    route::{Frontend, FrontendKind, Route, Target},
+    route::{Frontend, FrontendKind, Named, Route, Target},
 };
 
 /// The node is the namespace of the calling thread.
@@ -82,6 +82,7 @@ impl Node {
             local_pods: LocalPods::Cidrs([pods.parse().expect("a network")].into()),
             node_ports: NodePortAddresses::Any,
             localhost_node_ports: false,
+            loopback_node_ports: Box::default(),
             service_cidrs: Box::default(),
             node_ips: [self.outside.gateway].into(),
             interface_addresses: Box::default(),
@@ -287,6 +288,7 @@ pub fn cluster_ip(at: IpAddr, port: u16, cluster: &[Target]) -> Route {
         any_endpoint: !cluster.is_empty(),
         affinity: None,
         health_check_node_port: None,
+        named: Named::default(),
         options: Box::default(),
     }
 }

@@ -57,6 +57,7 @@ fn route() -> Route {
         any_endpoint: true,
         affinity: None,
         health_check_node_port: None,
+        named: Named::default(),
         options: Box::default(),
     }
 }

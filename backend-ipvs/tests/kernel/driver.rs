@@ -12,7 +12,7 @@ use proxy_core::{
     backend::{Change, Effect, Executor, Planned, Planner},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, ObjectName, Protocol, ServicePortName, TrafficPolicy},
-    route::{Frontend, FrontendKind, Route, Target},
+    route::{Frontend, FrontendKind, Named, Route, Target},
 };
 
 pub(crate) struct Driver {
@@ -165,6 +165,7 @@ pub(crate) fn environment(family: Family) -> Environment {
         ),
         node_ports: NodePortAddresses::Any,
         localhost_node_ports: false,
+        loopback_node_ports: Box::default(),
         service_cidrs: Box::default(),
         node_ips: [ip(if v4 { "192.168.7.1" } else { "fd07:0:0:1::1" })].into(),
         interface_addresses: interface_addresses.into(),
@@ -200,6 +201,7 @@ pub(crate) fn route(protocol: Protocol, cluster_ip: &str, endpoints: &[&str]) ->
         local: local.into(),
         affinity: None,
         health_check_node_port: None,
+        named: Named::default(),
         options: Box::default(),
     }
 }

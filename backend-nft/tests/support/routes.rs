@@ -8,7 +8,7 @@ use proxy_core::{
     backend::{Change, Effect, Executor as _, Planned, Planner as _},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, ObjectName, Protocol, ServicePortName, TrafficPolicy},
-    route::{AllowedSources, Frontend, FrontendKind, Route, Target},
+    route::{AllowedSources, Frontend, FrontendKind, Named, Route, Target},
 };
 
 pub fn ip(text: &str) -> IpAddr {
@@ -44,6 +44,7 @@ pub fn environment(family: Family) -> Environment {
         local_pods: LocalPods::Cidrs(net(pods)),
         node_ports: NodePortAddresses::Any,
         localhost_node_ports: false,
+        loopback_node_ports: Box::default(),
         service_cidrs: net(cidr),
         node_ips: Box::new([]),
         interface_addresses: Box::new([]),
@@ -65,6 +66,7 @@ pub fn route(targets: &[Target]) -> Route {
         local,
         affinity: None,
         health_check_node_port: None,
+        named: Named::default(),
         options: Box::new([]),
     }
 }

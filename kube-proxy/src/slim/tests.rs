@@ -46,6 +46,20 @@ fn a_bad_value_is_left_out_and_named_and_the_rest_stays() {
 }
 
 #[test]
+fn external_ips_that_do_not_count_are_known_as_such() {
+    let object = json!({
+        "metadata": {"namespace": "ns", "name": "s"},
+        "spec": {"clusterIP": "10.0.0.1", "externalIPs": ["1.2.3.4"], "externalTrafficPolicy": "Local"},
+    });
+    let object: Service = serde_json::from_value(object).expect("decodes");
+    for (count, expected) in [(true, (1, 0)), (false, (0, 1))] {
+        let parsed = object.translate(count).object.expect("ours");
+        assert_eq!((parsed.external_ips.len(), parsed.ignored_external_ips.len()), expected);
+        assert_eq!(parsed.external_policy, model::TrafficPolicy::Local);
+    }
+}
+
+#[test]
 fn affinity_defaults_to_three_hours() {
     let parsed =
         service(json!({"clusterIP": "10.0.0.1", "sessionAffinity": "ClientIP"})).object.expect("ours");

@@ -25,6 +25,7 @@ fn service() -> Service {
         created: 0,
         cluster_ips: [ip("172.30.0.1"), ip("fd00::1")].into(),
         external_ips: [].into(),
+        ignored_external_ips: [].into(),
         load_balancer_ips: [].into(),
         source_ranges: None,
         internal_policy: TrafficPolicy::Cluster,
@@ -298,6 +299,31 @@ fn an_address_given_twice_is_one_frontend_and_stays_restricted() {
 }
 
 #[test]
+fn a_route_says_what_the_objects_name_beyond_what_counts() {
+    let named = |service: &Service| routed(service, &["10.0.0.1 ready", "10.0.0.2"], "").named;
+    assert_eq!(named(&service()), Named { unanswered: false, endpoints: 2, repeated: [].into() });
+    assert!(!named(&with_node_port(TrafficPolicy::Cluster)).unanswered);
+
+    let ignored = |text| Service { ignored_external_ips: [ip(text)].into(), ..service() };
+    assert!(named(&ignored("203.0.113.1")).unanswered, "nothing answers there, but the Service asked for it");
+    assert!(!named(&ignored("2001:db8::1")).unanswered, "of the other family");
+
+    let twice = [ip("172.30.0.1"), ip("203.0.113.1"), ip("203.0.113.1")];
+    let twice = Service { external_ips: twice.into(), ..service() };
+    let repeated: Vec<_> = named(&twice).repeated.iter().map(|frontend| frontend.at).collect();
+    assert_eq!(repeated, [Some(ip("172.30.0.1")), Some(ip("203.0.113.1"))]);
+}
+
+#[test]
+fn an_ignored_external_ip_keeps_its_traffic_policies() {
+    let mut service = Service { ignored_external_ips: [ip("203.0.113.1")].into(), ..service() };
+    service.internal_policy = TrafficPolicy::Local;
+    service.external_policy = TrafficPolicy::Local;
+    let route = routed(&service, &["10.0.0.1 ready", "10.0.0.2 ready local"], "");
+    assert_eq!((last_octets(&route.cluster), last_octets(&route.local)), (vec![1, 2], vec![2]));
+}
+
+#[test]
 fn source_ranges_restrict_load_balancer_addresses_only() {
     let mut service = with_node_port(TrafficPolicy::Cluster);
     service.external_ips = [ip("203.0.113.1")].into();
@@ -320,8 +346,8 @@ fn source_ranges_of_each_family() {
         ("no list", None, V4, None),
         ("ranges of the family only", Some(&["10.0.0.0/8", "fd00::/8"]), V4, Some(&["10.0.0.0/8"])),
         ("everybody of the family", Some(&["10.0.0.0/8", "0.0.0.0/0"]), V4, None),
-        ("a list of the other family closes this one", Some(&["10.0.0.0/8"]), V6, Some(&[])),
-        ("everybody of the other family means everybody of this one", Some(&["0.0.0.0/0"]), V6, None),
+        ("a list of the other family leaves this one open", Some(&["10.0.0.0/8"]), V6, None),
+        ("a list without a valid range", Some(&[]), V4, None),
         ("everybody of the other family as well", Some(&["10.0.0.0/8", "::/0"]), V4, Some(&["10.0.0.0/8"])),
     ];
     for (what, given, family, expected) in cases {
@@ -332,6 +358,25 @@ fn source_ranges_of_each_family() {
         let ranges = wanted[1].sources.as_ref().map(|sources| sources.ranges.to_vec());
         let expected = expected.map(|all| all.iter().map(|range| net(range)).collect::<Vec<_>>());
         assert_eq!(ranges, expected, "{what}");
+    }
+}
+
+#[test]
+fn a_family_is_open_by_omission_where_a_list_says_nothing_about_it() {
+    #[rustfmt::skip]
+    let cases: &[(&str, Option<&[&str]>, bool)] = &[
+        ("no list", None, false),
+        ("a list of this family", Some(&["fd00::/8"]), false),
+        ("a list of the other family", Some(&["10.0.0.0/8"]), true),
+        ("everybody of the other family", Some(&["10.0.0.0/8", "0.0.0.0/0"]), false),
+        ("a list without a valid range", Some(&[]), true),
+    ];
+    for (what, given, expected) in cases {
+        let mut service = service();
+        service.source_ranges = given.map(|given| given.iter().map(|range| net(range)).collect());
+        assert!(!open_by_omission(&service, V6), "{what}, but there is no load balancer");
+        service.load_balancer_ips = [ip("198.51.100.1"), ip("2001:db8::2")].into();
+        assert_eq!(open_by_omission(&service, V6), *expected, "{what}");
     }
 }
 

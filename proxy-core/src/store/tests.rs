@@ -11,6 +11,7 @@ fn service(of: &str) -> Service {
         created: 0,
         cluster_ips: [IpAddr::from([172, 30, 0, 1])].into(),
         external_ips: [].into(),
+        ignored_external_ips: [].into(),
         load_balancer_ips: [].into(),
         source_ranges: None,
         internal_policy: TrafficPolicy::Cluster,

@@ -370,6 +370,7 @@ pub(crate) fn service(of: &str, number: u8) -> Service {
         created: i64::from(number),
         cluster_ips: [IpAddr::from([172, 30, 0, number]), ip(&format!("fd00::{number:x}"))].into(),
         external_ips: [].into(),
+        ignored_external_ips: [].into(),
         load_balancer_ips: [].into(),
         source_ranges: None,
         internal_policy: TrafficPolicy::Cluster,

@@ -61,6 +61,7 @@ fn a_route(service: usize) -> impl Strategy<Value = Route> {
                 local: local.into(),
                 affinity: has[2].then_some(600),
                 health_check_node_port: None,
+                named: Named::default(),
                 options: Box::default(),
             }
         })
