@@ -93,7 +93,7 @@ fn write(writer: &mut Writer, address: IpAddr, interface: u32) {
     }
 }
 
-fn parse(payload: &[u8]) -> Option<InterfaceAddress> {
+pub(crate) fn parse(payload: &[u8]) -> Option<InterfaceAddress> {
     let &[family, prefix, flags, scope, i0, i1, i2, i3] = payload.first_chunk::<HEADER>()?;
     let attributes = crate::attr::Attributes::new(&payload[HEADER..]);
     let value = attributes.get(IFA_LOCAL).or_else(|| attributes.get(IFA_ADDRESS))?.value;

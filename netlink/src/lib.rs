@@ -1,4 +1,4 @@
-//! Netlink framing, batched sockets, links, addresses, routes and conntrack.
+//! Netlink framing, batched sockets, links, addresses, routes, news of what went, and conntrack.
 //!
 //! `attr` writes and reads messages, `socket` and `pipeline` carry them, the rest speaks one kernel subsystem each.
 
@@ -6,6 +6,7 @@ pub mod address;
 pub mod attr;
 pub mod conntrack;
 pub mod link;
+pub mod loss;
 pub mod message;
 pub mod pipeline;
 pub mod route;

@@ -40,9 +40,11 @@ impl Link {
     }
 
     fn decode(message: &Message<'_>) -> Option<Self> {
-        if message.kind != NEW {
-            return None;
-        }
+        (message.kind == NEW).then(|| Self::parse(message)).flatten()
+    }
+
+    /// Of news as of a list.
+    pub(crate) fn parse(message: &Message<'_>) -> Option<Self> {
         let &[_, _, _, _, i0, i1, i2, i3, f0, f1, f2, f3, ..] = message.payload else { return None };
         let attributes = message.attributes(FAMILY_HEADER);
         Some(Self {

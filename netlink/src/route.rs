@@ -117,9 +117,11 @@ impl Route {
     }
 
     fn decode(message: &Message<'_>) -> Option<Self> {
-        if message.kind != NEW {
-            return None;
-        }
+        (message.kind == NEW).then(|| Self::parse(message)).flatten()
+    }
+
+    /// Of news as of a list.
+    pub(crate) fn parse(message: &Message<'_>) -> Option<Self> {
         let &[family, prefix_length, _, _, short_table, protocol, scope, kind, ..] = message.payload else {
             return None;
         };
