@@ -11,6 +11,8 @@ use std::{
 };
 
 use backend_nft::{Executor, Planner};
+use netlink::Socket;
+use nft_netlink::{Table, list};
 use nix::sched::{CloneFlags, unshare};
 use proxy_core::{
     backend::{Change, Effect, Executor as _, Planned, Planner as _},
@@ -146,11 +148,25 @@ fn checks(proxy: &mut Proxy, services: usize) {
         disturbed.push(check(proxy));
         idle.push(check(proxy));
     }
+    println!("reading all sets at {services} services: {:.0} ms", read_all().as_secs_f64() * 1000.0);
     println!(
         "check for drift at {services} services: nobody committed {}, somebody did {}",
         spread(&mut idle),
         spread(&mut disturbed)
     );
+}
+
+/// What the rarer comparison of all elements costs, on a thread of its own.
+fn read_all() -> Duration {
+    let start = Instant::now();
+    let table = Table::new(nft_netlink::Family::Ip, "kube-proxy");
+    let mut socket = Socket::open(netlink::Protocol::Netfilter).expect("a socket can be opened");
+    for set in list::sets(&mut socket, table).expect("the kernel answers") {
+        let dump =
+            list::elements(&mut socket, table, &set.name, |element| drop(std::hint::black_box(element)));
+        assert_eq!(dump.expect("the kernel answers"), netlink::Dump::Complete);
+    }
+    start.elapsed()
 }
 
 /// What planner and executor take at 10,000 x 10, beside the routes.

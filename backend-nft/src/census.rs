@@ -1,15 +1,16 @@
-//! What the kernel must have of our chains: each with its rules, and with what leads to it.
+//! What the kernel must have of ours: each chain with its rules and with what leads to it, each set with its elements.
 //!
-//! The kernel counts for every chain its rules and the jumps to it (`NFTA_CHAIN_USE`), so one short list tells whether
-//! any of our chains, base chains or rules is gone.
+//! The kernel counts for every chain its rules and the jumps to it (`NFTA_CHAIN_USE`) and, since 6.17, for every set its
+//! elements (`NFTA_SET_COUNT`), so short lists tell whether anything is gone or has come.
 
 use std::collections::HashMap;
 
 use crate::{
     element::{Data, Element, Key},
-    name::{Base, ChainName, Place, SetName},
-    operation::{Op, Operation},
+    name::{Base, ChainName, Place, Set, SetName},
+    operation::Operation,
     statement::Statement,
+    tally::Tally,
 };
 
 #[derive(Debug, Default)]
@@ -17,13 +18,19 @@ pub(crate) struct Census {
     /// For each rule of a chain, the chain it leads to.
     chains: HashMap<Box<str>, Vec<Option<Box<str>>>>,
     verdicts: HashMap<Box<str>, HashMap<Key, Box<str>>>,
+    /// Those that the packet path fills are left out.
+    sets: HashMap<SetName, Tally>,
 }
 
 impl Census {
     /// Notes what an operation did.
-    pub(crate) fn note(&mut self, op: &Op) {
+    pub(crate) fn note(&mut self, operation: &Operation) {
         let text = |chain: &ChainName| -> Box<str> { chain.to_string().into() };
-        match &op.0 {
+        self.note_elements(operation);
+        match operation {
+            Operation::AddSet { name, .. } if name.set != Set::Clients => {
+                self.sets.entry(*name).or_default();
+            }
             Operation::AddBase { base } => {
                 let name = ChainName { place: Place::Base(*base), generation: 0 };
                 self.chains.entry(text(&name)).or_default();
@@ -48,6 +55,7 @@ impl Census {
             }
             Operation::DeleteSet { name } => {
                 self.verdicts.remove(name);
+                self.sets.retain(|own, _| *own.to_string() != **name);
             }
             Operation::Add {
                 generation,
@@ -66,6 +74,33 @@ impl Census {
             }
             _ => {}
         }
+    }
+
+    fn note_elements(&mut self, operation: &Operation) {
+        let (generation, gone) = match operation {
+            Operation::Delete { generation, .. } | Operation::DeleteGroup { generation, .. } => {
+                (*generation, true)
+            }
+            Operation::Add { generation, .. }
+            | Operation::AddGroup { generation, .. }
+            | Operation::AddSources { generation, .. } => (*generation, false),
+            _ => return,
+        };
+        // All elements of an operation belong to one set.
+        let mut written = Tally::default();
+        let mut name = None;
+        operation.elements(|element| {
+            name = Some(element.set_name(generation));
+            written.add(&element);
+        });
+        if let Some(tally) = name.and_then(|name| self.sets.get_mut(&name)) {
+            if gone { tally.remove(written) } else { tally.include(written) }
+        }
+    }
+
+    /// What each of our sets must hold.
+    pub(crate) fn tallies(&self) -> impl Iterator<Item = (Box<str>, Tally)> {
+        self.sets.iter().map(|(name, tally)| (name.to_string().into(), *tally))
     }
 
     /// How often each of our chains must be in use.

@@ -143,7 +143,7 @@ impl Draft<'_> {
     ) -> Option<Group> {
         let (Some(route), true) = (route, wanted) else {
             if let Some(Group { id, slots }) = old {
-                self.owe(Remains::Group { id, protocol, slots: slots.len() as u32 });
+                self.owe(Remains::Group { id, protocol, slots });
             }
             return None;
         };
@@ -169,10 +169,7 @@ impl Draft<'_> {
 
     fn refill(&mut self, mut group: Group, wanted: &[Place], protocol: Protocol) -> Group {
         for change in refill(&mut group.slots, wanted) {
-            let element = |(addr, port): Place| {
-                let target = proxy_core::route::Target { addr, port, local: false };
-                slot_element(group.id, protocol, change.slot, &target)
-            };
+            let element = |place: Place| slot_element(group.id, protocol, change.slot, place);
             if let Some(place) = change.before {
                 self.delete(element(place));
             }
@@ -261,22 +258,25 @@ impl Draft<'_> {
         }
     }
 
-    /// Adding an element that is there already is no error, so a fresh table takes whole lists.
+    /// A fresh table takes whole lists: one operation where all of a list is new, and nothing beside it.
     fn fresh_sources(&mut self, route: &Arc<Route>, wanted: &[Place]) {
-        let mut new = false;
-        for (addr, port) in wanted {
-            new |= self.state.sources.join(*addr, *port);
-        }
-        self.state.counts[Set::EndpointSources as usize] = self.state.sources.len() as u32;
-        if !new {
+        let mut new = wanted.to_vec();
+        new.retain(|(addr, port)| self.state.sources.join(*addr, *port));
+        if new.is_empty() {
             return;
         }
-        let uses = uses(route);
-        for (list, used) in [(List::Cluster, uses.cluster), (List::Local, uses.local)] {
-            if used && !list.of(route).is_empty() {
+        let whole = [List::Cluster, List::Local].into_iter().find(|list| places(list.of(route)) == new);
+        match whole {
+            Some(list) if list.of(route).len() == new.len() => {
+                self.state.counts[Set::EndpointSources as usize] += new.len() as u32;
                 let route = Arc::clone(route);
                 let op = Operation::AddSources { generation: self.generation, route, list };
                 self.adds.push(Owned { op: Op(op), owner: self.owner });
+            }
+            _ => {
+                for (addr, port) in new {
+                    self.add(Element::member(Set::EndpointSources, Key::AddressPort(addr, port)));
+                }
             }
         }
     }

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use nft_netlink::list;
+
 use crate::name::Hook;
 
 /// The table as the executor found it.
@@ -41,6 +43,17 @@ impl Found {
         let names = self.chains.iter().map(|chain| &chain.name).chain(&self.sets);
         names.filter_map(|name| generation_of(name)).max().unwrap_or(0).wrapping_add(1).max(1)
     }
+}
+
+/// Where a base chain is hooked in, if its like could be one of ours: filter or nat, policy accept.
+pub(crate) fn hook_of(chain: &list::FoundChain) -> Option<Hook> {
+    let (number, priority) = chain.hook?;
+    let nat = match chain.kind.as_deref()? {
+        "nat" => true,
+        "filter" => false,
+        _ => return None,
+    };
+    (!chain.drops).then_some(Hook { nat, number, priority })
 }
 
 /// The number that a name of ours ends in.

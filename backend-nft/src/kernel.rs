@@ -1,11 +1,11 @@
 //! Applies plans: one step, one transaction, one answer.
 
-use std::{collections::HashMap, io, net::IpAddr};
+use std::{io, net::IpAddr, time::Duration};
 
 use netlink::{Dump, Protocol as SocketProtocol, Socket};
 use nft_netlink::{
     Batch, CommitError, Refusal,
-    generation::generation,
+    generation::OwnCommits,
     list::{self, FoundData, FoundElement},
 };
 use proxy_core::{
@@ -14,10 +14,10 @@ use proxy_core::{
 };
 
 use crate::{
-    census::Census,
+    drift::Drift,
     encode::{Encoder, table},
-    found::{Found, FoundChain, FoundHook, FoundSticky, generation_of},
-    name::{ChainName, Hook, Place, Set, SetName},
+    found::{Found, FoundChain, FoundHook, FoundSticky, generation_of, hook_of},
+    name::{ChainName, Place, Set, SetName},
     operation::{Op, Operation},
 };
 
@@ -49,9 +49,7 @@ pub struct Executor {
     socket: Socket,
     batch: Batch,
     encoder: Encoder,
-    census: Census,
-    /// The rule set's generation after our last commit, if nobody else committed since the last look.
-    generation: Option<u32>,
+    drift: Drift,
     /// Checks for drift until the next look at counters.
     checks_left: u32,
     figures: Figures,
@@ -70,12 +68,19 @@ impl Executor {
             socket: Socket::open(SocketProtocol::Netfilter)?,
             batch: Batch::new(),
             encoder: Encoder::new(family),
-            census: Census::default(),
-            generation: None,
+            drift: Drift::new(family, OwnCommits::default()),
             checks_left: 0,
             figures: Figures::default(),
             lost_before: 0,
         })
+    }
+
+    /// Has those that write into the same network namespace from this thread count their transactions together, so that
+    /// the work of one is no news to the other.
+    #[must_use]
+    pub fn counting(mut self, own: &OwnCommits) -> Self {
+        self.drift = Drift::new(self.family, own.clone());
+        self
     }
 
     /// How many new connections to Services with session affinity were not remembered because the map of clients is
@@ -83,7 +88,7 @@ impl Executor {
     fn clients_not_remembered(&mut self) -> Result<u64, netlink::Error> {
         let mut packets = 0;
         for prefix in ["alb-", "allb-"] {
-            for chain in self.census.chains_named(prefix) {
+            for chain in self.drift.chains_named(prefix) {
                 let rules = list::rules(&mut self.socket, table(self.family), Some(&chain))?;
                 packets += rules.iter().map(|rule| rule.counted).sum::<u64>();
             }
@@ -172,8 +177,13 @@ impl Executor {
             self.batch.clear();
             self.encoder.encode(&step.ops, &done, &mut self.batch);
             let refusals = match self.batch.commit(&mut self.socket) {
+                Ok(()) => {
+                    let operations = step.ops.iter().map(|owned| &owned.op.0);
+                    self.drift.done(operations, !self.batch.is_empty());
+                    return Ok(());
+                }
                 Err(CommitError::Refused(refusals)) => refusals,
-                other => return other,
+                Err(error) => return Err(error),
             };
             let gone = |refusal: &Refusal| {
                 let at = self.encoder.operation_at(refusal.position?)?;
@@ -212,14 +222,6 @@ impl Executor {
             .map_or_else(|| "the transaction".to_owned(), |at| first_line(&step.ops[at].op));
         let detail = refusal.message.as_deref().map_or(String::new(), |text| format!(" ({text})"));
         io::Error::new(errno.kind(), format!("{what}: {errno}{detail}"))
-    }
-
-    /// Our commit moves the generation on by one; if it is another then, somebody else committed as well.
-    fn committed(&mut self, step: &Step<Op>) {
-        for owned in &step.ops {
-            self.census.note(&owned.op);
-        }
-        self.generation = self.generation.map(|generation| generation.wrapping_add(1).max(1));
     }
 }
 
@@ -263,12 +265,12 @@ impl Seam for Executor {
         // The rules that counted until now are about to go.
         self.look_at_counters().map_err(lost)?;
         self.lost_before = self.figures.affinity_lost;
-        self.census = Census::default();
-        self.generation = None;
+        self.drift.forget();
         self.read_found().map_err(lost)
     }
 
     fn apply(&mut self, plan: &Plan<Op>) -> Result<Outcome, ApplyError> {
+        self.drift.begin(&mut self.socket).map_err(lost)?;
         for step in &plan.steps {
             for owned in &step.ops {
                 if let Operation::Parameter { path, value } = &owned.op.0 {
@@ -276,7 +278,7 @@ impl Seam for Executor {
                 }
             }
             match self.commit(step) {
-                Ok(()) => self.committed(step),
+                Ok(()) => {}
                 Err(CommitError::Refused(refusals)) if clears_away(step) => {
                     let error = self.judge(step, &refusals);
                     self.figures.cleanup_failures += 1;
@@ -289,6 +291,7 @@ impl Seam for Executor {
                 }
             }
         }
+        self.drift.remember_rules(&mut self.socket).map_err(lost)?;
         Ok(Outcome::default())
     }
 
@@ -297,44 +300,16 @@ impl Seam for Executor {
             Some(left) => self.checks_left = left,
             None => self.look_at_counters().map_err(lost)?,
         }
-        let now = generation(&mut self.socket).map_err(lost)?;
-        if self.census.is_empty() || self.generation == Some(now) {
-            return Ok(true);
-        }
-        let table = table(self.family);
-        let tables = list::tables(&mut self.socket, table.family).map_err(lost)?;
-        if !tables.iter().any(|found| *found.name == *table.name && !found.dormant) {
-            return Ok(false);
-        }
-        let chains = list::chains(&mut self.socket, table).map_err(lost)?;
-        let chains: HashMap<&str, &list::FoundChain> =
-            chains.iter().map(|chain| (&*chain.name, chain)).collect();
-        let stands = self.census.uses().into_iter().all(|(name, uses)| {
-            chains.get(name).is_some_and(|chain| {
-                let hooked = Place::base(name).is_none_or(|base| hook_of(chain) == Some(base.hook()));
-                chain.uses == uses && hooked
-            })
-        });
-        if stands {
-            self.generation = Some(now);
-        }
-        Ok(stands)
+        self.drift.intact(&mut self.socket).map_err(lost)
+    }
+
+    fn waited(&self) -> Duration {
+        self.socket.waited()
     }
 
     fn figures(&self) -> Figures {
         self.figures.clone()
     }
-}
-
-/// Where a base chain is hooked in, if its like could be one of ours: filter or nat, policy accept.
-fn hook_of(chain: &list::FoundChain) -> Option<Hook> {
-    let (number, priority) = chain.hook?;
-    let nat = match chain.kind.as_deref()? {
-        "nat" => true,
-        "filter" => false,
-        _ => return None,
-    };
-    (!chain.drops).then_some(Hook { nat, number, priority })
 }
 
 /// An address and port as they stand in a map's data.

@@ -8,8 +8,9 @@ use proxy_core::{
 };
 
 use crate::{
-    element::{Data, Element, Key},
+    element::{Element, Key},
     name::{Base, ChainName, Set, SetName, TABLE},
+    placement::Place,
     statement::{Rule, RuleText},
     value::group_key,
 };
@@ -65,18 +66,18 @@ pub(crate) enum Operation {
         route: Arc<Route>,
         list: List,
     },
-    /// Adds the TCP endpoints of a route to `endpoint-sources`.
+    /// Adds the TCP endpoints of a route to `endpoint-sources`: all of the list, none of them there yet.
     AddSources {
         generation: u32,
         route: Arc<Route>,
         list: List,
     },
-    /// Deletes slots 0 to below `slots` of a group that nothing points to any more.
+    /// Deletes the slots of a group that nothing points to any more.
     DeleteGroup {
         generation: u32,
         group: u32,
         protocol: Protocol,
-        slots: u32,
+        slots: Vec<Place>,
     },
     /// Writes a kernel parameter (a path below /proc/sys).
     Parameter {
@@ -108,7 +109,7 @@ impl Operation {
     pub(crate) fn weight(&self) -> usize {
         match self {
             Self::AddGroup { route, list, .. } | Self::AddSources { route, list, .. } => list.of(route).len(),
-            Self::DeleteGroup { slots, .. } => *slots as usize,
+            Self::DeleteGroup { slots, .. } => slots.len(),
             _ => 1,
         }
     }
@@ -119,7 +120,7 @@ impl Operation {
             Self::Add { element, .. } | Self::Delete { element, .. } => each(element.clone()),
             Self::AddGroup { group, route, list, .. } => {
                 for (slot, target) in (0..).zip(list.of(route)) {
-                    each(slot_element(*group, route.protocol, slot, target));
+                    each(slot_element(*group, route.protocol, slot, (target.addr, target.port)));
                 }
             }
             Self::AddSources { route, list, .. } => {
@@ -129,9 +130,8 @@ impl Operation {
                 }
             }
             Self::DeleteGroup { group, protocol, slots, .. } => {
-                for slot in 0..*slots {
-                    let key = Key::IdProtocolSlot(group_key(*group), *protocol, slot);
-                    each(Element { set: Set::Endpoints, key, data: Data::None });
+                for (slot, place) in (0..).zip(slots) {
+                    each(slot_element(*group, *protocol, slot, *place));
                 }
             }
             _ => {}
@@ -139,10 +139,10 @@ impl Operation {
     }
 }
 
-/// The element that puts a target into a slot of a group.
-pub(crate) fn slot_element(group: u32, protocol: Protocol, slot: u32, target: &Target) -> Element {
+/// The element that puts an endpoint into a slot of a group.
+pub(crate) fn slot_element(group: u32, protocol: Protocol, slot: u32, (addr, port): Place) -> Element {
     let key = Key::IdProtocolSlot(group_key(group), protocol, slot);
-    Element::target(Set::Endpoints, key, target.addr, target.port)
+    Element::target(Set::Endpoints, key, addr, port)
 }
 
 /// As nft text, several lines where several elements are meant.

@@ -36,10 +36,6 @@ impl<K: Eq + Hash + Copy> Counts<K> {
         last
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.users.len()
-    }
-
     pub(crate) fn keep(&mut self) {
         self.log.clear();
         self.log.shrink_to(1024);
@@ -88,13 +84,6 @@ impl Sources {
         match self {
             Self::V4(counts) => counts.leave(short),
             Self::V6(counts) => counts.leave(long),
-        }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Self::V4(counts) => counts.len(),
-            Self::V6(counts) => counts.len(),
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{
     element::{Element, Key},
     ids::{GroupIds, PortIds},
     name::{Affinity, Set},
-    placement::Placement,
+    placement::{Place, Placement},
     shared_keys::{ClusterIps, Counts, Hairpins, Sources},
     size_class::SizeClass,
     sticky::Remembered,
@@ -57,7 +57,7 @@ pub(crate) enum Remains {
     Group {
         id: u32,
         protocol: Protocol,
-        slots: u32,
+        slots: Vec<Place>,
     },
     /// Elements of a sticky Service port, and the ids to give back.
     Sticky {

@@ -123,18 +123,13 @@ impl Draft<'_> {
         wanted: &[u32],
         protocol: Protocol,
     ) {
-        let element = |port: &StickyPort, index: u32| {
-            let (addr, number) = port.place_of(index)?;
-            let key = Key::IdProtocol(port.base() | index, protocol);
-            Some(Element::target(set, key, addr, number))
-        };
         for index in difference(had, wanted) {
-            if let Some(element) = before.and_then(|before| element(before, *index)) {
+            if let Some(element) = before.and_then(|before| before.usable(set, *index, protocol)) {
                 self.delete(element);
             }
         }
         for index in difference(wanted, had) {
-            if let Some(element) = element(sticky, *index) {
+            if let Some(element) = sticky.usable(set, *index, protocol) {
                 self.add(element);
             }
         }
@@ -156,11 +151,11 @@ impl Draft<'_> {
     /// Takes a sticky Service port away, in a moment.
     pub(crate) fn retire_sticky(&mut self, name: &ServicePortName, sticky: &StickyPort, protocol: Protocol) {
         let mut elements = heads(name, sticky, protocol);
-        let gone = |set, key| Element { set, key, data: Data::None };
         let mut list = |set, port: u16, slots: &[u32]| {
             for (slot, index) in (0..).zip(slots) {
-                elements.push(gone(Set::StickySlots, Key::IdSlot(sticky_base(port), slot)));
-                elements.push(gone(set, Key::IdProtocol(sticky.base() | index, protocol)));
+                let id = sticky.base() | index;
+                elements.push(Element::id(Set::StickySlots, Key::IdSlot(sticky_base(port), slot), id));
+                elements.extend(sticky.usable(set, *index, protocol));
             }
         };
         list(Set::StickyEndpoints, sticky.port, &sticky.cluster);
@@ -201,6 +196,12 @@ fn sorted(indices: &[u32]) -> Vec<u32> {
 }
 
 impl StickyPort {
+    /// The element that makes an endpoint id usable.
+    fn usable(&self, set: Set, index: u32, protocol: Protocol) -> Option<Element> {
+        let (addr, port) = self.place_of(index)?;
+        Some(Element::target(set, Key::IdProtocol(self.base() | index, protocol), addr, port))
+    }
+
     /// Gives every place an index: those that had one keep it; a freed one is not another's at once.
     fn assign(&mut self, all: &[Place]) {
         // Neither the first index nor the last.

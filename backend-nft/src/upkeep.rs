@@ -42,7 +42,7 @@ impl Planner {
         {
             remove(&owed, generation, &mut ops);
             match &owed.what {
-                Remains::Group { slots, .. } => state.counts[Set::Endpoints as usize] -= slots,
+                Remains::Group { slots, .. } => state.counts[Set::Endpoints as usize] -= slots.len() as u32,
                 Remains::Sticky { elements, ports } => {
                     for element in elements {
                         state.deleted(element, now, &mut undo);
@@ -78,9 +78,10 @@ impl Planner {
 fn remove(owed: &Owed, generation: u32, ops: &mut Vec<Owned<Op>>) {
     let mut push = |operation| ops.push(Owned { op: Op(operation), owner: None });
     match &owed.what {
-        Remains::Group { slots: 0, .. } => {}
+        Remains::Group { slots, .. } if slots.is_empty() => {}
         Remains::Group { id, protocol, slots } => {
-            push(Operation::DeleteGroup { generation, group: *id, protocol: *protocol, slots: *slots });
+            let slots = slots.clone();
+            push(Operation::DeleteGroup { generation, group: *id, protocol: *protocol, slots });
         }
         Remains::Sticky { elements, .. } => {
             for element in elements {

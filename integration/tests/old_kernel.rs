@@ -116,6 +116,7 @@ fn netlink_and_transactions_work() {
 fn the_nftables_backend_keeps_its_table() {
     on_the_old_kernel(&[
         select("backend-nft::kernel_state", "backend-nft", ALL),
+        select("backend-nft::drift", "backend-nft", ALL),
         select("backend-nft::listing", "backend-nft", ALL),
     ]);
 }

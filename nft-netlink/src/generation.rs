@@ -52,6 +52,11 @@ impl Watch {
         Self { own, accepted: None }
     }
 
+    /// The count of our own transactions that this one goes by.
+    pub fn own(&self) -> OwnCommits {
+        self.own.clone()
+    }
+
     /// Notes a transaction of ours that changed something.
     pub fn committed(&self) {
         self.own.note();
