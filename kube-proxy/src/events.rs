@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use http::{Method, Request, StatusCode};
 use jiff::Timestamp;
 use kube::Client;
-use proxy_core::model::ServiceName;
+use proxy_core::model::{Family, ServiceName};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
@@ -93,6 +93,16 @@ impl Event {
         let note = format!("{at} is also claimed by the older Service {winner}, which gets its traffic");
         let key = format!("{at} {winner}");
         Self::service(service, Severity::Warning, "AddressConflict", "SyncProxyRules", note).shared(&key)
+    }
+
+    /// The Service restricts its load balancer's sources, but says nothing about this family.
+    pub(crate) fn load_balancer_open(service: &ServiceName, family: Family) -> Self {
+        let note = format!(
+            "loadBalancerSourceRanges names no {family} network: everybody may use the load balancer's {family} addresses. \
+             Add the networks that may, or the one of all addresses if this is meant"
+        );
+        let key = family.to_string();
+        Self::service(service, Severity::Warning, "LoadBalancerOpen", "SyncProxyRules", note).shared(&key)
     }
 
     /// Rules that are ours were changed by somebody else.

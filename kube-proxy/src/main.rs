@@ -15,6 +15,7 @@ mod metrics;
 mod node;
 mod observe;
 mod plausibility;
+mod open_load_balancers;
 mod reload;
 mod run;
 mod slim;

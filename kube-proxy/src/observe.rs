@@ -24,6 +24,7 @@ use crate::{
     events::{Event, Events},
     http::{health::HealthState, service_health::Wanted},
     metrics::{self, Changed, SyncSample},
+    open_load_balancers::OpenLoadBalancers,
 };
 
 /// Called once, when every family has been written for the first time.
@@ -38,6 +39,7 @@ pub(crate) struct Observations {
     conntrack: Option<ConntrackReconciler>,
     health_checks: watch::Sender<Wanted>,
     events: Events,
+    open_load_balancers: OpenLoadBalancers,
     node: String,
     after_first_sync: Option<AfterFirstSync>,
     synced: Vec<Family>,
@@ -65,6 +67,7 @@ impl Observations {
             conntrack,
             health_checks,
             events,
+            open_load_balancers: OpenLoadBalancers::default(),
             node,
             after_first_sync: Some(after_first_sync),
             synced: Vec::new(),
@@ -177,6 +180,11 @@ where
         self.health.updated(family, report.ended);
         let Some(instance) = engine.instances().iter().find(|instance| instance.family() == family) else {
             return;
+        for service in self.open_load_balancers.news(family, &report.services, engine.store()) {
+            tracing::warn!(%service, ipFamily = %family, "loadBalancerSourceRanges names no network of this family; \
+                everybody may use the load balancer's addresses of it");
+            self.events.send(Event::load_balancer_open(service, family));
+        }
         };
         let counts = instance.counts();
         metrics::installed(

@@ -302,15 +302,13 @@ impl Oracle {
         }
     }
 
-    /// loadBalancerSourceRanges. A list says who may come in, in both families: a family it does not mention is closed,
-    /// unless the list lets in everybody of the other one.
+    /// loadBalancerSourceRanges. A list says who may come in, in the families that it mentions.
     fn may_use(&self, service: &Service, source: Source, family: Family) -> bool {
         let Some(given) = &service.source_ranges else { return true };
-        let mentioned = given.iter().any(|range| Family::of(range.addr()) == family);
-        if !mentioned && given.iter().any(|range| range.prefix_len() == 0) {
+        let ranges: Vec<&IpNet> = given.iter().filter(|range| Family::of(range.addr()) == family).collect();
+        if ranges.is_empty() {
             return true;
         }
-        let ranges: Vec<&IpNet> = given.iter().filter(|range| Family::of(range.addr()) == family).collect();
         let holds = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
         if ranges.iter().any(|range| range.prefix_len() == 0) || holds(&source.address) {
             return true;

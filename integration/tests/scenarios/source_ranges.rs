@@ -11,7 +11,7 @@ use integration::network::Protocol::{Tcp, Udp};
 crate::scenarios! {
     Options::default() =>
         only_listed_sources_may_use_the_load_balancer_address,
-        a_range_of_one_family_closes_the_other,
+        a_range_of_one_family_leaves_the_other_open,
         ranges_change_on_a_living_service,
         everybody_may_come_where_a_range_is_everything,
         an_allowed_source_is_refused_where_there_are_no_endpoints;
@@ -42,13 +42,26 @@ fn only_listed_sources_may_use_the_load_balancer_address(lab: &mut Lab) {
     lab.sweep();
 }
 
-fn a_range_of_one_family_closes_the_other(lab: &mut Lab) {
-    lab.apply(service("web", 1).port("t", 80, Tcp).load_balancer(1).source_ranges(&[NEAR[0]]));
-    lab.apply(slices("web").port("t", 8080, Tcp).ready(&[PodA]));
-    lab.only(&[Family::V4]);
-    lab.expect(Client, load_balancer(1, Tcp, 80), &seen_as_node(&[PodA]));
-    lab.only(&[Family::V6]);
-    lab.expect(Client, load_balancer(1, Tcp, 80), &Expect::Dropped);
+fn a_range_of_one_family_leaves_the_other_open(lab: &mut Lab) {
+    lab.apply(slices("web").port("t", 8080, Tcp).port("u", 8080, Udp).ready(&[PodA]));
+    for (range, restricted, open) in [(FAR[0], Family::V4, Family::V6), (FAR[1], Family::V6, Family::V4)] {
+        let web = service("web", 1).port("t", 80, Tcp).port("u", 81, Udp).load_balancer(1);
+        lab.apply(web.source_ranges(&[range]));
+        for to in [load_balancer(1, Tcp, 80), load_balancer(1, Udp, 81)] {
+            lab.only(&[restricted]);
+            lab.expect(Client, to, &Expect::Dropped);
+            lab.expect(FAR_CLIENT, to, &seen_as_node(&[PodA]));
+            lab.only(&[open]);
+            lab.expect(Client, to, &seen_as_node(&[PodA]));
+        }
+        let name = if open == Family::V4 { "IPv4" } else { "IPv6" };
+        let told = format!("ipFamily=\"{name}\"");
+        let tells =
+            |line: &str| line.contains("loadBalancerSourceRanges names no network") && line.contains(&told);
+        crate::eventually(|| lab.log().lines().any(tells));
+    }
+    lab.only(&Family::BOTH);
+    lab.sweep();
 }
 
 fn ranges_change_on_a_living_service(lab: &mut Lab) {
