@@ -136,17 +136,19 @@ impl Oracle {
     /// What becomes of a new connection from `source` to `to`.
     pub fn verdict(&self, source: Source, protocol: Protocol, to: SocketAddr) -> Verdict {
         let family = Family::of(to.ip());
-        for service in &self.services {
-            if !service.cluster_ips.iter().any(|address| Family::of(*address) == family) {
-                continue;
-            }
-            for port in service.ports.iter().filter(|port| port.protocol == protocol) {
-                if let Some(way) = self.way_in(service, port, source, to) {
-                    return self.through(service, port, way, source, to);
-                }
-            }
+        let of_family = self
+            .services
+            .iter()
+            .filter(|service| service.cluster_ips.iter().any(|address| Family::of(*address) == family));
+        let ways = of_family.flat_map(|service| {
+            let ports = service.ports.iter().filter(|port| port.protocol == protocol);
+            ports.filter_map(move |port| Some((service, port, self.way_in(service, port, source, to)?)))
+        });
+        // An address that is claimed by name goes before a NodePort with the same number, whoever is older.
+        match ways.min_by_key(|(.., way)| *way == Way::NodePort) {
+            Some((service, port, way)) => self.through(service, port, way, source, to),
+            None => self.unclaimed(to.ip()),
         }
-        self.unclaimed(to.ip())
     }
 
     /// Every address and port at which some Service may be found in a family, allowed or not.

@@ -1,14 +1,18 @@
 //! Two Services that claim one address: the oldest has it, and nothing flips.
 
 use integration::lab::{
-    Lab, Options, cluster_ip, external_ip, load_balancer, seen_as_node, seen_as_sent, service, slices,
+    Lab, Options, cluster_ip, external_ip, load_balancer, node_address, seen_as_node, seen_as_sent, service,
+    slices,
 };
+use integration::network::Family;
 use integration::network::Place::{Client, PodA, PodC, PodD};
 use integration::network::Protocol::Tcp;
+use serde_json::json;
 
 crate::scenarios! {
     Options::default() =>
-        the_oldest_claim_wins_and_the_next_takes_over;
+        the_oldest_claim_wins_and_the_next_takes_over,
+        an_external_ip_of_the_node_goes_before_a_node_port;
 }
 
 fn the_oldest_claim_wins_and_the_next_takes_over(lab: &mut Lab) {
@@ -33,5 +37,23 @@ fn the_oldest_claim_wins_and_the_next_takes_over(lab: &mut Lab) {
     for to in claimed {
         lab.expect(Client, to, &seen_as_node(&[PodA]));
     }
+    lab.sweep();
+}
+
+fn an_external_ip_of_the_node_goes_before_a_node_port(lab: &mut Lab) {
+    let mine = || {
+        let addresses = Family::BOTH.map(|family| family.node_addresses()[0].to_string());
+        service("a-mine", 1).port("t", 30080, Tcp).set("/spec/externalIPs", json!(addresses))
+    };
+    lab.apply(slices("a-mine").port("t", 8080, Tcp).ready(&[PodA]));
+    lab.apply(slices("b-open").port("t", 8081, Tcp).ready(&[PodD]));
+    // The one with the NodePort is older, which does not count here.
+    lab.apply(service("b-open", 2).port("t", 80, Tcp).node_port(30080).created("2026-01-01T00:00:00Z"));
+    lab.expect(Client, node_address(0, Tcp, 30080), &seen_as_node(&[PodD]));
+    lab.apply(mine().created("2026-02-01T00:00:00Z"));
+    lab.expect(Client, node_address(0, Tcp, 30080), &seen_as_node(&[PodA]));
+    lab.sweep();
+    lab.delete("Service", "a-mine");
+    lab.expect(Client, node_address(0, Tcp, 30080), &seen_as_node(&[PodD]));
     lab.sweep();
 }
