@@ -143,8 +143,7 @@ fn checks(proxy: &mut Proxy, services: usize) {
         start.elapsed()
     };
     for _ in 0..100 {
-        // Somebody else's commit.
-        backend_nft::probe(Family::V4).expect("the kernel answers");
+        somebody_commits();
         disturbed.push(check(proxy));
         idle.push(check(proxy));
     }
@@ -154,6 +153,15 @@ fn checks(proxy: &mut Proxy, services: usize) {
         spread(&mut idle),
         spread(&mut disturbed)
     );
+}
+
+fn somebody_commits() {
+    let mut socket = Socket::open(netlink::Protocol::Netfilter).expect("a socket can be opened");
+    let mut batch = nft_netlink::Batch::new();
+    let table = Table::new(nft_netlink::Family::Ip, "other");
+    batch.add_table(table, None);
+    batch.delete_table(table);
+    batch.commit(&mut socket).expect("the kernel accepts it");
 }
 
 /// What the rarer comparison of all elements costs, on a thread of its own.

@@ -46,4 +46,4 @@ pub use kernel::Executor;
 pub use nft_netlink::generation::OwnCommits;
 pub use operation::Op;
 pub use plan::Planner;
-pub use probe::{Missing, probe};
+pub use probe::{Missing, ProbeError, probe};

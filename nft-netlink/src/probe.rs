@@ -9,16 +9,19 @@ use std::{fmt, ops::Range, time::Duration};
 use netlink::Socket;
 
 use crate::{
-    Batch, Chain, ChainKind, CommitError, Element, Family, Field, Hook, Refusal, Register, Rule, Set, Table,
+    Batch, Chain, ChainKind, CommitError, Element, Expression, Family, Field, Hook, Refusal, Register, Rule,
+    Set, Table,
     expression::{
-        ConntrackKey, conntrack, destination, destination_port, destination_type, dnat, l4proto, map,
-        masquerade, priority, random, reject, shift_left, source, update,
+        ConntrackKey, conntrack, delete, destination, destination_port, destination_type, dnat, l4proto, map,
+        masquerade_fully_random, priority, random, reject, shift_left, source, update,
     },
 };
 
 /// Something that a kernel may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Feature {
+    /// Tables of the family. Without them nothing else is asked for.
+    Tables,
     NatChain,
     Nat,
     Masquerade,
@@ -26,6 +29,7 @@ pub enum Feature {
     Numgen,
     Conntrack,
     Reject,
+    Counter,
     BitwiseShift,
     ConcatenatedMap,
     DynamicMap,
@@ -39,6 +43,8 @@ impl Feature {
     pub const fn wants(self, family: Family) -> &'static str {
         let ip6 = matches!(family, Family::Ip6);
         match self {
+            Self::Tables if ip6 => "CONFIG_NF_TABLES and CONFIG_NF_TABLES_IPV6",
+            Self::Tables => "CONFIG_NF_TABLES and CONFIG_NF_TABLES_IPV4",
             Self::NatChain | Self::Nat => "CONFIG_NFT_NAT",
             Self::Masquerade => "CONFIG_NFT_MASQ",
             Self::Fib if ip6 => "CONFIG_NFT_FIB_IPV6",
@@ -47,15 +53,19 @@ impl Feature {
             Self::Conntrack => "CONFIG_NFT_CT",
             Self::Reject if ip6 => "CONFIG_NFT_REJECT and CONFIG_NFT_REJECT_IPV6",
             Self::Reject => "CONFIG_NFT_REJECT and CONFIG_NFT_REJECT_IPV4",
+            // Part of nf_tables itself since Linux 5.18.
+            Self::Counter => "CONFIG_NFT_COUNTER",
             Self::BitwiseShift | Self::IntervalConcatenation => "Linux 5.6",
             Self::ConcatenatedMap => "Linux 4.1",
-            Self::DynamicMap => "Linux 4.3",
+            Self::DynamicMap => "Linux 5.4",
             Self::Destroy => "Linux 6.3",
         }
     }
 
-    const fn name(self) -> &'static str {
+    /// What it is called in nftables.
+    pub const fn name(self) -> &'static str {
         match self {
+            Self::Tables => "tables",
             Self::NatChain => "chains of type nat",
             Self::Nat => "dnat",
             Self::Masquerade => "masquerade",
@@ -63,6 +73,7 @@ impl Feature {
             Self::Numgen => "numgen",
             Self::Conntrack => "ct",
             Self::Reject => "reject",
+            Self::Counter => "counter",
             Self::BitwiseShift => "bitwise shifts",
             Self::ConcatenatedMap => "maps with concatenated keys",
             Self::DynamicMap => "maps updated from the packet path",
@@ -95,7 +106,8 @@ impl fmt::Display for Missing {
     }
 }
 
-/// Which features are missing in `ip` or `ip6`. An error means that nf_tables as a whole cannot be used.
+/// Which features are missing in `ip` or `ip6`. An error means that nf_tables as a whole may not be used by this process
+/// (`EPERM`) or is not in this kernel.
 pub fn missing(socket: &mut Socket, family: Family) -> Result<Vec<Missing>, CommitError> {
     let mut probe = Probe::new(family);
     probe.everything();
@@ -127,14 +139,17 @@ impl Probe {
         Self { family, name, batch: Batch::new(), features: Vec::new() }
     }
 
+    /// The table goes first: where it is refused, so is all the rest.
     fn everything(&mut self) {
         let family = self.family;
         let words = if family == Family::Ip6 { 4 } else { 1 };
         let table = self.name.clone();
         let table = Table::new(family, &table);
         let address = if family == Family::Ip6 { Field::IPV6_ADDRESS } else { Field::IPV4_ADDRESS };
-        self.batch.add_table(table, None);
-        self.batch.add_chain(table, &Chain::regular(CHAIN));
+        self.feature(Feature::Tables, |batch| {
+            batch.add_table(table, None);
+            batch.add_chain(table, &Chain::regular(CHAIN));
+        });
 
         let rule = |rule: Rule| {
             move |batch: &mut Batch| {
@@ -155,11 +170,12 @@ impl Probe {
                     .with(dnat(family, R[0], port)),
             ),
         );
-        self.feature(Feature::Masquerade, rule(Rule::new().with(masquerade())));
+        self.feature(Feature::Masquerade, rule(Rule::new().with(masquerade_fully_random())));
         self.feature(Feature::Fib, rule(Rule::new().with(destination_type(R[0]))));
         self.feature(Feature::Numgen, rule(Rule::new().with(random(3, R[0]))));
         self.feature(Feature::Conntrack, rule(Rule::new().with(conntrack(ConntrackKey::State, R[0]))));
         self.feature(Feature::Reject, rule(Rule::new().with(reject(family))));
+        self.feature(Feature::Counter, rule(Rule::new().with(Expression::Counter)));
         self.feature(
             Feature::BitwiseShift,
             rule(Rule::new().with(priority(R[0])).with(shift_left(R[0], 12))),
@@ -178,7 +194,8 @@ impl Probe {
                 .with(source(family, R[0]))
                 .with(priority(port))
                 .with(priority(after_port))
-                .with(update("clients", R[0], Some(after_port), hour));
+                .with(update("clients", R[0], Some(after_port), hour))
+                .with(delete("clients", R[0], Some(after_port)));
             batch.append_rule(table, CHAIN, &remember);
         });
         self.feature(Feature::IntervalConcatenation, |batch| {
@@ -204,13 +221,16 @@ impl Probe {
             };
             refusals.iter().find(within)
         };
-        self.features
-            .iter()
-            .filter_map(|(feature, range)| {
-                let errno = refused(range)?.errno;
-                Some(Missing { feature: *feature, family: self.family, errno })
-            })
-            .collect()
+        let mut missing = Vec::new();
+        for (feature, range) in &self.features {
+            if let Some(refusal) = refused(range) {
+                missing.push(Missing { feature: *feature, family: self.family, errno: refusal.errno });
+                if *feature == Feature::Tables {
+                    break;
+                }
+            }
+        }
+        missing
     }
 }
 
@@ -238,6 +258,9 @@ mod tests {
         let missing = probe.missing(&refusals);
         let found: Vec<_> = missing.iter().map(|missing| (missing.feature, missing.errno)).collect();
         assert_eq!(found, [(Feature::Fib, 2), (Feature::ConcatenatedMap, 95)]);
+        let all: Vec<_> = (0..probe.batch.messages()).map(|message| of(message, 97)).collect();
+        let features: Vec<_> = probe.missing(&all).iter().map(|missing| missing.feature).collect();
+        assert_eq!(features, [Feature::Tables], "without a table there is nothing to say about the rest");
         assert_eq!(
             missing[0].to_string(),
             "nf_tables of this kernel lacks fib lookups in family ip6 (wants CONFIG_NFT_FIB_IPV6): \
