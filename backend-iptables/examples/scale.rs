@@ -1,6 +1,9 @@
 //! Compares this backend with plain `iptables-restore` of the very same text, in a network namespace of its own.
 //!
-//! `cargo run --release -p backend-iptables --example scale -- [legacy|nft] [services] [endpoints] [rounds]`
+//! `cargo run --release -p backend-iptables --example scale -- [legacy|nft] [services] [endpoints] [rounds] [whole]`
+//!
+//! `whole`: in the nft variant also the text as kube-proxy writes it, with one `COMMIT` for table `nat`. That takes the
+//! plain program seconds for 1,000 Services and minutes for 5,000.
 
 use std::{
     fs::File,
@@ -34,23 +37,25 @@ fn main() {
     let sizes = number(1).map_or_else(|| vec![1000, 5000, 10_000], |services| vec![services]);
     let endpoints = number(2).unwrap_or(10);
     let rounds = number(3).unwrap_or(7) as usize;
+    let whole = arguments.iter().any(|argument| argument == "whole");
 
     println!(
         "Median of {rounds} rounds, milliseconds. \"restore\" is the program alone, with the same text in a file."
     );
+    println!("A change there and the change back are one round, and what is shown is half of it.");
     println!("| variant | services x endpoints | what | text | ours: plan | ours: all | restore | ratio |");
     println!("|---|---|---|---|---|---|---|---|");
     for variant in variants {
         for &services in &sizes {
             // Every size starts with empty tables.
-            std::thread::spawn(move || measure(variant, services, endpoints, rounds))
+            std::thread::spawn(move || measure(variant, services, endpoints, rounds, whole))
                 .join()
                 .expect("the measurement does not panic");
         }
     }
 }
 
-fn measure(variant: Variant, services: u32, endpoints: u32, rounds: usize) {
+fn measure(variant: Variant, services: u32, endpoints: u32, rounds: usize, whole: bool) {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("needs root");
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .expect("the mount namespace is ours");
@@ -59,6 +64,12 @@ fn measure(variant: Variant, services: u32, endpoints: u32, rounds: usize) {
 
     let mut bench = Bench::new(variant, services, endpoints);
     report(variant, services, endpoints, "first sync", &bench.first(rounds));
+    if whole && variant == Variant::Nft {
+        println!(
+            "| {variant} | {services} x {endpoints} | first sync, one COMMIT | | | | {:.1} | |",
+            milliseconds(bench.whole())
+        );
+    }
     let restart = bench.restarts(rounds);
     println!(
         "| {variant} | {services} x {endpoints} | restart, nothing changed | | | {:.1} | | |",
@@ -108,30 +119,36 @@ impl Bench {
         }
     }
 
-    /// All rules onto empty tables. The plain program gets them as kube-proxy writes them: one `COMMIT` a table.
+    /// All rules onto empty tables.
     fn first(&mut self, rounds: usize) -> Samples {
         let mut samples = Samples::default();
-        // Minutes each: see `BLOCK_CHAINS` in restore.rs.
-        let slow = self.variant == Variant::Nft && self.routes.len() > 1000;
-        for round in 0..rounds {
+        for _ in 0..rounds {
+            let (plan, planned, all) = self.full();
             self.empty();
-            let found = self.executor.survey().expect("the tables can be read");
-            let start = now();
-            let plan = self.planner.plan_full(&self.routes, &self.environment, found, start);
-            let planned = now();
-            self.executor.apply(&plan).expect("the kernel takes it");
-            let ended = now();
-            self.planner.settle(Effect::Applied);
-            samples.add(self.variant, &plan, planned - start, ended - start);
-            if !slow || (round == 0 && std::env::var_os("SCALE_NO_SLOW").is_none()) {
-                self.empty();
-                samples.plain.push(self.plain(&plan, Variant::Legacy));
-            }
-        }
-        if slow {
-            self.restarts(1);
+            let plain = self.plain(&plan, self.variant);
+            samples.add(self.variant, &plan, planned, all, plain);
         }
         samples
+    }
+
+    /// How long the plain program takes for all rules as kube-proxy writes them.
+    fn whole(&mut self) -> Duration {
+        let (plan, ..) = self.full();
+        self.empty();
+        self.plain(&plan, Variant::Legacy)
+    }
+
+    /// A plan for empty tables, and how long the plan and all of it took.
+    fn full(&mut self) -> (Plan<Op>, Duration, Duration) {
+        self.empty();
+        let found = self.executor.survey().expect("the tables can be read");
+        let start = now();
+        let plan = self.planner.plan_full(&self.routes, &self.environment, found, start);
+        let planned = now();
+        self.executor.apply(&plan).expect("the kernel takes it");
+        let ended = now();
+        self.planner.settle(Effect::Applied);
+        (plan, planned - start, ended - start)
     }
 
     fn empty(&self) {
@@ -156,7 +173,7 @@ impl Bench {
             .collect()
     }
 
-    /// The same Service loses and regains an endpoint: one by us, the other by the plain program.
+    /// A Service loses and regains an endpoint.
     fn endpoint_changes(&mut self, rounds: usize) -> Samples {
         let at = self.routes.len() / 2;
         let (name, all) = self.routes[at].clone();
@@ -172,6 +189,7 @@ impl Bench {
         self.alternate(rounds, &name, [None, Some(route)])
     }
 
+    /// There by us, back by the plain program, there by the plain program, back by us.
     fn alternate(
         &mut self,
         rounds: usize,
@@ -180,26 +198,45 @@ impl Bench {
     ) -> Samples {
         let [first, second] = states;
         let mut samples = Samples::default();
+        let change = |before: &Option<Arc<Route>>, after: &Option<Arc<Route>>| {
+            [Change { name: name.clone(), before: before.clone(), after: after.clone() }]
+        };
+        let (there, back) = (change(&first, &second), change(&second, &first));
         for round in 0..=rounds {
-            let change = |before: &Option<Arc<Route>>, after: &Option<Arc<Route>>| {
-                [Change { name: name.clone(), before: before.clone(), after: after.clone() }]
-            };
-            let there = change(&first, &second);
-            let start = now();
-            let plan = self.plan(&there);
-            let planned = now();
-            self.executor.apply(&plan).expect("the kernel takes it");
-            let ended = now();
-            self.planner.settle(Effect::Applied);
-            let back = self.plan(&change(&second, &first));
-            let plain = self.plain(&back, self.variant);
-            self.planner.settle(Effect::Applied);
+            let (plan, planned_there, there_by_us) = self.ours(&there);
+            let back_by_plain = self.plainly(&back);
+            let there_by_plain = self.plainly(&there);
+            let (_, planned_back, back_by_us) = self.ours(&back);
+            // The first round is for the caches.
             if round > 0 {
-                samples.add(self.variant, &plan, planned - start, ended - start);
-                samples.plain.push(plain);
+                samples.add(
+                    self.variant,
+                    &plan,
+                    (planned_there + planned_back) / 2,
+                    (there_by_us + back_by_us) / 2,
+                    (there_by_plain + back_by_plain) / 2,
+                );
             }
         }
         samples
+    }
+
+    /// Carries changes through; how long the plan and all of it took.
+    fn ours(&mut self, changes: &[Change]) -> (Plan<Op>, Duration, Duration) {
+        let start = now();
+        let plan = self.plan(changes);
+        let planned = now();
+        self.executor.apply(&plan).expect("the kernel takes it");
+        let ended = now();
+        self.planner.settle(Effect::Applied);
+        (plan, planned - start, ended - start)
+    }
+
+    fn plainly(&mut self, changes: &[Change]) -> Duration {
+        let plan = self.plan(changes);
+        let took = self.plain(&plan, self.variant);
+        self.planner.settle(Effect::Applied);
+        took
     }
 
     fn checks(&mut self, rounds: usize) -> Vec<Duration> {
@@ -241,31 +278,27 @@ impl Bench {
 }
 
 impl Samples {
-    fn add(&mut self, variant: Variant, plan: &Plan<Op>, planned: Duration, all: Duration) {
+    fn add(&mut self, variant: Variant, plan: &Plan<Op>, planned: Duration, all: Duration, plain: Duration) {
         self.plan.push(planned);
         self.ours.push(all);
+        self.plain.push(plain);
         self.bytes = plan.steps.iter().map(|step| restore::text(step, variant).len()).sum();
     }
 }
 
 fn report(variant: Variant, services: u32, endpoints: u32, what: &str, samples: &Samples) {
-    let (plan, ours) = (median(&samples.plan), median(&samples.ours));
-    let (plain, ratio) = if samples.plain.is_empty() {
-        ("not measured".to_owned(), String::new())
-    } else {
-        let plain = median(&samples.plain);
-        let ratio = ours.as_secs_f64() / plain.as_secs_f64();
-        (format!("{:.1}", milliseconds(plain)), format!("{ratio:.3}"))
-    };
+    let (ours, plain) = (median(&samples.ours), median(&samples.plain));
     println!(
-        "| {variant} | {services} x {endpoints} | {what} | {} | {:.2} | {:.1} | {plain} | {ratio} |",
+        "| {variant} | {services} x {endpoints} | {what} | {} | {:.2} | {:.1} | {:.1} | {:.3} |",
         if samples.bytes > 100_000 {
             format!("{:.1} MB", samples.bytes as f64 / 1e6)
         } else {
             format!("{:.1} KB", samples.bytes as f64 / 1e3)
         },
-        milliseconds(plan),
+        milliseconds(median(&samples.plan)),
         milliseconds(ours),
+        milliseconds(plain),
+        ours.as_secs_f64() / plain.as_secs_f64(),
     );
 }
 
@@ -303,7 +336,7 @@ fn route(at: u32, endpoints: u32, of: u32) -> Route {
         any_endpoint: true,
         affinity: None,
         health_check_node_port: None,
-        named: Named::default(),
+        named: Named { endpoints: endpoints as usize, ..Named::default() },
         options: Box::default(),
     }
 }
