@@ -1,11 +1,13 @@
 //! Carries plans out: one `iptables-restore` per step. Looks at the tables, and lays refusals at the right door.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     fs,
     io::{self, BufReader},
     process::{Command, Stdio},
     sync::Arc,
+    time::Duration,
 };
 
 use proxy_core::{
@@ -17,7 +19,7 @@ use crate::{
     accounting::{self, Counters},
     chains::{CANARY, JUMPS, KUBELET_JUMPS, Table},
     limits::AffinityLists,
-    process::{collect, is_of_the_moment, message, not_run, run_restore},
+    process::{collect, is_of_the_moment, message, not_run, now, run_restore},
     restore::{self, Line, Op, Tally},
     survey::{Found, Host},
     trial,
@@ -43,6 +45,8 @@ pub struct Executor {
     affinity: AffinityLists,
     /// Whether rules may name packet counters; `None` before the first try.
     counters_usable: Option<bool>,
+    /// How long programs have been running for us.
+    waited: Cell<Duration>,
 }
 
 /// Why iptables cannot be used.
@@ -90,6 +94,7 @@ impl Executor {
             last_written: Tally::default(),
             affinity: AffinityLists::of(family),
             counters_usable: None,
+            waited: Cell::default(),
         }
     }
 
@@ -122,6 +127,7 @@ impl Executor {
             });
             result
         })?;
+        self.waited.set(self.waited.get() + run.took);
         if run.status.success() {
             return Ok(());
         }
@@ -137,6 +143,7 @@ impl Executor {
 
     /// Reads what is there, and changes nothing.
     pub(crate) fn read_tables(&self, host: Host) -> Result<Found, ApplyError> {
+        let begun = now();
         let mut child = Command::new(&self.programs.save)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -147,6 +154,7 @@ impl Executor {
         let stdout = child.stdout.take().expect("stdout is piped");
         let found = Found::read(BufReader::with_capacity(1 << 16, stdout), host);
         let status = child.wait()?;
+        self.waited.set(self.waited.get() + begun.elapsed());
         let stderr = stderr.join().unwrap_or_default();
         if !status.success() {
             let reason = format!("{}: {}", self.programs.save, message(&stderr));
@@ -286,6 +294,10 @@ impl backend::Executor for Executor {
             message(&run.stderr),
         );
         Ok(false)
+    }
+
+    fn waited(&self) -> Duration {
+        self.waited.get()
     }
 
     fn figures(&self) -> Figures {

@@ -6,6 +6,7 @@ use std::{
     io::{self, BufWriter, Read, Seek as _, Write},
     process::{Command, ExitStatus, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -15,6 +16,8 @@ use proxy_core::backend::ApplyError;
 pub(crate) struct Run {
     pub(crate) status: ExitStatus,
     pub(crate) stderr: String,
+    /// From its start to its end.
+    pub(crate) took: Duration,
 }
 
 /// Runs `iptables-restore` on what `feed` writes. The text goes through memory that the program reads as a file: through
@@ -28,6 +31,7 @@ pub(crate) fn run_restore(
         reason: format!("cannot write the text for {program}: {error}"),
         culprit: None,
     })?;
+    let begun = now();
     let child = Command::new(program)
         .args(arguments)
         .stdin(text)
@@ -36,7 +40,16 @@ pub(crate) fn run_restore(
         .spawn()
         .map_err(|error| not_run(program, &error))?;
     let output = child.wait_with_output()?;
-    Ok(Run { status: output.status, stderr: String::from_utf8_lossy(&output.stderr).into_owned() })
+    let took = begun.elapsed();
+    Ok(Run { status: output.status, stderr: String::from_utf8_lossy(&output.stderr).into_owned(), took })
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how long a program takes is told, and nothing is decided by it"
+)]
+pub(crate) fn now() -> Instant {
+    Instant::now()
 }
 
 fn in_memory(feed: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<File> {

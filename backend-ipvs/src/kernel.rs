@@ -1,6 +1,6 @@
 //! Operations -> the kernel: IPVS, nftables and routes, each in batches, in the order of the plan.
 
-use std::{io, net::IpAddr, sync::mpsc::Sender};
+use std::{io, net::IpAddr, sync::mpsc::Sender, time::Duration};
 
 use ipvs_netlink::{Batch as IpvsBatch, Destination, ServiceKey};
 use netlink::{Pipeline, address, link, route::Route};
@@ -114,6 +114,10 @@ impl Executor for IpvsExecutor {
         let intact = self.look_at_chains()? == self.chains;
         self.generation = intact.then_some(generation);
         Ok(intact)
+    }
+
+    fn waited(&self) -> Duration {
+        self.ipvs.waited() + self.route.waited() + self.nft.waited()
     }
 }
 

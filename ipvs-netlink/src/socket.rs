@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::time::{Duration, Instant};
 
 use neli::consts::socket::{Msg, NlFamily};
 use neli::socket::NlSocket;
@@ -34,6 +35,7 @@ pub struct Socket {
     datagram: Box<[u8]>,
     /// A request ended early: its late replies are thrown away before the next.
     stale: bool,
+    waited: Duration,
 }
 
 impl std::fmt::Debug for Socket {
@@ -55,6 +57,7 @@ impl Socket {
             sequence: 0,
             datagram: vec![0; DATAGRAM].into_boxed_slice(),
             stale: false,
+            waited: Duration::ZERO,
         };
         let found =
             socket.answer(Batch::resolve_family(), |message| Ok(decode::family_id(decode::body(message)?)?));
@@ -67,6 +70,11 @@ impl Socket {
             Err(error) => return Err(error),
         };
         Ok(socket)
+    }
+
+    /// How long the kernel has been at work for this socket since it was opened: inside `send` and `recv`.
+    pub const fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Carry out the requests in order. Those that fail are returned, all others took effect;
@@ -257,9 +265,12 @@ impl Socket {
         Ok(first)
     }
 
-    fn deliver(&self, bytes: &[u8]) -> io::Result<()> {
+    fn deliver(&mut self, bytes: &[u8]) -> io::Result<()> {
         loop {
-            match self.socket.send(bytes, Msg::empty()) {
+            let begun = now();
+            let sent = self.socket.send(bytes, Msg::empty());
+            self.waited += begun.elapsed();
+            match sent {
                 // Netlink takes a datagram whole or not at all.
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -272,7 +283,10 @@ impl Socket {
     /// the next part of a dump before `recv` does, so an empty queue means a lost reply, not a late one.
     fn receive(&mut self) -> io::Result<usize> {
         loop {
-            match self.socket.recv(&mut self.datagram, Msg::DONTWAIT | Msg::TRUNC) {
+            let begun = now();
+            let got = self.socket.recv(&mut self.datagram, Msg::DONTWAIT | Msg::TRUNC);
+            self.waited += begun.elapsed();
+            match got {
                 Ok((length, _)) if length > self.datagram.len() => {
                     return Err(io::Error::new(
                         io::ErrorKind::InvalidData,
@@ -285,6 +299,14 @@ impl Socket {
             }
         }
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how long the kernel takes is told, and nothing is decided by it"
+)]
+fn now() -> Instant {
+    Instant::now()
 }
 
 fn no_answer() -> Error {

@@ -16,7 +16,7 @@ use backend_iptables::accounting;
 use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
-use proxy_core::model::Family;
+use proxy_core::{instance::Phases, model::Family};
 
 use crate::{
     config::settings::{Mode, Settings},
@@ -234,6 +234,23 @@ pub(crate) fn synced(sample: SyncSample, unix_now: f64) {
         )
         .increment(1);
     }
+}
+
+/// The first lists are there, after so long a wait for them and so long a time to decode them.
+pub(crate) fn first_lists(waiting: Duration, decoding: Duration) {
+    first_sync_phase("list").set(waiting.as_secs_f64());
+    first_sync_phase("decode").set(decoding.as_secs_f64());
+}
+
+/// A family's first sync ended, or a try at it.
+pub(crate) fn first_sync(phases: Phases) {
+    for (phase, took) in [("plan", phases.plan), ("encode", phases.encode), ("kernel", phases.kernel)] {
+        first_sync_phase(phase).increment(took.as_secs_f64());
+    }
+}
+
+fn first_sync_phase(phase: &'static str) -> metrics::Gauge {
+    metrics::gauge!("switchyard_first_sync_seconds", "phase" => phase)
 }
 
 /// A change came that the family's kernel state has to follow.

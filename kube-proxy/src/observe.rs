@@ -173,18 +173,21 @@ where
         let took = report.ended.saturating_duration_since(report.started);
         self.tell(&report, took);
         self.measure(&report, took);
+        if !self.synced.contains(&report.family) {
+            metrics::first_sync(report.phases);
+        }
         if report.error.is_some() {
             return;
         }
         let family = report.family;
-        self.health.updated(family, report.ended);
-        let Some(instance) = engine.instances().iter().find(|instance| instance.family() == family) else {
-            return;
         for service in self.open_load_balancers.news(family, &report.services, engine.store()) {
             tracing::warn!(%service, ipFamily = %family, "loadBalancerSourceRanges names no network of this family; \
                 everybody may use the load balancer's addresses of it");
             self.events.send(Event::load_balancer_open(service, family));
         }
+        self.health.updated(family, report.ended);
+        let Some(instance) = engine.instances().iter().find(|instance| instance.family() == family) else {
+            return;
         };
         let counts = instance.counts();
         metrics::installed(

@@ -29,6 +29,7 @@ use crate::{
     engine::{self, Message},
     events::{Event, Events},
     feature_gates::Feature,
+    first_sync::FirstLists,
     http::{
         health::HealthState,
         healthz,
@@ -160,8 +161,9 @@ async fn start(
     messages.send(Input::NodeIps(ips.into()).into())?;
     start_interface_watch(messages.clone())?;
     let external_ips = settings.feature_gates.enabled(Feature::AllowServiceExternalIPs);
-    tokio::spawn(watches::services(client.clone(), external_ips, messages.clone()));
-    tokio::spawn(watches::slices(client.clone(), name.clone(), messages.clone()));
+    let lists = FirstLists::default();
+    tokio::spawn(watches::services(client.clone(), external_ips, lists.clone(), messages.clone()));
+    tokio::spawn(watches::slices(client.clone(), name.clone(), lists, messages.clone()));
     tokio::spawn(watches::service_cidrs(client.clone(), messages.clone()));
     let reloaded = reload::follow(&arguments, &current, reload::INTERVAL, |settings| {
         log.apply(&settings.logging);

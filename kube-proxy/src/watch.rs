@@ -21,7 +21,11 @@ use kube::{
 use proxy_core::model::{Input, Kind};
 use serde::de::DeserializeOwned;
 
-use crate::{engine::Message, slim};
+use crate::{
+    engine::Message,
+    first_sync::{FirstLists, Timed},
+    slim,
+};
 
 /// Label of Services that another proxy serves.
 const NOT_OURS: &str = "!service.kubernetes.io/service-proxy-name";
@@ -194,7 +198,13 @@ fn jittered(wait: Duration) -> Duration {
 }
 
 /// Services with a cluster IP that are not served by another proxy.
-pub(crate) async fn services(client: Client, external_ips: bool, inputs: mpsc::Sender<Message>) {
+pub(crate) async fn services(
+    client: Client,
+    external_ips: bool,
+    first_lists: FirstLists,
+    inputs: mpsc::Sender<Message>,
+) {
+    let mut listing = first_lists.begin();
     let query = Query::new(Some(NOT_OURS), Some("spec.clusterIP!=None".to_owned()));
     let translate = move |service: slim::Service| {
         let name = slim::name(&service.metadata);
@@ -204,12 +214,16 @@ pub(crate) async fn services(client: Client, external_ips: bool, inputs: mpsc::S
         }
         translated.object.map_or(Input::ServiceGone(name), Input::Service)
     };
-    watch(Api::<slim::Service>::all(client), query, false, |event| {
+    watch(Api::<Timed<slim::Service>>::all(client), query, false, |event| {
         let input = match event {
             Event::Init => Input::Listing(Kind::Service),
-            Event::InitDone => Input::Listed(Kind::Service),
-            Event::Apply(service) | Event::InitApply(service) => translate(service),
-            Event::Delete(service) => Input::ServiceGone(slim::name(&service.metadata)),
+            Event::InitDone => {
+                listing.complete();
+                Input::Listed(Kind::Service)
+            }
+            Event::InitApply(service) => listing.decode(service, translate),
+            Event::Apply(service) => translate(service.object),
+            Event::Delete(service) => Input::ServiceGone(slim::name(&service.object.metadata)),
         };
         inputs.send(input.into()).is_ok()
     })
@@ -217,7 +231,13 @@ pub(crate) async fn services(client: Client, external_ips: bool, inputs: mpsc::S
 }
 
 /// EndpointSlices of Services that are not headless.
-pub(crate) async fn slices(client: Client, node: String, inputs: mpsc::Sender<Message>) {
+pub(crate) async fn slices(
+    client: Client,
+    node: String,
+    first_lists: FirstLists,
+    inputs: mpsc::Sender<Message>,
+) {
+    let mut listing = first_lists.begin();
     let query = Query::new(Some(NOT_HEADLESS), None);
     let translate = |slice: slim::EndpointSlice| {
         let name = slim::name(&slice.metadata);
@@ -227,12 +247,16 @@ pub(crate) async fn slices(client: Client, node: String, inputs: mpsc::Sender<Me
         }
         translated.object.map_or(Input::SliceGone(name), Input::Slice)
     };
-    watch(Api::<slim::EndpointSlice>::all(client), query, false, |event| {
+    watch(Api::<Timed<slim::EndpointSlice>>::all(client), query, false, |event| {
         let input = match event {
             Event::Init => Input::Listing(Kind::Slice),
-            Event::InitDone => Input::Listed(Kind::Slice),
-            Event::Apply(slice) | Event::InitApply(slice) => translate(slice),
-            Event::Delete(slice) => Input::SliceGone(slim::name(&slice.metadata)),
+            Event::InitDone => {
+                listing.complete();
+                Input::Listed(Kind::Slice)
+            }
+            Event::InitApply(slice) => listing.decode(slice, translate),
+            Event::Apply(slice) => translate(slice.object),
+            Event::Delete(slice) => Input::SliceGone(slim::name(&slice.object.metadata)),
         };
         inputs.send(input.into()).is_ok()
     })

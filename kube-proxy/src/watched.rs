@@ -1,6 +1,6 @@
 //! An executor that tells the health state when it writes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proxy_core::{
     backend::{ApplyError, Executor, Figures, Outcome, Plan},
@@ -33,6 +33,10 @@ impl<X: Executor> Executor for Watched<X> {
 
     fn intact(&mut self) -> Result<bool, ApplyError> {
         self.executor.intact()
+    }
+
+    fn waited(&self) -> Duration {
+        self.executor.waited()
     }
 
     fn figures(&self) -> Figures {

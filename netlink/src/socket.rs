@@ -3,7 +3,7 @@
 use std::{
     io::{IoSlice, IoSliceMut},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -58,6 +58,7 @@ pub struct Socket {
     /// Answers to an exchange that was given up may be waiting.
     unread: bool,
     received: Vec<u8>,
+    waited: Duration,
 }
 
 impl Socket {
@@ -84,7 +85,14 @@ impl Socket {
             // Lets the kernel filter dumps by the fields of the request's header (Linux 4.20); older ones dump all.
             let _ = setsockopt(&fd, StrictDump, &true);
         }
-        let socket = Self { fd, sequence: 1, send_buffer: 0, unread: false, received: vec![0; LONGEST] };
+        let socket = Self {
+            fd,
+            sequence: 1,
+            send_buffer: 0,
+            unread: false,
+            received: vec![0; LONGEST],
+            waited: Duration::ZERO,
+        };
         socket.set_patience(PATIENCE)?;
         Ok(socket)
     }
@@ -100,6 +108,11 @@ impl Socket {
     pub fn set_receive_buffer(&self, bytes: usize) -> Result<(), Error> {
         setsockopt(&self.fd, sockopt::RcvBufForce, &bytes)
             .map_err(|errno| os("set the receive buffer of a netlink socket", errno))
+    }
+
+    /// How long the kernel has been at work for this socket since it was opened: inside `sendmsg` and `recvmsg`.
+    pub const fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Takes `count` sequence numbers that no other request of this socket has and answers the first.
@@ -122,7 +135,10 @@ impl Socket {
         let slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
         loop {
             let kernel = NetlinkAddr::new(0, 0);
-            match sendmsg(self.fd.as_raw_fd(), &slices, &[], MsgFlags::empty(), Some(&kernel)) {
+            let begun = now();
+            let sent = sendmsg(self.fd.as_raw_fd(), &slices, &[], MsgFlags::empty(), Some(&kernel));
+            self.waited += begun.elapsed();
+            match sent {
                 Ok(sent) if sent == length => return Ok(()),
                 Ok(_) => return Err(Error::Malformed("a part only of a datagram was taken")),
                 Err(Errno::EINTR) => {}
@@ -164,7 +180,10 @@ impl Socket {
     fn receive_with(&mut self, flags: MsgFlags) -> Result<Option<usize>, Error> {
         loop {
             let mut slices = [IoSliceMut::new(&mut self.received)];
-            match recvmsg::<NetlinkAddr>(self.fd.as_raw_fd(), &mut slices, None, flags) {
+            let begun = now();
+            let got = recvmsg::<NetlinkAddr>(self.fd.as_raw_fd(), &mut slices, None, flags);
+            self.waited += begun.elapsed();
+            match got {
                 Ok(got) => {
                     // Whatever another process sends here is not the kernel's.
                     if got.address.is_some_and(|from| from.pid() != 0) {
@@ -303,6 +322,14 @@ impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how long the kernel takes is told, and nothing is decided by it"
+)]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// Whether the datagram begins with the header of an nfnetlink batch (`NFNL_MSG_BATCH_BEGIN`).

@@ -3,7 +3,11 @@
 //! A backend is a [`Planner`] (pure: decides the operations) and an [`Executor`] (the only half that touches the
 //! kernel and the only half that can fail). The engine owns one pair per IP family and drives both.
 
-use std::{fmt, io, sync::Arc, time::Instant};
+use std::{
+    fmt, io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{environment::Environment, model::ServicePortName, route::Route};
 
@@ -141,6 +145,11 @@ pub trait Executor {
 
     /// Whether what was applied last still stands: a check of constant cost.
     fn intact(&mut self) -> Result<bool, ApplyError>;
+
+    /// How long it has been waiting for the kernel, or for programs that talk to it, since it was opened.
+    fn waited(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Numbers worth showing that only this backend has.
     fn figures(&self) -> Figures {

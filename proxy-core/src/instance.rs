@@ -2,6 +2,7 @@
 
 mod addresses;
 mod aside;
+mod phases;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,6 +14,8 @@ use std::{
 use addresses::Addresses;
 pub use addresses::Conflict;
 use aside::Asides;
+pub use phases::Phases;
+use phases::Stopwatch;
 
 use crate::{
     backend::{ApplyError, Change, Effect, Executor, Plan, Planned, Planner},
@@ -100,6 +103,8 @@ pub struct SyncReport {
     pub full: Option<&'static str>,
     pub started: Instant,
     pub ended: Instant,
+    /// Where the time in between went.
+    pub phases: Phases,
     /// Services that were looked at, whether their routes differed or not; empty if the sync failed.
     pub services: Vec<ServiceName>,
     /// Applied changes. Of a full sync: against what was installed before.
@@ -296,10 +301,15 @@ where
         self.retry_set_aside(started);
         let owed = !self.dirty.is_empty() || self.full.is_some() || self.environment_stale;
         if owed && self.not_before.is_none_or(|at| at <= started) {
-            let mut report = self.run(store, node, started);
+            let waited_before = self.executor.waited();
+            let mut stopwatch = Stopwatch::new(clock);
+            let mut report = self.run(store, node, started, &mut stopwatch);
+            let executing = stopwatch.stop();
             report.ended = clock();
-            let waited = report.ended.saturating_duration_since(started);
-            self.finish(&mut report, waited);
+            let took = report.ended.saturating_duration_since(started);
+            let waited = self.executor.waited().saturating_sub(waited_before);
+            report.phases = Phases::of(took, executing, waited);
+            self.finish(&mut report, took);
             return Some(report);
         }
         if self.keeps_up()
@@ -326,6 +336,7 @@ where
             full: None,
             started,
             ended: started,
+            phases: Phases::default(),
             services: Vec::new(),
             changes: Vec::new(),
             conflicts: Vec::new(),
@@ -349,7 +360,13 @@ where
     }
 
     /// Plans and applies until it succeeds, fails for good, or too many culprits were found.
-    fn run(&mut self, store: &Store, node: &NodeView, started: Instant) -> SyncReport {
+    fn run(
+        &mut self,
+        store: &Store,
+        node: &NodeView,
+        started: Instant,
+        stopwatch: &mut Stopwatch<'_>,
+    ) -> SyncReport {
         let mut report = self.report(started);
         let mut work = mem::take(&mut self.dirty);
         report.conflicts = self.addresses.settle(&mut work, store, node);
@@ -363,7 +380,7 @@ where
         wanted.extend(held.iter().filter_map(|name| Some((name.clone(), self.reduced(name)?))));
 
         for _ in 0..MOST_CULPRITS_PER_SYNC {
-            match self.attempt(&wanted, started, &mut report) {
+            match self.attempt(&wanted, started, &mut report, stopwatch) {
                 Ok(rejected) => {
                     held.extend(rejected.iter().map(|(name, _)| name.clone()));
                     self.commit(wanted, &held, &mut report);
@@ -437,6 +454,7 @@ where
         wanted: &HashMap<ServiceName, Routes>,
         now: Instant,
         report: &mut SyncReport,
+        stopwatch: &mut Stopwatch<'_>,
     ) -> Result<Rejected, Failure> {
         let environment = self.environment.clone().expect("checked by next_wakeup");
         report.changes = self.changes(wanted);
@@ -448,13 +466,15 @@ where
                 Planned::Plan(plan) => {
                     let owner =
                         |at: u32| report.changes.get(at as usize).map(|change| change.name.service.clone());
-                    return self.apply(&plan, owner);
+                    return self.apply(&plan, owner, stopwatch);
                 }
                 Planned::StartOver(reason) => self.full = Some(reason),
             }
         }
         report.full = self.full;
-        let found = self.executor.survey().map_err(|error| Failure { error, culprit: None })?;
+        let found = stopwatch
+            .time(|| self.executor.survey())
+            .map_err(|error| Failure { error, culprit: None })?;
         let mut routes: Vec<(ServicePortName, Arc<Route>)> = self
             .installed
             .iter()
@@ -465,7 +485,7 @@ where
         routes.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         let plan = self.planner.plan_full(&routes, &environment, found, now);
         let owner = |at: u32| routes.get(at as usize).map(|(name, _)| name.service.clone());
-        let rejected = self.apply(&plan, owner)?;
+        let rejected = self.apply(&plan, owner, stopwatch)?;
         self.full = None;
         Ok(rejected)
     }
@@ -474,8 +494,9 @@ where
         &mut self,
         plan: &Plan<P::Op>,
         owner: impl Fn(u32) -> Option<ServiceName>,
+        stopwatch: &mut Stopwatch<'_>,
     ) -> Result<Rejected, Failure> {
-        match self.executor.apply(plan) {
+        match stopwatch.time(|| self.executor.apply(plan)) {
             Ok(outcome) => {
                 self.planner.settle(Effect::Applied);
                 let mut rejected = Rejected::new();

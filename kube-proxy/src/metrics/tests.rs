@@ -60,9 +60,18 @@ fn scrape(text: &str) -> BTreeMap<String, Scraped> {
     all
 }
 
+/// The page that `work` leaves.
+pub(crate) fn recorded(work: impl FnOnce()) -> String {
+    let recorder = recorder().expect("buckets are valid");
+    with_local_recorder(&recorder, work);
+    recorder.handle().render()
+}
+
 /// Does all that can happen in a mode, once.
 fn exercise(mode: Mode) {
     let second = Duration::from_secs(1);
+    first_lists(second, second);
+    first_sync(Phases { plan: second, encode: second, kernel: second });
     for family in Family::BOTH {
         for (full, succeeded) in [(true, true), (false, true), (false, false)] {
             synced(
