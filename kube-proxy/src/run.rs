@@ -379,12 +379,14 @@ fn start_engine(
     let start = Start { environment, pace: pace(settings), inbox, observations, health, fits };
     match settings.mode {
         Mode::Nftables => {
+            let commits = backend_nft::OwnCommits::default();
             let open = |family| {
                 for missing in backend_nft::probe(family)? {
                     tracing::error!(ipFamily = %family, "{missing}");
                     events.send(Event::kernel_lacks(missing.to_string()));
                 }
-                Ok((backend_nft::Planner::new(family), backend_nft::Executor::open(family)?))
+                let executor = backend_nft::Executor::open(family)?.counting(&commits);
+                Ok((backend_nft::Planner::new(family), executor))
             };
             start.spawn(open_families(open)?, NFT_DRIFT_CHECK)
         }
