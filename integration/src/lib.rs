@@ -3,6 +3,7 @@
 
 pub mod apiserver;
 pub mod history;
+pub mod interrupt;
 pub mod lab;
 pub mod manifest;
 pub mod network;

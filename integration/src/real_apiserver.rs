@@ -1,4 +1,4 @@
-//! A real kube-apiserver with its etcd, from the folder that KUBEBUILDER_ASSETS names, on loopback, for one test.
+//! A real kube-apiserver with its etcd, from the folder that KUBEBUILDER_ASSETS names, on loopback.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -9,8 +9,15 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-const TOKEN: &str = "conformance";
+use crate::interrupt;
+
+/// May do anything.
+const ADMINISTRATOR: &str = "conformance";
+/// Of the user that Kubernetes' own role for kube-proxy is bound to, and no more.
+const PROXY: &str = "kube-proxy";
 /// Tries, a tenth of a second apart, until a server must be up.
 const PATIENCE: usize = 600;
 
@@ -19,29 +26,55 @@ const PATIENCE: usize = 600;
 pub struct RealApiServer {
     folder: PathBuf,
     port: u16,
+    /// etcd first.
     processes: Vec<Child>,
+}
+
+/// How a server differs from one for a handful of objects.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings<'a> {
+    /// For cluster IPs.
+    pub service_range: &'a str,
+    pub node_ports: &'a str,
+    /// What an earlier server's etcd held ([`RealApiServer::stop_and_keep`]), to begin with a copy of.
+    pub data: Option<&'a Path>,
+}
+
+impl Default for Settings<'_> {
+    fn default() -> Self {
+        Self { service_range: "10.0.0.0/16", node_ports: "30000-32767", data: None }
+    }
+}
+
+/// The folder of the programs, where one is named.
+pub fn assets() -> Option<PathBuf> {
+    std::env::var_os("KUBEBUILDER_ASSETS").filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 impl RealApiServer {
     /// Starts one, or answers `None` where no binaries are installed.
     pub fn start_if_installed() -> Result<Option<Self>> {
-        let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) else { return Ok(None) };
-        Self::start(&assets).map(Some)
+        assets().map(|assets| Self::start(&assets, Settings::default())).transpose()
     }
 
-    fn start(assets: &Path) -> Result<Self> {
+    /// Starts one on loopback of the calling thread's network namespace.
+    pub fn start(assets: &Path, settings: Settings<'_>) -> Result<Self> {
         let [port, etcd_client, etcd_peer] = free_ports()?;
         let folder = std::env::temp_dir().join(format!("apiserver-{}-{port}", std::process::id()));
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        interrupt::remember_folder(&folder);
         let mut server = Self { folder, port, processes: Vec::new() };
         server.write_credentials()?;
+        if let Some(data) = settings.data {
+            copy_folder(data, &server.data())?;
+        }
         let etcd_url = format!("http://127.0.0.1:{etcd_client}");
         let peer_url = format!("http://127.0.0.1:{etcd_peer}");
         server.spawn(
             &assets.join("etcd"),
             "etcd",
             &[
-                format!("--data-dir={}", server.folder.join("etcd").display()),
+                format!("--data-dir={}", server.data().display()),
                 format!("--listen-client-urls={etcd_url}"),
                 format!("--advertise-client-urls={etcd_url}"),
                 format!("--listen-peer-urls={peer_url}"),
@@ -60,29 +93,57 @@ impl RealApiServer {
             format!("--cert-dir={}", file("certificates")),
             format!("--token-auth-file={}", file("tokens.csv")),
             "--authorization-mode=RBAC".to_owned(),
-            "--service-cluster-ip-range=10.0.0.0/16".to_owned(),
+            format!("--service-cluster-ip-range={}", settings.service_range),
+            format!("--service-node-port-range={}", settings.node_ports),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             format!("--service-account-key-file={}", file("accounts.key")),
             format!("--service-account-signing-key-file={}", file("accounts.key")),
             "--disable-admission-plugins=ServiceAccount".to_owned(),
         ];
         server.spawn(&assets.join("kube-apiserver"), "kube-apiserver", &arguments)?;
-        wait_for("kube-apiserver", || server.is_ready())?;
+        let ready = wait_for("kube-apiserver", || server.is_ready());
+        ready.with_context(|| server.last_words("kube-apiserver"))?;
         Ok(server)
     }
 
+    /// For its administrator.
     pub fn kubeconfig(&self) -> String {
+        self.kubeconfig_of(ADMINISTRATOR)
+    }
+
+    /// With the rights of kube-proxy in a cluster (role `system:node-proxier`).
+    pub fn proxy_kubeconfig(&self) -> String {
+        self.kubeconfig_of(PROXY)
+    }
+
+    /// Ends both processes in good order and moves what etcd holds to `folder`.
+    pub fn stop_and_keep(mut self, folder: &Path) -> Result<()> {
+        for process in self.processes.iter_mut().rev() {
+            let id = i32::try_from(process.id()).context("a process id")?;
+            kill(Pid::from_raw(id), Signal::SIGTERM).context("ending the API server")?;
+            process.wait()?;
+            interrupt::forget(process.id());
+        }
+        self.processes.clear();
+        fs::rename(self.data(), folder).with_context(|| format!("moving etcd's data to {}", folder.display()))
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.join("etcd")
+    }
+
+    fn kubeconfig_of(&self, token: &str) -> String {
         format!(
             "apiVersion: v1\nkind: Config\nclusters:\n- name: real\n  cluster:\n    server: https://127.0.0.1:{}\n    \
-             insecure-skip-tls-verify: true\ncontexts:\n- name: real\n  context: {{cluster: real, user: admin, namespace: default}}\n\
-             current-context: real\nusers:\n- name: admin\n  user:\n    token: {TOKEN}\n",
+             insecure-skip-tls-verify: true\ncontexts:\n- name: real\n  context: {{cluster: real, user: user, namespace: default}}\n\
+             current-context: real\nusers:\n- name: user\n  user:\n    token: {token}\n",
             self.port
         )
     }
 
     fn write_credentials(&self) -> Result<()> {
         let mut tokens = File::create(self.folder.join("tokens.csv"))?;
-        writeln!(tokens, "{TOKEN},admin,1,\"system:masters\"")?;
+        writeln!(tokens, "{ADMINISTRATOR},admin,1,\"system:masters\"\n{PROXY},system:kube-proxy,2")?;
         let made = Command::new("openssl")
             .args(["genrsa", "-out"])
             .arg(self.folder.join("accounts.key"))
@@ -103,8 +164,16 @@ impl RealApiServer {
             .stderr(log)
             .spawn()
             .with_context(|| format!("starting {}", program.display()))?;
+        interrupt::remember(child.id());
         self.processes.push(child);
         Ok(())
+    }
+
+    /// The end of a program's log.
+    fn last_words(&self, name: &str) -> String {
+        let log = fs::read_to_string(self.folder.join(format!("{name}.log"))).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        format!("its log ends:\n{}", lines[lines.len().saturating_sub(5)..].join("\n"))
     }
 
     /// Asks `/readyz` through openssl, so that this needs no TLS of its own.
@@ -118,7 +187,7 @@ impl RealApiServer {
             .spawn();
         let Ok(mut child) = spawned else { return false };
         let request = format!(
-            "GET /readyz HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
+            "GET /readyz HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {ADMINISTRATOR}\r\nConnection: close\r\n\r\n"
         );
         let mut answer = String::new();
         if let (Some(mut stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) {
@@ -136,9 +205,16 @@ impl Drop for RealApiServer {
         for process in self.processes.iter_mut().rev() {
             drop(process.kill());
             drop(process.wait());
+            interrupt::forget(process.id());
         }
         drop(fs::remove_dir_all(&self.folder));
+        interrupt::forget_folder(&self.folder);
     }
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().context("running cp")?;
+    if copied.success() { Ok(()) } else { bail!("copying {}: {copied}", from.display()) }
 }
 
 fn free_ports() -> Result<[u16; 3]> {

@@ -14,8 +14,10 @@ use integration::scale::machine::{Machine, has_ipvs};
 use integration::scale::matrix::{self, Plan};
 use integration::scale::question::QUESTIONS;
 use integration::scale::results::Results;
+use integration::scale::server::ServerKind;
 use integration::scale::workload::Shape;
-use integration::scale::{html, interrupt, table};
+use integration::scale::{html, table};
+use integration::{interrupt, real_apiserver};
 
 #[derive(Parser)]
 #[command(version, about = "Compares service proxies on the same cluster, judged by packets")]
@@ -55,6 +57,9 @@ struct RunArguments {
     /// Workloads: names (see `scale workloads`) or sizes such as 1000x10.
     #[arg(long, value_delimiter = ',', default_value = "100x10,1000x10")]
     workloads: Vec<Shape>,
+    /// The API server: embedded, or real from the folder that KUBEBUILDER_ASSETS names; that, where one is named.
+    #[arg(long, value_name = "embedded|real")]
+    api_server: Option<ServerKind>,
     /// How often everything is repeated.
     #[arg(long, default_value_t = 3)]
     repetitions: usize,
@@ -305,6 +310,7 @@ fn plan(arguments: &RunArguments) -> Result<Plan> {
     }
     Ok(Plan {
         contenders,
+        server: arguments.api_server.clone().map_or_else(usual_server, Ok)?,
         shapes: arguments.workloads.clone(),
         repetitions: arguments.repetitions.max(1),
         seed: arguments.seed,
@@ -319,6 +325,12 @@ fn plan(arguments: &RunArguments) -> Result<Plan> {
         limit: Duration::from_secs(arguments.limit),
         folder: arguments.out.clone(),
     })
+}
+
+/// A VM is slow enough without a real one.
+fn usual_server() -> Result<ServerKind> {
+    let real = real_apiserver::assets().is_some() && std::env::var_os("VM_RUN_GUEST").is_none();
+    if real { "real" } else { "embedded" }.parse().map_err(anyhow::Error::msg)
 }
 
 fn cluster(arguments: &ClusterArguments) -> Result<()> {

@@ -4,11 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::apiserver::ApiServer;
-
 use super::commits::Commits;
 use super::connecting::reached;
 use super::seed::Seed;
+use super::server::Server;
 use super::site::Site;
 use super::workload::{CANARIES, Workload};
 
@@ -48,7 +47,7 @@ impl<'a> Canaries<'a> {
     }
 
     /// Moves the next canary and tries it until it leads to its new endpoint. Runs in the client's namespace.
-    pub(crate) fn change_one(&mut self, api: &ApiServer, limit: Duration) -> Result<Effect> {
+    pub(crate) fn change_one(&mut self, api: &Server, limit: Duration) -> Result<Effect> {
         let canary = self.next % CANARIES;
         self.next += 1;
         self.steps[canary] += 1;
@@ -56,26 +55,29 @@ impl<'a> Canaries<'a> {
         let slice = self.workload.canary_slice(canary, step);
         let (service, wanted) = (self.workload.canaries[canary], self.workload.canary_endpoint(canary, step));
         let written = Instant::now();
-        api.load([slice]).context("writing an EndpointSlice")?;
-        loop {
+        let writing = api.begin_write(vec![slice]).context("writing an EndpointSlice")?;
+        let effect = loop {
             let begun = Instant::now();
             let found = reached(service).is_ok_and(|endpoint| endpoint == wanted);
             let probe = begun.elapsed();
             if found {
-                return Ok(Effect { written, seen: Some(begun), probe });
+                break Effect { written, seen: Some(begun), probe };
             }
             if written.elapsed() > limit {
-                return Ok(Effect { written, seen: None, probe });
+                break Effect { written, seen: None, probe };
             }
-        }
+        };
+        // Packets may know of it before the server has answered.
+        writing.finish().context("writing an EndpointSlice")?;
+        Ok(effect)
     }
 
     /// Moves all canaries without waiting, and tells which step they are all at.
-    pub(crate) fn change_all(&mut self, api: &ApiServer) -> Result<usize> {
+    pub(crate) fn change_all(&mut self, api: &Server) -> Result<usize> {
         let step = self.steps.iter().max().expect("there are canaries") + 1;
         self.steps = [step; CANARIES];
         let slices = (0..CANARIES).map(|canary| self.workload.canary_slice(canary, step));
-        api.load(slices).context("writing EndpointSlices")?;
+        api.write(slices.collect()).context("writing EndpointSlices")?;
         Ok(step)
     }
 }
@@ -83,7 +85,7 @@ impl<'a> Canaries<'a> {
 /// Makes `count` changes, or as many as the time allows, with pauses in between so that each finds an idle contender.
 pub(crate) fn measure(
     site: &Site,
-    api: &ApiServer,
+    api: &Server,
     canaries: &mut Canaries<'_>,
     seed: &mut Seed,
     count: usize,
@@ -126,6 +128,7 @@ mod tests {
     use super::{Canaries, measure};
     use crate::apiserver::ApiServer;
     use crate::scale::seed::Seed;
+    use crate::scale::server::Server;
     use crate::scale::site::Site;
     use crate::scale::workload::Workload;
 
@@ -160,15 +163,17 @@ mod tests {
         let api = ApiServer::start("127.0.0.1:0".parse().expect("an address")).expect("it starts");
         let workload = Workload::generate("2x1".parse().expect("a shape"), 1);
         api.load(workload.objects()).expect("the objects are valid");
+        let server = Server::Embedded(api);
+        let Server::Embedded(api) = &server else { panic!("it was just made") };
         let done = std::sync::atomic::AtomicBool::new(false);
         let latencies = thread::scope(|scope| {
             scope.spawn(|| {
-                slow_proxy(&site, &api, &workload, || done.load(std::sync::atomic::Ordering::Relaxed))
+                slow_proxy(&site, api, &workload, || done.load(std::sync::atomic::Ordering::Relaxed))
             });
             thread::sleep(2 * DELAY);
             let mut canaries = Canaries::new(&workload);
             let time = Duration::from_secs(20);
-            let latencies = measure(&site, &api, &mut canaries, &mut Seed::new(1), 10, time, time);
+            let latencies = measure(&site, &server, &mut canaries, &mut Seed::new(1), 10, time, time);
             done.store(true, std::sync::atomic::Ordering::Relaxed);
             latencies.expect("it can be measured")
         });

@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::apiserver::ApiServer;
-
 use super::changes::Canaries;
 use super::contender::Running;
 use super::flood::{Flood, Flooded};
 use super::seed::Seed;
+use super::server::Server;
 use super::site::Site;
 use super::workload::Workload;
 
@@ -43,7 +42,7 @@ pub(crate) struct Churn {
 
 pub(crate) fn measure(
     site: &Site,
-    api: &ApiServer,
+    api: &Server,
     workload: &Workload,
     canaries: &mut Canaries<'_>,
     running: &Running,
@@ -86,7 +85,7 @@ pub(crate) fn measure(
 
 /// Replaces one endpoint after the other, at the rate asked for; those that are late are made up for.
 fn write(
-    api: &ApiServer,
+    api: &Server,
     workload: &Workload,
     victims: &[usize],
     churn: Churn,
@@ -96,10 +95,13 @@ fn write(
     let mut written = 0;
     while !stop.load(Ordering::Relaxed) {
         let due = (begun.elapsed().as_secs_f64() * churn.per_second) as usize;
-        while written < due {
-            let slice = workload.moved_slice(victims[written % victims.len()], written);
-            api.load([slice]).context("writing an EndpointSlice")?;
-            written += 1;
+        if written < due {
+            // Never the same twice in one go.
+            let end = due.min(written + victims.len());
+            let moved = |step: usize| workload.moved_slice(victims[step % victims.len()], step);
+            api.write((written..end).map(moved).collect()).context("writing EndpointSlices")?;
+            written = end;
+            continue;
         }
         thread::sleep(Duration::from_secs_f64((0.5 / churn.per_second).clamp(0.0005, 0.05)));
     }
@@ -108,7 +110,7 @@ fn write(
 
 /// Single changes in between, each as soon as the one before has had its effect and a pause.
 fn watch(
-    api: &ApiServer,
+    api: &Server,
     canaries: &mut Canaries<'_>,
     churn: Churn,
     begun: Instant,

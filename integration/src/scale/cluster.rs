@@ -11,9 +11,10 @@ use anyhow::{Context as _, Result, bail};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
+use crate::interrupt;
+
 use super::connection::{Connection, fetch};
 use super::exposition::Snapshot;
-use super::interrupt;
 use super::results::{Results, Sample, WorkloadFacts};
 
 /// Who made an object, for whoever finds one.

@@ -12,9 +12,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::interrupt;
+
+use super::process_usage;
+use super::server::Server;
 use super::site::{CLUSTER_CIDR, Site};
 use super::workload::NODE;
-use super::{interrupt, process_usage};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -93,11 +96,11 @@ impl Contender {
     }
 
     /// Starts it on the node. `folder` is for its files.
-    pub(crate) fn start(&self, site: &Site, folder: &Path, kubeconfig: &str) -> Result<Running> {
+    pub(crate) fn start(&self, site: &Site, folder: &Path, api: &Server) -> Result<Running> {
         let kubeconfig_file = folder.join("kubeconfig");
-        fs::write(&kubeconfig_file, kubeconfig)?;
+        fs::write(&kubeconfig_file, api.kubeconfig())?;
         let configuration = folder.join("config.yaml");
-        fs::write(&configuration, self.configuration(&kubeconfig_file))?;
+        fs::write(&configuration, self.configuration(&kubeconfig_file, api.content_type()))?;
         let log = folder.join("kube-proxy.log");
         let log_file = File::options().create(true).append(true).open(&log)?;
         let mut command = Command::new(&self.program);
@@ -111,11 +114,12 @@ impl Contender {
     }
 
     /// Everything else is left at its default: what users get is what is measured.
-    fn configuration(&self, kubeconfig: &Path) -> String {
+    fn configuration(&self, kubeconfig: &Path, content_type: Option<&str>) -> String {
+        let content_type = content_type.map(|kind| format!(", contentType: {kind}")).unwrap_or_default();
         format!(
             "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: {}\n\
              hostnameOverride: {NODE}\nclusterCIDR: {CLUSTER_CIDR}\n\
-             clientConnection: {{kubeconfig: {}, contentType: application/json}}\n\
+             clientConnection: {{kubeconfig: {}{content_type}}}\n\
              conntrack: {{maxPerCore: 0}}\nhealthzBindAddress: 127.0.0.1:10256\nmetricsBindAddress: 127.0.0.1:10249\n",
             self.mode.name(),
             kubeconfig.display()
@@ -206,7 +210,7 @@ mod tests {
             version: String::new(),
             peer: false,
         };
-        let text = contender.configuration(Path::new("/kubeconfig"));
+        let text = contender.configuration(Path::new("/kubeconfig"), None);
         let parsed: serde_json::Value = serde_saphyr::from_str(&text).expect("valid YAML");
         assert_eq!(parsed["mode"], "ipvs");
         for section in ["nftables", "ipvs", "iptables"] {

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::apiserver::ApiServer;
-
 use super::changes::Canaries;
 use super::completeness::{self, Completion};
 use super::contender::{Contender, Running};
 use super::flood::{Flood, Flooded, Held};
 use super::seed::Seed;
+use super::server::Server;
 use super::site::Site;
 use super::workload::Workload;
 
@@ -36,7 +35,7 @@ pub(crate) struct Disturbed {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cluster<'a> {
     pub(crate) site: &'a Site,
-    pub(crate) api: &'a ApiServer,
+    pub(crate) api: &'a Server,
     pub(crate) workload: &'a Workload,
     pub(crate) folder: &'a Path,
     pub(crate) limit: Duration,
@@ -60,7 +59,7 @@ pub(crate) fn replace(
     let flood = Flood::start(&site.client, chosen, Duration::from_micros(200))?;
     old.stop(Duration::from_secs(10))?;
     let step = canaries.change_all(api)?;
-    let mut running = next.start(site, folder, &api.kubeconfig())?;
+    let mut running = next.start(site, folder, api)?;
     let completion = completeness::wait_for_canaries(site, workload, &mut running, step, limit)?;
     let usage = running.usage()?;
     std::thread::sleep(AFTERMATH);

@@ -7,16 +7,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::interrupt;
+
 use super::contender::Contender;
 use super::results::{Results, Sample, WorkloadFacts};
 use super::run::{Recorder, Run};
 use super::seed::Seed;
+use super::server::{Prepared, ServerKind};
 use super::workload::{Shape, Workload};
 
 /// What is to be measured.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub contenders: Vec<Contender>,
+    pub server: ServerKind,
     pub shapes: Vec<Shape>,
     pub repetitions: usize,
     pub seed: u64,
@@ -50,6 +54,7 @@ pub fn measure(plan: &Plan, mut results: Results) -> Result<Results> {
     fs::create_dir_all(&plan.folder).with_context(|| format!("creating {}", plan.folder.display()))?;
     let file = plan.folder.join("results.json");
     results.contenders.clone_from(&plan.contenders);
+    results.server = Some(plan.server.describe()?);
     results.workloads = plan.shapes.iter().map(facts).collect();
     let mut progress = Progress::new(plan);
     if plan.warm_up {
@@ -62,25 +67,32 @@ pub fn measure(plan: &Plan, mut results: Results) -> Result<Results> {
             disturb: false,
             ..plan.clone()
         };
+        let server = plan.server.prepare(&workload)?;
         for contender in &plan.contenders {
             // What is thrown away may fail: the run that counts will say why.
-            drop(run_one(&small, &workload, contender, None, 0, &mut progress));
+            drop(run_one(&small, &workload, &server, contender, None, 0, &mut progress));
         }
     }
+    let workloads: Vec<Workload> =
+        plan.shapes.iter().map(|shape| Workload::generate(shape.clone(), plan.seed)).collect();
+    let mut clusters = Vec::new();
+    for workload in &workloads {
+        progress.step(&workload.shape.name, "loading the API server");
+        clusters.push((workload, plan.server.prepare(workload)?));
+    }
     for repetition in 1..=plan.repetitions {
-        for shape in &plan.shapes {
-            let workload = Workload::generate(shape.clone(), plan.seed);
+        for (workload, server) in &clusters {
             for turn in 0..plan.contenders.len() {
                 // Each repetition begins with another one, so that none always follows the same.
                 let index = (turn + repetition - 1) % plan.contenders.len();
                 let contender = &plan.contenders[index];
                 let successor = successor(plan, index);
-                match run_one(plan, &workload, contender, successor, repetition, &mut progress) {
+                match run_one(plan, workload, server, contender, successor, repetition, &mut progress) {
                     Ok(samples) => results.samples.extend(samples),
                     Err(error) => {
                         let note = format!(
                             "{} on {}, run {repetition}, was not finished: {error:#}",
-                            contender.name, shape.name
+                            contender.name, workload.shape.name
                         );
                         progress.complain(&note);
                         results.notes.push(note);
@@ -107,6 +119,7 @@ fn successor(plan: &Plan, index: usize) -> Option<&Contender> {
 fn run_one(
     plan: &Plan,
     workload: &Workload,
+    server: &Prepared<'_>,
     contender: &Contender,
     successor: Option<&Contender>,
     repetition: usize,
@@ -114,6 +127,7 @@ fn run_one(
 ) -> Result<Vec<Sample>> {
     let folder = std::env::temp_dir().join(format!("scale-{}", std::process::id()));
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    interrupt::remember_folder(&folder);
     let what = format!("{} on {}, run {repetition}", contender.name, workload.shape.name);
     progress.begin(&what);
     // All contenders of a repetition draw the same numbers.
@@ -126,12 +140,13 @@ fn run_one(
         samples: Vec::new(),
         say: &mut say,
     };
-    let run = Run { plan, workload, contender, successor, folder: &folder, seed };
+    let run = Run { plan, workload, server, contender, successor, folder: &folder, seed };
     let outcome = run.measure(&mut recorder);
     let samples = recorder.samples;
     progress.end();
     // A log is read before this; nothing else is in there.
     drop(fs::remove_dir_all(&folder));
+    interrupt::forget_folder(&folder);
     match outcome {
         Ok(()) => Ok(samples),
         Err(error) if samples.is_empty() => Err(error),

@@ -25,6 +25,9 @@ pub struct Results {
     pub seed: u64,
     pub repetitions: usize,
     pub machine: Machine,
+    /// The API server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
     pub contenders: Vec<Contender>,
     pub workloads: Vec<WorkloadFacts>,
     pub samples: Vec<Sample>,
@@ -66,6 +69,7 @@ impl Results {
             seed,
             repetitions,
             machine,
+            server: None,
             contenders: Vec::new(),
             workloads: Vec::new(),
             samples: Vec::new(),

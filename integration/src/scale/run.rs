@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::apiserver::ApiServer;
-
 use super::changes::{self, Canaries};
 use super::churn::{self, Churn};
 use super::completeness::{self, Completion};
@@ -18,14 +16,13 @@ use super::matrix::Plan;
 use super::process_usage::PeakMemory;
 use super::results::Sample;
 use super::seed::Seed;
+use super::server::{Prepared, Server};
 use super::site::Site;
 use super::workload::Workload;
 use super::{first_packet, kernel_memory, listing, machine, neighbour};
 
 /// Names of the floors, which are measured before every contender.
 pub(crate) const FLOORS: [&str; 2] = ["floor: one DNAT rule", "floor: no translation"];
-/// The port of the API server on the node.
-const API: &str = "127.0.0.1:6443";
 /// Where every contender is told to offer its metrics.
 const METRICS: &str = "http://127.0.0.1:10249/metrics";
 /// How often somebody else's transaction is tried.
@@ -68,6 +65,7 @@ impl Recorder<'_> {
 pub(crate) struct Run<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) workload: &'a Workload,
+    pub(crate) server: &'a Prepared<'a>,
     pub(crate) contender: &'a Contender,
     /// Another one, to change to afterwards.
     pub(crate) successor: Option<&'a Contender>,
@@ -80,13 +78,12 @@ impl Run<'_> {
         let (plan, workload) = (self.plan, self.workload);
         (recorder.say)("building the cluster");
         let site = Site::build().context("building the network of a run")?;
-        let api = site.node.run(|| ApiServer::start(API.parse().expect("a constant")))??;
-        api.load(workload.objects()).context("loading the workload")?;
+        let api = self.server.start(&site).context("starting the API server")?;
         let mut canaries = Canaries::new(workload);
         self.floors(&site, recorder)?;
 
         (recorder.say)("first sync");
-        let mut running = self.contender.start(&site, self.folder, &api.kubeconfig())?;
+        let mut running = self.contender.start(&site, self.folder, &api)?;
         let peak = PeakMemory::watch(running.id());
         let completion = completeness::wait(&site, workload, &mut running, &mut self.seed, plan.limit)?;
         let usage = running.usage()?;
@@ -192,7 +189,7 @@ impl Run<'_> {
     fn churn(
         &mut self,
         site: &Site,
-        api: &ApiServer,
+        api: &Server,
         canaries: &mut Canaries<'_>,
         running: &Running,
         recorder: &mut Recorder<'_>,
@@ -245,7 +242,7 @@ impl Run<'_> {
     fn disturb(
         &mut self,
         site: &Site,
-        api: &ApiServer,
+        api: &Server,
         canaries: &mut Canaries<'_>,
         running: Running,
         recorder: &mut Recorder<'_>,

@@ -104,6 +104,7 @@ pub(crate) fn preface(results: &Results, all: &[Results]) -> Vec<String> {
         results.repetitions,
         versions.join("; ")
     ));
+    lines.extend(results.server.iter().map(|server| format!("API server: {server}.")));
     lines.push(format!("Command: `scale {}`", results.command.join(" ")));
     if results.ended.is_none() {
         lines.push("**This comparison was interrupted: runs are missing.**".to_owned());

@@ -16,14 +16,18 @@ pub const ENDPOINT_PORT: u16 = 8080;
 /// Services that are changed to see when a change takes effect. They come on top of the workload's own.
 pub const CANARIES: usize = 16;
 
-/// 172.16.0.0/12, for cluster IPs.
-const CLUSTER_IPS: u32 = 0xac10_0000;
+/// For cluster IPs.
+pub(crate) const CLUSTER_IP_RANGE: &str = "172.16.0.0/12";
+/// Where the range begins, after its first address, which is that of the API server's own Service.
+const CLUSTER_IPS: u32 = 0xac10_0001;
 /// 10.64.0.0/11, for endpoints.
 const ENDPOINTS: u32 = 0x0a40_0000;
 const MOST_CLUSTER_IPS: usize = 1 << 20;
 const MOST_ENDPOINTS: usize = 1 << 21;
 /// As Kubernetes' own controller does it.
 const ENDPOINTS_PER_SLICE: usize = 100;
+/// Node ports, then as many health check ports.
+pub(crate) const NODE_PORT_RANGE: &str = "30000-35999";
 /// The first node port handed out.
 const NODE_PORTS: usize = 30_000;
 const MOST_NODE_PORTS: usize = 2_700;

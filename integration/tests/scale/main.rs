@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use integration::scale::contender::{Contender, Mode};
 use integration::scale::matrix::Plan;
+use integration::scale::server::ServerKind;
 
 /// A plan that measures next to nothing, to start from.
 fn smallest_plan(contenders: Vec<Contender>, folder: PathBuf) -> Plan {
     Plan {
         contenders,
+        server: ServerKind::Embedded,
         shapes: vec!["10x2".parse().expect("a shape")],
         repetitions: 1,
         seed: 1,

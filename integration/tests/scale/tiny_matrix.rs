@@ -5,10 +5,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use integration::real_apiserver;
 use integration::scale::contender::Mode;
 use integration::scale::machine::Machine;
 use integration::scale::question::QUESTIONS;
 use integration::scale::results::Results;
+use integration::scale::server::ServerKind;
+use integration::scale::workload::Shape;
 use integration::scale::{html, matrix, table};
 
 use super::browser;
@@ -67,6 +70,37 @@ fn nftables_and_iptables_answer_all_questions_and_the_report_stands_in_a_browser
     let page = folder.join("report.html");
     fs::write(&page, html::page(&[results])).expect("the folder is writable");
     browser::check(&page);
+    fs::remove_dir_all(folder).expect("the folder is ours");
+}
+
+/// Where KUBEBUILDER_ASSETS names one, as in the tests of the embedded API server.
+#[test]
+fn a_real_api_server_serves_the_same_cluster_with_the_rights_of_kube_proxy() {
+    let Some(assets) = real_apiserver::assets() else { return };
+    let folder = folder("tiny-real");
+    let modes = [Mode::Nftables, Mode::Iptables];
+    let mut plan = smallest_plan(modes.map(own).to_vec(), folder.clone());
+    plan.server = ServerKind::Real(assets);
+    // All types of Services, so that the server has to take each of them.
+    plan.shapes = vec![Shape { services: 20, endpoints: 40, .."mixed".parse().expect("a shape") }];
+    plan.changes = 3;
+    plan.churn = vec![10];
+    plan.disturb = true;
+    let results = Results::new(vec!["run".to_owned()], plan.seed, 1, Machine::look());
+    let results = matrix::measure(&plan, results).expect("it can be measured");
+    assert!(results.notes.is_empty(), "{:?}", results.notes);
+    for sample in &results.samples {
+        assert_eq!(sample.unfinished, None, "{sample:?}");
+    }
+    for (mode, measure) in modes.iter().flat_map(|mode| {
+        ["first-sync", "one-change", "churn-10", "restart", "mode-change"].map(|measure| (mode, measure))
+    }) {
+        let name = own(*mode).name;
+        let mut own = results.samples.iter().filter(|sample| sample.contender == name);
+        assert!(own.any(|sample| sample.measure == measure), "{name} has no answer to {measure}");
+    }
+    let text = table::markdown(&[results]);
+    assert!(text.contains("API server: kube-apiserver v1."), "{text}");
     fs::remove_dir_all(folder).expect("the folder is ours");
 }
 

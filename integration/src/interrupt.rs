@@ -1,6 +1,7 @@
-//! Ends what was started when the user ends us: children must not outlive a benchmark that is interrupted.
+//! Ends what was started when the user ends us: children and their files must not outlive a benchmark that is interrupted.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -10,6 +11,7 @@ use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
 static CHILDREN: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 pub(crate) fn remember(child: u32) {
@@ -20,18 +22,31 @@ pub(crate) fn forget(child: u32) {
     CHILDREN.lock().unwrap_or_else(PoisonError::into_inner).retain(|known| *known != child);
 }
 
+/// A folder of temporary files.
+pub(crate) fn remember_folder(folder: &Path) {
+    FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).push(folder.to_owned());
+}
+
+pub(crate) fn forget_folder(folder: &Path) {
+    FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).retain(|known| known != folder);
+}
+
 /// Whether the user asked to end, for those who called [`ask_once`].
 pub fn asked() -> bool {
     ASKED.load(Ordering::Relaxed)
 }
 
-/// From here on SIGINT and SIGTERM end the program at once, and all contenders with it.
+/// From here on SIGINT and SIGTERM end the program at once, and all children and temporary folders with it.
 pub fn end_children_too() -> io::Result<()> {
     watch(|signal| {
         for child in CHILDREN.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let Ok(child) = i32::try_from(*child) else { continue };
             // It may have ended just now.
             let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
+        }
+        for folder in FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            // What a dying child still holds open goes with it.
+            drop(std::fs::remove_dir_all(folder));
         }
         std::process::exit(128 + signal);
     })
