@@ -107,11 +107,11 @@ impl Observations {
         P: Planner,
         X: Executor<Op = P::Op, Found = P::Found>,
     {
-        // Every family takes in every input, so one of them speaks for all; the slowest is what waits.
+        // As in kube-proxy, a Service counts once for each family, and a slice for the family that it is of.
         let pending = engine.instances().iter().map(|instance| instance.pending());
-        let pending = pending.fold(Pending::default(), |most, one| Pending {
-            services: most.services.max(one.services),
-            slices: most.slices.max(one.slices),
+        let pending = pending.fold(Pending::default(), |sum, one| Pending {
+            services: sum.services + one.services,
+            slices: sum.slices + one.slices,
         });
         if pending == self.shown {
             return;

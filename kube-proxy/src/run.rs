@@ -105,7 +105,7 @@ async fn start(
     metrics: Metrics,
 ) -> anyhow::Result<()> {
     let name = node::name(settings.hostname_override.as_deref())?;
-    let client = client::connect(&settings.client).await?;
+    let (client, certificate) = client::connect(&settings.client)?;
     let (messages, inbox) = mpsc::channel::<Message>();
 
     let (node_sender, mut node) = watch::channel::<Option<Node>>(None);
@@ -180,6 +180,7 @@ async fn start(
         result = follow => result,
         error = reloaded => Err(error.into()),
         error = fatal => Err(error),
+        error = certificate.changed() => Err(error),
         result = engine_ended => match result {
             Ok(Err(error)) => Err(error),
             _ => Err(anyhow::anyhow!("the engine ended")),
@@ -398,7 +399,11 @@ fn start_engine(
         }
         Mode::Ipvs => {
             let chosen = crate::ipvs::settings(&settings.ipvs)?;
-            let open = |family| Ok(backend_ipvs::open(family, chosen.clone())?);
+            let commits = backend_ipvs::OwnCommits::default();
+            let open = |family| {
+                let (planner, executor) = backend_ipvs::open(family, chosen.clone())?;
+                Ok((planner, executor.counting(&commits)))
+            };
             start.spawn(open_families(open)?, settings.sync_period.min(IPVS_DRIFT_CHECK))
         }
     }

@@ -30,16 +30,16 @@ const INDEX: &str =
 
 fn set_verbosity(method: &Method, body: &str, log: &LogControl) -> Answer {
     if *method != Method::PUT {
-        return answer::plain(StatusCode::NOT_ACCEPTABLE, "unsupported http method");
+        return answer::plain(StatusCode::NOT_ACCEPTABLE, "unsupported http method\n");
     }
     match body.trim().parse::<u32>() {
         Ok(verbosity) if i32::try_from(verbosity).is_ok() => {
             log.set_verbosity(verbosity);
-            answer::plain(StatusCode::OK, format!("successfully set klog.logging.verbosity to {verbosity}"))
+            answer::plain(StatusCode::OK, format!("successfully set klog.logging.verbosity to {verbosity}\n"))
         }
         _ => answer::plain(
             StatusCode::BAD_REQUEST,
-            format!("failed set klog.logging.verbosity {body:?}: must be a number from 0 to {}", i32::MAX),
+            format!("failed set klog.logging.verbosity {body:?}: must be a number from 0 to {}\n", i32::MAX),
         ),
     }
 }

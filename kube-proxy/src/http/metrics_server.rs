@@ -71,10 +71,15 @@ impl MetricsServer {
             "/healthz" => {
                 self.metrics.health_checked();
                 let verbose = query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="));
-                let text = if verbose { "[+]ping ok\nhealthz check passed\n" } else { "ok" };
+                let excluded = query.split('&').any(|part| part == "exclude=ping");
+                let text = match (verbose, excluded) {
+                    (false, _) => "ok",
+                    (true, false) => "[+]ping ok\nhealthz check passed\n",
+                    (true, true) => "[+]ping excluded: ok\nhealthz check passed\n",
+                };
                 answer::plain(StatusCode::OK, text)
             }
-            "/healthz/ping" => answer::plain(StatusCode::OK, "ok"),
+            "/healthz/ping" => answer::with_type(StatusCode::OK, PEOPLE, "ok"),
             "/proxyMode" => answer::plain(StatusCode::OK, settings.mode.as_str()),
             "/configz" => answer::json(StatusCode::OK, configz(&settings).to_string()),
             "/statusz" if settings.feature_gates.enabled(Feature::ComponentStatusz) => {
@@ -164,6 +169,13 @@ mod tests {
         for (path, code, kind, sniff, body) in [
             ("/proxyMode", "200", plain, true, "nftables"),
             ("/healthz", "200", plain, true, "ok"),
+            (
+                "/healthz?verbose=1&exclude=ping",
+                "200",
+                plain,
+                true,
+                "[+]ping excluded: ok\nhealthz check passed\n",
+            ),
             ("/healthz?verbose", "200", plain, true, "[+]ping ok\nhealthz check passed\n"),
             ("/livez", "404", plain, true, "404 page not found\n"),
             ("/nope", "404", plain, true, "404 page not found\n"),
@@ -194,7 +206,7 @@ mod tests {
         let (_, slis) = ask(address, "GET", "/metrics/slis", "").await;
         assert!(
             slis.contains(
-                "kubernetes_healthchecks_total{name=\"ping\",status=\"success\",type=\"healthz\"} 2"
+                "kubernetes_healthchecks_total{name=\"ping\",status=\"success\",type=\"healthz\"} 3"
             ),
             "{slis}"
         );
@@ -225,11 +237,11 @@ mod tests {
     async fn profiling_opens_the_debug_paths() {
         let (address, _sender) = start(&["--profiling", "--mode=ipvs"]).await;
         let (head, body) = ask(address, "PUT", "/debug/flags/v", "4").await;
-        assert_eq!((&head[9..12], body.as_str()), ("200", "successfully set klog.logging.verbosity to 4"));
+        assert_eq!((&head[9..12], body.as_str()), ("200", "successfully set klog.logging.verbosity to 4\n"));
         let (head, _) = ask(address, "PUT", "/debug/flags/v", "x").await;
         assert_eq!(&head[9..12], "400");
         let (head, body) = ask(address, "GET", "/debug/flags/v", "").await;
-        assert_eq!((&head[9..12], body.as_str()), ("406", "unsupported http method"));
+        assert_eq!((&head[9..12], body.as_str()), ("406", "unsupported http method\n"));
         let (_, body) = ask(address, "GET", "/debug/pprof/threads", "").await;
         assert!(body.lines().any(|line| line.split('\t').count() == 4), "{body}");
         let (head, _) = ask(address, "GET", "/debug/pprof/profile", "").await;

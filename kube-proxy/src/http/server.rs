@@ -1,11 +1,21 @@
 //! Binds a port and serves HTTP/1 on it; says what happens when it cannot be bound.
 
-use std::{convert::Infallible, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::Request;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::{
+    libc,
+    sys::socket::{setsockopt, sockopt},
+};
 use tokio::{
     net::{TcpListener, TcpSocket},
     sync::Semaphore,
@@ -22,16 +32,27 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 const MOST_CONNECTIONS: usize = 512;
 const BACKLOG: u32 = 1024;
 
-/// Which packets reach a listener on an unspecified IPv6 address.
+/// Which packets reach a listener on an unspecified address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stack {
-    /// IPv4 too, as Go's `tcp` network.
+    /// Both families, as with Go's `tcp` network: there, `0.0.0.0` and `[::]` mean the same.
     Both,
-    /// IPv6 only, as Go's `tcp6` network.
+    /// The family of the address, as with Go's `tcp4` and `tcp6` networks.
     Own,
 }
 
 pub(crate) fn listen(address: SocketAddr, stack: Stack) -> io::Result<TcpListener> {
+    if stack == Stack::Both && address.ip() == Ipv4Addr::UNSPECIFIED {
+        match bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port()), stack) {
+            // A kernel without IPv6.
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+            bound => return bound,
+        }
+    }
+    bind(address, stack)
+}
+
+fn bind(address: SocketAddr, stack: Stack) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     if address.is_ipv6() {
@@ -84,7 +105,6 @@ where
 
 /// Whether the next connection may fare better (accept(2): errors of the connection, and lack of files or memory).
 fn is_passing(error: &io::Error) -> bool {
-    use nix::libc;
     matches!(
         error.raw_os_error(),
         Some(
@@ -207,6 +227,23 @@ pub(crate) mod tests {
         let v4 = listen(([0, 0, 0, 0], port).into(), Stack::Own).expect("IPv4");
         let v6 = listen(format!("[::]:{port}").parse().expect("an address"), Stack::Own).expect("IPv6");
         drop((v4, v6));
+    }
+
+    #[tokio::test]
+    async fn the_unspecified_address_of_either_family_answers_both() {
+        own_network();
+        let [v4, v6] = ["127.0.0.1", "::1"].map(|ip| ip.parse::<std::net::IpAddr>().expect("an address"));
+        for unspecified in ["0.0.0.0", "::"] {
+            let address = SocketAddr::new(unspecified.parse().expect("an address"), free_port());
+            let server = tokio::spawn(serve(listen(address, Stack::Both).expect("a port"), hello));
+            for ip in [v4, v6] {
+                assert_eq!(ask(SocketAddr::new(ip, address.port()), "GET", "/", "").await.1, "hello", "{ip}");
+            }
+            server.abort();
+        }
+        let one = SocketAddr::new(v4, free_port());
+        let _listener = listen(one, Stack::Both).expect("a port");
+        assert!(tokio::net::TcpStream::connect(SocketAddr::new(v6, one.port())).await.is_err());
     }
 
     #[tokio::test]
