@@ -1,5 +1,8 @@
 //! How long IPVS mode takes, beside what the kernel needs for the same messages alone and beside `ipvsadm --restore`.
 //!
+//! "The same messages alone": every message of the plan (rules and set elements, virtual servers and destinations, local
+//! routes), encoded before the clock starts, sent by a writer that does nothing else, acknowledged as seldom.
+//!
 //! `cargo build --release -p backend-ipvs --example ipvs_speed`, then run the program as root where the kernel has IPVS, or
 //! with `integration/vm/vm-run --timeout 1800 -- target/release/examples/ipvs_speed`. Every run has a network namespace of
 //! its own; the kinds of run take turns. Arguments: the numbers of Services, endpoints of each, and rounds (10000 10 5).
@@ -13,8 +16,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backend_ipvs::{IpvsExecutor, IpvsPlanner, Settings, op::Op, open};
+use backend_ipvs::{
+    IpvsExecutor, IpvsPlanner, Settings,
+    op::Op,
+    open, servers,
+    settings::{DEVICE, ROUTE_PROTOCOL},
+    tables,
+};
 use ipvs_netlink::{Batch, Socket};
+use netlink::{link, route::Route as KernelRoute};
 use nix::sched::{CloneFlags, unshare};
 use proxy_core::{
     backend::{Change, Effect, Executor, Plan, Planned, Planner},
@@ -22,6 +32,9 @@ use proxy_core::{
     model::{Family, ObjectName, Protocol, ServicePortName, TrafficPolicy},
     route::{Frontend, FrontendKind, Named, Route, Target},
 };
+
+const ALONE: &str = "the kernel alone, the same messages encoded before";
+const SERVERS_ALONE: &str = "  of it virtual servers and destinations, alone";
 
 type Routes = Vec<(ServicePortName, Arc<Route>)>;
 
@@ -43,9 +56,11 @@ fn main() {
     for _ in 0..rounds {
         let (alone, script) = apart(&all, |mut setup, routes| {
             let plan = setup.plan(&routes);
-            (kernel_alone(&plan), script(&plan))
+            (setup.kernel_alone(&plan), script(&plan))
         });
-        note("the kernel alone: the same IPVS messages, encoded before", alone);
+        for (name, took) in alone {
+            note(name, took);
+        }
         note("ipvsadm --restore of the same set", apart(&all, move |_, _| restore(&script)));
         for (name, took) in apart(&all, |mut setup, routes| setup.measure_all(&routes)) {
             note(name, took);
@@ -71,15 +86,17 @@ fn main() {
     }
     let ratio = |one: &str, other: &str| median(one).as_secs_f64() / median(other).as_secs_f64();
     println!();
-    let alone = "the kernel alone: the same IPVS messages, encoded before";
-    println!(
-        "virtual servers, of the kernel alone: {:.2}",
-        ratio("  of it virtual servers and destinations", alone)
-    );
-    // Rules, elements and routes are the same on both sides: what they take is nearly all the kernel's, too.
-    let others = median("  of it rules and set elements") + median("  of it local routes");
-    let all = median("engine state to kernel").as_secs_f64() / (median(alone) + others).as_secs_f64();
-    println!("engine state to kernel, of the kernel alone with rules and routes: {all:.2}");
+    for (what, one, other) in [
+        ("engine state to kernel, of the kernel alone", "engine state to kernel", ALONE),
+        ("  virtual servers and destinations", "  of it virtual servers and destinations", SERVERS_ALONE),
+        (
+            "engine state to kernel, of virtual servers and destinations alone",
+            "engine state to kernel",
+            SERVERS_ALONE,
+        ),
+    ] {
+        println!("{what}: {:.2}", ratio(one, other));
+    }
     println!(
         "one change at {services} Services, of one at 100: {:.2}",
         ratio("one endpoint more or less, all Services", "one endpoint more or less, 100 Services")
@@ -144,7 +161,7 @@ impl Setup {
         for step in &plan.steps {
             let name = match step.ops[0].op {
                 Op::Rebuild(_) => "  of it rules and set elements",
-                Op::NewServer(_) => "  of it virtual servers and destinations",
+                Op::NewServer(..) => "  of it virtual servers and destinations",
                 Op::Bind(_) => "  of it local routes",
                 _ => "  of it the device",
             };
@@ -163,13 +180,52 @@ impl Setup {
         let writes = plan.steps.iter().flat_map(|step| &step.ops);
         assert_eq!(
             writes
-                .filter(|owned| matches!(owned.op, Op::NewServer(_) | Op::SetServer(_) | Op::Bind(_)))
+                .filter(|owned| matches!(owned.op, Op::NewServer(..) | Op::SetServer(_) | Op::Bind(_)))
                 .count(),
             0
         );
         self.apply(&plan);
         times.push(("restart: all of it", begin.elapsed()));
         times
+    }
+
+    /// Sends the messages of a plan and does nothing else meanwhile.
+    fn kernel_alone(&mut self, plan: &Plan<Op>) -> Vec<(&'static str, Duration)> {
+        let (device, others): (Vec<_>, Vec<_>) =
+            plan.steps.iter().cloned().partition(|step| step.ops[0].op == Op::Device);
+        self.executor.apply(&Plan { steps: device }).expect("a device");
+        let mut route = netlink::Socket::open(netlink::Protocol::Route).expect("a socket");
+        let device = link::find(&mut route, DEVICE).expect("readable").expect("just made").index;
+        let (mut rules, mut servers, mut routes) =
+            (nft_netlink::Batch::new(), Batch::new(), netlink::Pipeline::new());
+        for step in &others {
+            for owned in &step.ops {
+                match &owned.op {
+                    Op::NewServer(..) => servers::push(&mut servers, &owned.op),
+                    Op::Bind(addr) => {
+                        KernelRoute::local(*addr, device, ROUTE_PROTOCOL).push_add(&mut routes);
+                    }
+                    _ => {}
+                }
+            }
+            tables::encode(&mut rules, Family::V4, &step.ops);
+        }
+        let mut nft = netlink::Socket::open(netlink::Protocol::Netfilter).expect("a socket");
+        let mut ipvs = Socket::open().expect("a kernel with IPVS");
+        let begin = now();
+        rules.commit(&mut nft).expect("accepted");
+        let after_rules = begin.elapsed();
+        let refused = ipvs.send(&mut servers).expect("answered").len();
+        let after_servers = begin.elapsed();
+        let refused = refused + routes.run(&mut route).expect("answered").len();
+        let all = begin.elapsed();
+        assert_eq!(refused, 0);
+        vec![
+            (ALONE, all),
+            ("  of it rules and set elements, alone", after_rules),
+            (SERVERS_ALONE, after_servers - after_rules),
+            ("  of it local routes, alone", all - after_servers),
+        ]
     }
 
     /// The median of many single changes, from the changed route to the kernel's acknowledgement.
@@ -199,24 +255,6 @@ impl Setup {
     }
 }
 
-/// Sends the messages of a plan and does nothing else meanwhile.
-fn kernel_alone(plan: &Plan<Op>) -> Duration {
-    let mut batch = Batch::new();
-    for owned in plan.steps.iter().flat_map(|step| &step.ops) {
-        match &owned.op {
-            Op::NewServer(service) => batch.new_service(service),
-            Op::NewDestination(key, to) => batch.new_destination(key, to),
-            _ => {}
-        }
-    }
-    let mut socket = Socket::open().expect("a kernel with IPVS");
-    let begin = now();
-    let failures = socket.send(&mut batch).expect("answered");
-    let took = begin.elapsed();
-    assert!(failures.is_empty(), "{} failures, first {}", failures.len(), failures[0]);
-    took
-}
-
 /// The plan as `ipvsadm` reads it.
 fn script(plan: &Plan<Op>) -> String {
     let mut script = String::new();
@@ -226,12 +264,12 @@ fn script(plan: &Plan<Op>) -> String {
             ipvs_netlink::ServiceKey::Mark { .. } => String::new(),
         };
         match &owned.op {
-            Op::NewServer(service) if !address(&service.key).is_empty() => {
-                script += &format!("-A -t {} -s {}\n", address(&service.key), service.scheduler);
-            }
-            Op::NewDestination(key, to) => {
-                script +=
-                    &format!("-a -t {} -r {}:{} -m -w {}\n", address(key), to.address, to.port, to.weight);
+            Op::NewServer(service, destinations) if !address(&service.key).is_empty() => {
+                let at = address(&service.key);
+                script += &format!("-A -t {at} -s {}\n", service.scheduler);
+                for to in destinations {
+                    script += &format!("-a -t {at} -r {}:{} -m -w {}\n", to.address, to.port, to.weight);
+                }
             }
             _ => {}
         }

@@ -23,6 +23,22 @@ pub(crate) fn add(batch: &mut Batch, table: Table<'_>, element: &Element) -> Pos
     }
 }
 
+/// The set that an element belongs to.
+pub(crate) fn set(element: &Element) -> &'static str {
+    match element {
+        Element::Vip(_) => VIPS,
+        Element::ClusterIp(_) => CLUSTER_IPS,
+        Element::Masquerade(_) => MASQUERADE,
+        Element::ShortCircuit(..) => SHORT_CIRCUITS,
+        Element::Mark(_) => MARKS,
+        Element::Drop(_) => DROP,
+        Element::DropOutside(_) => DROP_OUTSIDE,
+        Element::Restricted(_) => RESTRICTED,
+        Element::Allowed(..) => ALLOWED,
+        Element::Hairpin(_) => HAIRPIN,
+    }
+}
+
 /// Takes an element out.
 pub(crate) fn delete(batch: &mut Batch, table: Table<'_>, element: &Element) -> Position {
     let key = Key::of(element);
@@ -47,28 +63,24 @@ struct Key {
 
 impl Key {
     fn of(element: &Element) -> Self {
-        let mut key = Self { set: "", start: [0; LONGEST], end: None, length: 0, mark: None };
-        key.set = match *element {
-            Element::Vip(addr) => key.addr(VIPS, addr),
-            Element::ClusterIp(addr) => key.addr(CLUSTER_IPS, addr),
-            Element::Masquerade(spot) => key.spot(MASQUERADE, spot),
+        let mut key = Self { set: set(element), start: [0; LONGEST], end: None, length: 0, mark: None };
+        match *element {
+            Element::Vip(addr) | Element::ClusterIp(addr) => key.push_addr(addr),
+            Element::Masquerade(spot)
+            | Element::Drop(spot)
+            | Element::DropOutside(spot)
+            | Element::Restricted(spot) => key.push_spot(spot),
             Element::ShortCircuit(spot, mark) => {
                 key.mark = Some(mark.to_ne_bytes());
-                key.spot(SHORT_CIRCUITS, spot)
+                key.push_spot(spot);
             }
-            Element::Mark(mark) => {
-                key.push(&mark.to_ne_bytes());
-                MARKS
-            }
-            Element::Drop(spot) => key.spot(DROP, spot),
-            Element::DropOutside(spot) => key.spot(DROP_OUTSIDE, spot),
-            Element::Restricted(spot) => key.spot(RESTRICTED, spot),
-            Element::Allowed(spot, net) => key.range(spot, net),
+            Element::Mark(mark) => key.push(&mark.to_ne_bytes()),
+            Element::Allowed(spot, net) => key.push_range(spot, net),
             Element::Hairpin(addr) => {
                 key.push_addr(addr);
-                key.addr(HAIRPIN, addr)
+                key.push_addr(addr);
             }
-        };
+        }
         key
     }
 
@@ -84,28 +96,21 @@ impl Key {
         Template::new(self.length, self.data().len())
     }
 
-    fn addr(&mut self, set: &'static str, addr: IpAddr) -> &'static str {
-        self.push_addr(addr);
-        set
-    }
-
-    fn spot(&mut self, set: &'static str, spot: Spot) -> &'static str {
+    fn push_spot(&mut self, spot: Spot) {
         self.push_addr(spot.addr);
         self.push(&[spot.protocol.number(), 0, 0, 0]);
         let port = spot.port.to_be_bytes();
         self.push(&[port[0], port[1], 0, 0]);
-        set
     }
 
-    fn range(&mut self, spot: Spot, net: IpNet) -> &'static str {
-        self.spot(ALLOWED, spot);
+    fn push_range(&mut self, spot: Spot, net: IpNet) {
+        self.push_spot(spot);
         let (before, length) = (self.start, self.length);
         self.push_addr(net.broadcast());
         let end = self.start;
         (self.start, self.length) = (before, length);
         self.push_addr(net.network());
         self.end = Some(end);
-        ALLOWED
     }
 
     fn push_addr(&mut self, addr: IpAddr) {

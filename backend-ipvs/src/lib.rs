@@ -10,16 +10,19 @@ pub mod op;
 pub mod open;
 pub mod options;
 pub mod plan;
+pub mod servers;
 pub mod settings;
+pub mod tables;
 
 #[cfg(any(test, feature = "model"))]
 pub mod model;
 
+mod audit;
+mod bindings;
 mod draft;
 mod drain;
 mod element;
 mod journal;
-mod nftables;
 mod order;
 mod render;
 mod scaffold;
@@ -29,6 +32,7 @@ mod sysctl;
 
 pub use drain::Reaped;
 pub use kernel::IpvsExecutor;
+pub use nft_netlink::generation::OwnCommits;
 pub use open::{OpenError, open};
 pub use plan::IpvsPlanner;
 pub use render::OURS;

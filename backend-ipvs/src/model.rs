@@ -88,8 +88,9 @@ impl Model {
             Op::Rules(environment) => self.environment.replace(environment.clone()).is_some(),
             Op::AddElement(element) => self.fits(element) && self.elements.insert(*element),
             Op::DeleteElement(element) => self.elements.remove(element),
-            Op::NewServer(service) => {
-                self.servers.insert(service.key, (*service, Destinations::new())).is_none()
+            Op::NewServer(service, destinations) => {
+                let destinations = destinations.iter().map(|to| ((to.address, to.port), *to)).collect();
+                self.servers.insert(service.key, (*service, destinations)).is_none()
             }
             Op::SetServer(service) => {
                 self.servers.get_mut(&service.key).map(|(known, _)| *known = *service).is_some()
@@ -99,14 +100,18 @@ impl Model {
                 .servers
                 .get_mut(key)
                 .is_some_and(|(_, destinations)| destinations.insert((to.address, to.port), *to).is_none()),
-            Op::SetDestination(key, to) => self
-                .servers
-                .get_mut(key)
-                .is_some_and(|(_, destinations)| destinations.insert((to.address, to.port), *to).is_some()),
-            Op::DeleteDestination(key, addr, port) => self
-                .servers
-                .get_mut(key)
-                .is_some_and(|(_, destinations)| destinations.remove(&(*addr, *port)).is_some()),
+            Op::SetDestination { key, to, was } => {
+                let server = self.servers.get_mut(key);
+                let before =
+                    server.and_then(|(_, destinations)| destinations.insert((to.address, to.port), *to));
+                before.is_some_and(|before| before.weight == *was)
+            }
+            Op::DeleteDestination(key, from) => {
+                let server = self.servers.get_mut(key);
+                let before =
+                    server.and_then(|(_, destinations)| destinations.remove(&(from.address, from.port)));
+                before == Some(*from)
+            }
             Op::Reorder(key, destinations) => self.servers.get(key).is_some_and(|(_, standing)| {
                 destinations.iter().all(|to| standing.get(&(to.address, to.port)) == Some(to))
             }),

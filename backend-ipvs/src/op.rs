@@ -18,13 +18,19 @@ pub enum Op {
     Rules(Arc<Environment>),
     AddElement(Element),
     DeleteElement(Element),
-    NewServer(Service),
+    /// With its destinations, in the order of their addition.
+    NewServer(Service, Box<[Destination]>),
     /// Change its options; its destinations and connections stay.
     SetServer(Service),
     DeleteServer(ServiceKey),
     NewDestination(ServiceKey, Destination),
-    SetDestination(ServiceKey, Destination),
-    DeleteDestination(ServiceKey, IpAddr, u16),
+    SetDestination {
+        key: ServiceKey,
+        to: Destination,
+        /// Its weight until now.
+        was: u32,
+    },
+    DeleteDestination(ServiceKey, Destination),
     /// Take these destinations out and put them back in this order, without an end to their connections.
     Reorder(ServiceKey, Box<[Destination]>),
     /// Delete those of these destinations that have no connections, or all if `force`. With `server`, delete the
@@ -84,13 +90,17 @@ impl fmt::Display for Op {
             Self::Rules(_) => f.write_str("rewrite rules"),
             Self::AddElement(element) => write!(f, "add {element}"),
             Self::DeleteElement(element) => write!(f, "delete {element}"),
-            Self::NewServer(service) => write!(f, "new server {}", Options(service)),
+            Self::NewServer(service, destinations) => {
+                write!(f, "new server {}", Options(service))?;
+                let key = service.key;
+                destinations.iter().try_for_each(|to| write!(f, "\n{}", Self::NewDestination(key, *to)))
+            }
             Self::SetServer(service) => write!(f, "set server {}", Options(service)),
             Self::DeleteServer(key) => write!(f, "delete server {key}"),
             Self::NewDestination(key, to) => write!(f, "new destination {key} -> {}", Weighted(to)),
-            Self::SetDestination(key, to) => write!(f, "set destination {key} -> {}", Weighted(to)),
-            Self::DeleteDestination(key, addr, port) => {
-                write!(f, "delete destination {key} -> {}", Socket(*addr, *port))
+            Self::SetDestination { key, to, .. } => write!(f, "set destination {key} -> {}", Weighted(to)),
+            Self::DeleteDestination(key, to) => {
+                write!(f, "delete destination {key} -> {}", Socket(to.address, to.port))
             }
             Self::Reorder(key, destinations) => {
                 write!(f, "reorder {key} ->")?;

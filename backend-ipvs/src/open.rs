@@ -38,7 +38,7 @@ pub fn open(family: Family, settings: Settings) -> Result<(IpvsPlanner, IpvsExec
     nft_netlink::generation::generation(&mut nft).map_err(OpenError::Nftables)?;
     set_timeouts(&mut ipvs, &settings)?;
     let (sender, receiver) = mpsc::channel();
-    let executor = IpvsExecutor::new(settings.clone(), family, ipvs, route, nft, sender);
+    let executor = IpvsExecutor::new(settings.clone(), family, ipvs, route, nft, sender)?;
     Ok((IpvsPlanner::new(settings, receiver).with_seed(seed()), executor))
 }
 

@@ -13,13 +13,13 @@ pub(crate) struct Order(pub(crate) u64);
 
 impl Order {
     /// The destinations of a server in the order of their addition.
-    pub(crate) fn of(self, server: &Server) -> Vec<Destination> {
-        let mut all = server.destinations.clone();
+    pub(crate) fn of(self, server: Server) -> Box<[Destination]> {
+        let Server { service, mut destinations, .. } = server;
         // Maglev's table follows from the order: the same one on all nodes.
-        if self.0 != 0 && server.service.scheduler != Scheduler::MH {
-            all.sort_by_cached_key(|to| self.rank(&server.service.key, to));
+        if self.0 != 0 && service.scheduler != Scheduler::MH {
+            destinations.sort_by_cached_key(|to| self.rank(&service.key, to));
         }
-        all
+        destinations.into()
     }
 
     /// What must be put anew so that a table of Maglev does not depend on what was there before: everything from the
@@ -42,14 +42,14 @@ impl Order {
 }
 
 /// The finaliser of SplitMix64, which spreads every bit of its input.
-fn mix(state: u64, value: u64) -> u64 {
+pub(crate) fn mix(state: u64, value: u64) -> u64 {
     let mut mixed = (state ^ value).wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
 }
 
-fn number(addr: IpAddr) -> u64 {
+pub(crate) fn number(addr: IpAddr) -> u64 {
     match addr {
         IpAddr::V4(addr) => u64::from(addr.to_bits()),
         IpAddr::V6(addr) => mix((addr.to_bits() >> 64) as u64, addr.to_bits() as u64),
@@ -75,7 +75,7 @@ mod tests {
         let mut last: HashMap<IpAddr, u32> = HashMap::new();
         for node in 1..=20 {
             for service in 1..=50 {
-                let order = Order(node).of(&server(service, Scheduler::RR));
+                let order = Order(node).of(server(service, Scheduler::RR));
                 *last.entry(order.last().expect("five").address).or_default() += 1;
             }
         }
@@ -86,6 +86,6 @@ mod tests {
     #[test]
     fn maglev_gets_the_same_order_on_every_node() {
         let server = server(1, Scheduler::MH);
-        assert_eq!(Order(7).of(&server), Order(8).of(&server));
+        assert_eq!(Order(7).of(server.clone()), Order(8).of(server));
     }
 }

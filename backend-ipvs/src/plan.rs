@@ -294,7 +294,7 @@ impl IpvsPlanner {
         let sentinel = ServiceKey::Mark { family, mark: SENTINEL };
         if standing.remove(&sentinel).is_none() {
             let service = Service { flags: OURS, ..Service::new(sentinel, Scheduler::RR) };
-            draft.servers.push(Op::NewServer(service), None);
+            draft.servers.push(Op::NewServer(service, Box::default()), None);
         }
         for (key, pair) in wanted {
             let before = standing.remove(&key);

@@ -7,7 +7,7 @@ use proxy_core::{environment::Environment, model::ServicePortName, route::Route}
 
 use crate::{
     draft::{Draft, Net, Pair},
-    drain::{Draining, Drains},
+    drain::Drains,
     journal::{Counts, Journal},
     marks::Marks,
     op::{Element, Op, Spot},
@@ -96,21 +96,20 @@ impl State {
         let owner = pair.owner;
         match (pair.before, pair.after) {
             (None, None) => {}
+            (None, Some(after)) if self.drains.get(&key).is_none() => {
+                draft.servers.push(Op::NewServer(after.service, self.order.of(after)), owner);
+            }
+            // It stands yet, draining.
             (None, Some(after)) => {
-                // It may stand yet, draining.
-                if self.drains.get(&key).is_some_and(Draining::ends_server) {
-                    draft.servers.push(Op::SetServer(after.service), owner);
-                    self.drains.keep_server(key);
-                    self.let_go(key, draft);
-                } else {
-                    draft.servers.push(Op::NewServer(after.service), owner);
-                }
-                let stood = self.drains.get(&key).is_some();
-                for to in self.order.of(&after) {
+                draft.servers.push(Op::SetServer(after.service), owner);
+                self.drains.keep_server(key);
+                self.let_go(key, draft);
+                let all: Vec<_> = after.destinations.iter().map(|to| (to.address, to.port)).collect();
+                let anew = Order::anew(&after, &all);
+                for to in self.order.of(after) {
                     self.add_destination(key, to, owner, draft);
                 }
-                let all: Vec<_> = after.destinations.iter().map(|to| (to.address, to.port)).collect();
-                if let Some(anew) = Order::anew(&after, &all).filter(|_| stood) {
+                if let Some(anew) = anew {
                     draft.servers.push(Op::Reorder(key, anew), owner);
                 }
             }
@@ -150,7 +149,7 @@ impl State {
                 (None, None) => break,
                 (Some(from), Some(to)) if place(from) == place(to) => {
                     if from != to {
-                        draft.servers.push(Op::SetDestination(key, **to), owner);
+                        draft.servers.push(Op::SetDestination { key, to: **to, was: from.weight }, owner);
                     }
                     old.next();
                     new.next();
@@ -180,7 +179,7 @@ impl State {
         draft: &mut Draft,
     ) {
         let op = match self.drains.restore(key, to.address, to.port) {
-            true => Op::SetDestination(key, to),
+            true => Op::SetDestination { key, to, was: 0 },
             false => Op::NewDestination(key, to),
         };
         draft.servers.push(op, owner);
@@ -196,12 +195,13 @@ impl State {
         draft: &mut Draft,
     ) {
         if !drains {
-            draft.delete.push(Op::DeleteDestination(key, from.address, from.port), owner);
+            draft.delete.push(Op::DeleteDestination(key, from), owner);
             return;
         }
         // Found with weight 0: it drained already before a restart.
         if from.weight != 0 {
-            draft.servers.push(Op::SetDestination(key, Destination { weight: 0, ..from }), owner);
+            let to = Destination { weight: 0, ..from };
+            draft.servers.push(Op::SetDestination { key, to, was: from.weight }, owner);
         }
         self.drains.begin(key, from.address, from.port, now);
     }

@@ -4,7 +4,7 @@ use std::{collections::HashSet, net::IpAddr};
 
 use ipvs_netlink::{ServiceEntry, ServiceKey};
 use netlink::{
-    Dump, address, link,
+    Dump, Socket, address, link,
     route::{self, AddressFamily, Filter},
 };
 use proxy_core::{backend::ApplyError, model::Family};
@@ -12,8 +12,6 @@ use proxy_core::{backend::ApplyError, model::Family};
 use crate::{
     found::{Found, FoundServer, is_excluded, is_ours},
     kernel::{IpvsExecutor, ipvs_family, lost},
-    nftables,
-    scaffold::VIPS,
     settings::{DEVICE, ROUTE_PROTOCOL},
 };
 
@@ -21,10 +19,11 @@ use crate::{
 const TRIES: usize = 5;
 
 pub(crate) fn survey(executor: &mut IpvsExecutor) -> Result<Found, ApplyError> {
-    let device = link::find(&mut executor.route, DEVICE).map_err(lost)?.map(|device| device.index);
-    let routes = routes(executor)?;
+    let socket = &mut executor.bindings.socket;
+    let device = link::find(socket, DEVICE).map_err(lost)?.map(|device| device.index);
+    let routes = routes(socket, executor.family)?;
     let addresses = match device {
-        Some(device) => addresses(executor, device)?,
+        Some(device) => addresses(socket, executor.family, device)?,
         None => HashSet::new(),
     };
     let family = ipvs_family(executor.family);
@@ -34,7 +33,7 @@ pub(crate) fn survey(executor: &mut IpvsExecutor) -> Result<Found, ApplyError> {
         ServiceKey::Mark { .. } => false,
     };
     let mut servers = Vec::new();
-    for entry in executor.ipvs.services().map_err(lost)? {
+    for entry in executor.servers.socket.services().map_err(lost)? {
         if entry.service.key.family() != family {
             continue;
         }
@@ -42,28 +41,18 @@ pub(crate) fn survey(executor: &mut IpvsExecutor) -> Result<Found, ApplyError> {
         let destinations = if foreign(&entry) {
             Vec::new()
         } else {
-            let all = executor.ipvs.destinations(&entry.service.key).map_err(lost)?;
+            let all = executor.servers.socket.destinations(&entry.service.key).map_err(lost)?;
             all.into_iter().map(|entry| entry.destination).collect()
         };
         servers.push(FoundServer { service: entry.service, destinations });
     }
-    let translated = is_translated(executor).map_err(lost)?;
+    let translated = executor.tables.is_translated().map_err(lost)?;
     Ok(Found { servers, routes, addresses, translated })
 }
 
-/// Whether the table holds rules that translate, and not ours.
-fn is_translated(executor: &mut IpvsExecutor) -> Result<bool, netlink::Error> {
-    let chain = nftables::chain(&mut executor.nft, executor.family, "nat-prerouting")?;
-    if chain.is_none_or(|chain| chain.uses == 0) {
-        return Ok(false);
-    }
-    let sets = nftables::sets(&mut executor.nft, executor.family)?;
-    Ok(!sets.iter().any(|name| name == VIPS))
-}
-
 /// The addresses that local routes of ours bind.
-pub(crate) fn routes(executor: &mut IpvsExecutor) -> Result<HashSet<IpAddr>, ApplyError> {
-    let family = match executor.family {
+pub(crate) fn routes(socket: &mut Socket, family: Family) -> Result<HashSet<IpAddr>, ApplyError> {
+    let family = match family {
         Family::V4 => AddressFamily::V4,
         Family::V6 => AddressFamily::V6,
     };
@@ -71,7 +60,7 @@ pub(crate) fn routes(executor: &mut IpvsExecutor) -> Result<HashSet<IpAddr>, App
     let mut found = HashSet::new();
     for _ in 0..TRIES {
         found.clear();
-        let dump = route::list(&mut executor.route, filter, |route| {
+        let dump = route::list(socket, filter, |route| {
             found.insert(route.destination);
         });
         if dump.map_err(lost)? == Dump::Complete {
@@ -81,10 +70,10 @@ pub(crate) fn routes(executor: &mut IpvsExecutor) -> Result<HashSet<IpAddr>, App
     Ok(found)
 }
 
-fn addresses(executor: &mut IpvsExecutor, device: u32) -> Result<HashSet<IpAddr>, ApplyError> {
-    let all = address::list(&mut executor.route).map_err(lost)?;
+fn addresses(socket: &mut Socket, family: Family, device: u32) -> Result<HashSet<IpAddr>, ApplyError> {
+    let all = address::list(socket).map_err(lost)?;
     let ours = |addr: &IpAddr| {
-        Family::of(*addr) == executor.family
+        Family::of(*addr) == family
             // The kernel's own link-local address is no virtual IP.
             && !matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local())
     };

@@ -141,13 +141,8 @@ fn found_after(plan: &Plan<Op>) -> Found {
     let mut found = Found::default();
     for owned in plan.steps.iter().flat_map(|step| &step.ops) {
         match &owned.op {
-            Op::NewServer(service) => {
-                found.servers.push(FoundServer { service: *service, destinations: Vec::new() });
-            }
-            Op::NewDestination(key, to) => {
-                let server =
-                    found.servers.iter_mut().find(|server| server.service.key == *key).expect("made before");
-                server.destinations.push(*to);
+            Op::NewServer(service, destinations) => {
+                found.servers.push(FoundServer { service: *service, destinations: destinations.to_vec() });
             }
             Op::Bind(addr) => {
                 found.routes.insert(*addr);

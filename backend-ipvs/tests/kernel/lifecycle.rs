@@ -287,6 +287,87 @@ fn every_kind_of_damage_is_noticed_and_repaired() {
     });
 }
 
+/// Linux 6.17 is the first to tell how many elements a set has.
+fn kernel_counts_elements() -> bool {
+    let release = run("uname -r");
+    let mut numbers = release.split('.').map(|number| number.parse().unwrap_or(0_u32));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 17)
+}
+
+#[test]
+fn a_single_object_that_somebody_changed_is_noticed_and_repaired() {
+    with_ipvs(|| {
+        let mut driver = start(&PODS);
+        driver.set(
+            "lb",
+            exposed(route(Protocol::Tcp, "10.96.0.2", &PODS), "198.51.100.1", TrafficPolicy::Local),
+        );
+        let to = &PODS[0];
+        let damages = [
+            "ip route del local 10.96.0.1 dev kube-ipvs0 table local".to_owned(),
+            "ip route flush table local proto 89".to_owned(),
+            "ip link set kube-ipvs0 down && ip link set kube-ipvs0 up".to_owned(),
+            // With its last address the device loses its routes.
+            "ip addr add 10.99.0.1/32 dev kube-ipvs0 && ip addr del 10.99.0.1/32 dev kube-ipvs0".to_owned(),
+            "ipvsadm -D -t 10.96.0.2:80".to_owned(),
+            format!("ipvsadm -d -t {VIP} -r {to}:8080"),
+            format!("ipvsadm -e -t {VIP} -r {to}:8080 -m -w 7"),
+            format!("ipvsadm -a -t {VIP} -r 10.1.0.99:8080 -m"),
+            format!("ipvsadm -E -t {VIP} -s lc"),
+            "nft insert rule ip kube-proxy ipvs-policy-check counter drop".to_owned(),
+            "nft flush map ip kube-proxy ipvs-short-circuits".to_owned(),
+            "nft delete element ip kube-proxy ipvs-cluster-ips { 10.96.0.1 }".to_owned(),
+        ];
+        let of_elements = |damage: &str| damage.contains("flush map") || damage.contains("delete element");
+        let counted = kernel_counts_elements();
+        for damage in damages.iter().filter(|damage| counted || !of_elements(damage)) {
+            assert!(driver.is_intact(), "before {damage}");
+            run(damage);
+            assert!(!driver.is_intact(), "{damage} is not noticed");
+            driver.full();
+            assert!(driver.is_intact(), "after {damage}");
+            for to in [VIP, "10.96.0.2:80", "198.51.100.1:80", "192.168.7.1:30080"] {
+                for from in [CLIENT, POD, NODE] {
+                    tcp(from, to).who();
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn neither_our_own_changes_nor_those_of_others_are_damage() {
+    with_ipvs(|| {
+        let mut driver = start(&PODS);
+        let (connection, _) = held(CLIENT);
+        let exposed =
+            || exposed(route(Protocol::Tcp, "10.96.0.2", &PODS), "198.51.100.1", TrafficPolicy::Local);
+        driver.set("lb", exposed());
+        assert!(driver.is_intact(), "added");
+        driver.set("web", web(&PODS[1..]));
+        assert!(driver.is_intact(), "an endpoint drains");
+        driver.set("web", web(&PODS));
+        assert!(driver.is_intact(), "it is restored");
+        driver.set("web", web(&PODS[..1]));
+        drop(connection);
+        driver.pass(Duration::from_secs(3600));
+        assert!(driver.is_intact(), "it is deleted");
+        driver.remove("lb", Protocol::Tcp);
+        assert!(driver.is_intact(), "a Service drains");
+        driver.pass(Duration::from_secs(3600));
+        driver.pass(Duration::from_secs(3600));
+        assert!(driver.is_intact(), "its address is let go");
+        driver.restart(Settings::default());
+        assert!(driver.is_intact(), "after a restart");
+        run("ip route add local 10.97.0.1 dev lo table local && ip route del local 10.97.0.1 dev lo table local
+             ip link add other type dummy && ip addr add 10.98.0.1/32 dev other && ip link del other
+             ipvsadm -A -t 10.97.0.1:80 -s rr && ipvsadm -D -t 10.97.0.1:80
+             nft add table ip other; nft add set ip other s '{ type ipv4_addr; }'
+             nft add element ip other s '{ 10.0.0.1 }'; nft flush set ip other s");
+        assert!(driver.is_intact(), "others keep to their own");
+    });
+}
+
 #[test]
 fn kube_proxys_state_is_taken_over_without_losing_a_connection() {
     with_ipvs(|| {
