@@ -4,24 +4,23 @@
 //! endpoints are stored once per Service port or once per address.
 #![allow(clippy::disallowed_methods, reason = "a measurement reads the clock")]
 
+mod bench;
+
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::Ipv4Addr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use backend_nft::{Executor, Planner};
+use bench::{Proxy, Routes, kernel_memory, memory, routes, spread, target};
 use netlink::Socket;
 use nft_netlink::{Table, list};
 use nix::sched::{CloneFlags, unshare};
 use proxy_core::{
-    backend::{Change, Effect, Executor as _, Planned, Planner as _},
-    environment::{Environment, LocalPods, NodePortAddresses},
-    model::{Family, ObjectName, Protocol, ServicePortName, TrafficPolicy},
-    route::{AllowedSources, Frontend, FrontendKind, Named, Route, Target},
+    backend::Executor as _,
+    model::{Family, ServicePortName},
+    route::{AllowedSources, Frontend, FrontendKind, Route},
 };
-
-type Routes = Vec<(ServicePortName, Arc<Route>)>;
 
 fn main() {
     let runs: usize = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(5);
@@ -57,46 +56,6 @@ fn main() {
     ranges(runs);
     for addresses in [1, 3] {
         once_per_port(addresses, runs);
-    }
-}
-
-struct Proxy {
-    planner: Planner,
-    executor: Executor,
-    environment: Environment,
-}
-
-impl Proxy {
-    fn new() -> Self {
-        Self {
-            planner: Planner::new(Family::V4),
-            executor: Executor::open(Family::V4).expect("a socket can be opened"),
-            environment: environment(),
-        }
-    }
-
-    /// Time of planning, and of all.
-    fn full(&mut self, routes: &Routes) -> (Duration, Duration) {
-        let start = Instant::now();
-        let found = self.executor.survey().expect("the kernel answers");
-        let surveyed = Instant::now();
-        let plan = self.planner.plan_full(routes, &self.environment, found, start);
-        let planned = surveyed.elapsed();
-        self.executor.apply(&plan).expect("the kernel accepts it");
-        self.planner.settle(Effect::Applied);
-        (planned, start.elapsed())
-    }
-
-    fn change(&mut self, name: &ServicePortName, before: &Arc<Route>, after: &Arc<Route>) -> Duration {
-        let start = Instant::now();
-        let change =
-            Change { name: name.clone(), before: Some(Arc::clone(before)), after: Some(Arc::clone(after)) };
-        let Planned::Plan(plan) = self.planner.plan(&[change], &self.environment, start) else {
-            panic!("the change fits");
-        };
-        self.executor.apply(&plan).expect("the kernel accepts it");
-        self.planner.settle(Effect::Applied);
-        start.elapsed()
     }
 }
 
@@ -289,89 +248,4 @@ fn once_per_port(addresses: u32, runs: usize) {
             memory[memory.len() / 2] / 1024
         );
     }
-}
-
-fn spread(times: &mut [Duration]) -> String {
-    times.sort_unstable();
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0;
-    format!(
-        "median {:.3} ms (min {:.3}, p99 {:.3}, max {:.3}, n={})",
-        at(0.5),
-        at(0.0),
-        at(0.99),
-        at(1.0),
-        times.len()
-    )
-}
-
-fn memory() -> String {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
-    format!("{} {}", line("VmRSS"), line("VmHWM"))
-}
-
-/// Slab, vmalloc and per-CPU memory of the whole machine in KiB.
-fn kernel_memory() -> u64 {
-    std::thread::sleep(Duration::from_millis(300));
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    text.lines()
-        .filter(|line| ["Slab:", "VmallocUsed:", "Percpu:"].iter().any(|name| line.starts_with(name)))
-        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
-        .sum()
-}
-
-fn environment() -> Environment {
-    Environment {
-        family: Family::V4,
-        masquerade_mark: 0x4000,
-        masquerade_all: false,
-        local_pods: LocalPods::Cidrs(Box::new(["10.0.0.0/8".parse().expect("a network")])),
-        node_ports: NodePortAddresses::Any,
-        localhost_node_ports: false,
-        loopback_node_ports: Box::default(),
-        service_cidrs: Box::new(["172.16.0.0/12".parse().expect("a network")]),
-        node_ips: Box::new([]),
-        interface_addresses: Box::new([]),
-    }
-}
-
-fn target(number: u32) -> Target {
-    Target {
-        addr: IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + number)),
-        port: 8080,
-        local: number.is_multiple_of(50),
-    }
-}
-
-fn routes(services: usize, endpoints: usize, addresses: u32) -> Routes {
-    (0..services as u32)
-        .map(|service| {
-            let name = ServicePortName {
-                service: ObjectName::new("bench", &format!("service-{service:05}")),
-                port: "http".into(),
-                protocol: Protocol::Tcp,
-            };
-            let frontend = |at: u32| Frontend {
-                kind: if at == 0 { FrontendKind::ClusterIp } else { FrontendKind::ExternalIp },
-                at: Some(Ipv4Addr::from(0xac10_0000 + at * 0x2_0000 + service).into()),
-                port: 80,
-                sources: None,
-            };
-            let cluster = (0..endpoints as u32).map(|at| target(service * endpoints as u32 + at)).collect();
-            let route = Route {
-                protocol: Protocol::Tcp,
-                frontends: (0..addresses).map(frontend).collect(),
-                internal_policy: TrafficPolicy::Cluster,
-                external_policy: TrafficPolicy::Cluster,
-                cluster,
-                local: Box::new([]),
-                any_endpoint: true,
-                affinity: None,
-                health_check_node_port: None,
-                named: Named::default(),
-                options: Box::new([]),
-            };
-            (name, Arc::new(route))
-        })
-        .collect()
 }

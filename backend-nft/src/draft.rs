@@ -56,7 +56,7 @@ impl Draft<'_> {
             derived(before, old, &mut had);
         }
         let protocol = before.or(after).map_or(name.protocol, |route| route.protocol);
-        let placement = self.place(name, old.unwrap_or_default(), after, protocol);
+        let placement = self.place(name, old.unwrap_or_default(), (before, after), protocol);
         let mut wanted = Vec::new();
         if let Some(after) = after {
             derived(after, &placement, &mut wanted);
@@ -109,7 +109,7 @@ impl Draft<'_> {
         &mut self,
         name: &ServicePortName,
         old: Placement,
-        route: Option<&Arc<Route>>,
+        (before, route): (Option<&Arc<Route>>, Option<&Arc<Route>>),
         protocol: Protocol,
     ) -> Placement {
         let wanted = route.map(|route| uses(route)).unwrap_or_default();
@@ -128,15 +128,15 @@ impl Draft<'_> {
             self.retire_sticky(name, &sticky, protocol);
         }
         let plain = if new.sticky.is_some() { Uses::default() } else { wanted };
-        new.cluster = self.place_group(cluster, route, List::Cluster, plain.cluster, protocol);
-        new.local = self.place_group(local, route, List::Local, plain.local, protocol);
+        new.cluster = self.place_group(cluster, (before, route), List::Cluster, plain.cluster, protocol);
+        new.local = self.place_group(local, (before, route), List::Local, plain.local, protocol);
         new
     }
 
     fn place_group(
         &mut self,
         old: Option<Group>,
-        route: Option<&Arc<Route>>,
+        (before, route): (Option<&Arc<Route>>, Option<&Arc<Route>>),
         list: List,
         wanted: bool,
         protocol: Protocol,
@@ -161,14 +161,18 @@ impl Draft<'_> {
                 self.adds.push(Owned { op: Op(op), owner: self.owner });
                 return Some(Group { id, slots: wanted });
             }
-            return Some(self.refill(Group { id, slots: Vec::new() }, &wanted, protocol));
+            return Some(self.refill(Group { id, slots: Vec::new() }, &[], &wanted, protocol));
         };
-        group = self.refill(group, &wanted, protocol);
+        let had = before.map_or_else(Vec::new, |before| places(list.of(before)));
+        group = self.refill(group, &had, &wanted, protocol);
         Some(group)
     }
 
-    fn refill(&mut self, mut group: Group, wanted: &[Place], protocol: Protocol) -> Group {
-        for change in refill(&mut group.slots, wanted) {
+    /// `had` and `wanted` are sorted; what the group had stands in its slots in any order.
+    fn refill(&mut self, mut group: Group, had: &[Place], wanted: &[Place], protocol: Protocol) -> Group {
+        debug_assert_eq!(had.len(), group.slots.len());
+        let gone: Vec<Place> = difference(had, wanted).copied().collect();
+        for change in refill(&mut group.slots, &gone, difference(wanted, had).copied()) {
             let element = |place: Place| slot_element(group.id, protocol, change.slot, place);
             if let Some(place) = change.before {
                 self.delete(element(place));

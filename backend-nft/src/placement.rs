@@ -115,11 +115,6 @@ impl StickyPort {
         sticky_base(self.port)
     }
 
-    pub(crate) fn index_of(&self, place: Place) -> Option<u32> {
-        let at = self.members.binary_search_by_key(&place, |(place, _)| *place).ok()?;
-        Some(self.members[at].1)
-    }
-
     pub(crate) fn place_of(&self, index: u32) -> Option<Place> {
         self.members.iter().find(|(_, own)| *own == index).map(|(place, _)| *place)
     }

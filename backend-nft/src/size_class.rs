@@ -16,7 +16,7 @@ pub(crate) struct SizeClass(u8);
 
 impl SizeClass {
     /// The longest list that a class exists for.
-    pub(crate) const LONGEST: u32 = 1 << 17;
+    pub(crate) const LONGEST: u32 = 1 << 20;
 
     /// The class of a list of `length` endpoints. Longer ones than [`Self::LONGEST`] fall into the last class: the
     /// caller cuts the list.
@@ -37,7 +37,7 @@ impl SizeClass {
         Self(index.max(1))
     }
 
-    /// The number that stands for it in a map's value; never 0, at most 152.
+    /// The number that stands for it in a map's value; never 0, at most 176.
     pub(crate) fn index(self) -> u8 {
         self.0
     }
@@ -92,8 +92,8 @@ mod tests {
     }
 
     #[test]
-    fn there_are_152_classes() {
-        assert_eq!(SizeClass::of(SizeClass::LONGEST as usize).index(), 152);
+    fn there_are_176_classes() {
+        assert_eq!(SizeClass::of(SizeClass::LONGEST as usize).index(), 176);
         assert_eq!(SizeClass::of(SizeClass::LONGEST as usize).upper(), SizeClass::LONGEST);
         assert_eq!(SizeClass::of(0), SizeClass::of(1));
         assert_eq!(SizeClass::of(65).upper(), 72);

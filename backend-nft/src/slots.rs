@@ -10,22 +10,22 @@ pub(crate) struct SlotChange<T> {
     pub(crate) after: Option<T>,
 }
 
-/// Makes `slots` hold exactly the members of `wanted` (sorted, each once) and says what changed. New members go into
-/// the holes of those that left, else to the end; a hole that remains is filled by the last member.
-pub(crate) fn refill<T: Ord + Copy>(slots: &mut Vec<T>, wanted: &[T]) -> Vec<SlotChange<T>> {
-    let mut seen = vec![false; wanted.len()];
-    let mut holes = Vec::new();
-    for (slot, member) in slots.iter().enumerate() {
-        match wanted.binary_search(member) {
-            Ok(at) => seen[at] = true,
-            Err(_) => holes.push(slot),
-        }
+/// Takes the members `gone` (sorted) out of `slots` and puts `new` ones in, and says what changed. New members go into the
+/// holes of those that left, else to the end; a hole that remains is filled by the last member.
+pub(crate) fn refill<T: Ord + Copy>(
+    slots: &mut Vec<T>,
+    gone: &[T],
+    new: impl IntoIterator<Item = T>,
+) -> Vec<SlotChange<T>> {
+    let mut holes = Vec::with_capacity(gone.len());
+    if !gone.is_empty() {
+        let left = slots.iter().enumerate().filter(|(_, member)| gone.binary_search(member).is_ok());
+        holes.extend(left.map(|(slot, _)| slot));
     }
     // What stood in a slot before the first touch.
     let mut touched: BTreeMap<usize, T> = BTreeMap::new();
     let length = slots.len();
     let mut free = holes.iter();
-    let new = wanted.iter().zip(&seen).filter(|(_, seen)| !**seen).map(|(member, _)| *member);
     for member in new {
         match free.next() {
             Some(&slot) => {
@@ -66,6 +66,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::draft::difference;
 
     proptest! {
         #[test]
@@ -83,7 +84,10 @@ mod tests {
             let wanted: Vec<u8> = wanted.into_iter().collect();
             let kept = slots.iter().filter(|member| wanted.contains(member)).count();
             let (old, new) = (slots.len(), wanted.len());
-            let changes = refill(&mut slots, &wanted);
+            let mut had = slots.clone();
+            had.sort_unstable();
+            let gone: Vec<u8> = difference(&had, &wanted).copied().collect();
+            let changes = refill(&mut slots, &gone, difference(&wanted, &had).copied());
             for change in &changes {
                 let slot = change.slot as usize;
                 if slot >= replayed.len() {

@@ -61,25 +61,20 @@ impl Draft<'_> {
         };
         sticky.timeout = self.state.timeout(seconds);
         sticky.assign(&all);
-        let indices = |places: &[Place], sticky: &StickyPort| {
-            let mut indices: Vec<u32> = places.iter().filter_map(|place| sticky.index_of(*place)).collect();
-            indices.sort_unstable();
-            indices
-        };
         let protocol = route.protocol;
-        let in_cluster = indices(&cluster, &sticky);
+        let in_cluster = sticky.indices_of(&cluster);
         let (had, before) = kept.map_or((Vec::new(), None), |old| (sorted(&old.cluster), Some(old)));
         self.usable(Set::StickyEndpoints, &sticky, before, &had, &in_cluster, protocol);
         let mut slots = std::mem::take(&mut sticky.cluster);
-        self.refill_sticky(sticky.port, sticky.base(), &mut slots, &in_cluster);
+        self.refill_sticky(sticky.port, sticky.base(), &mut slots, &had, &in_cluster);
         sticky.cluster = slots;
 
-        let here = indices(&local, &sticky);
+        let here = sticky.indices_of(&local);
         let had = kept.and_then(|old| old.local.as_ref()).map_or_else(Vec::new, |(_, slots)| sorted(slots));
         self.usable(Set::StickyLocal, &sticky, before, &had, &here, protocol);
         if let Some(port) = local_port {
             let mut slots = sticky.local.take().map_or_else(Vec::new, |(_, slots)| slots);
-            self.refill_sticky(port, sticky.base(), &mut slots, &here);
+            self.refill_sticky(port, sticky.base(), &mut slots, &had, &here);
             sticky.local = Some((port, slots));
         }
         let had = kept.map_or_else(Vec::new, |old| heads(name, old, protocol));
@@ -123,20 +118,19 @@ impl Draft<'_> {
         wanted: &[u32],
         protocol: Protocol,
     ) {
-        for index in difference(had, wanted) {
-            if let Some(element) = before.and_then(|before| before.usable(set, *index, protocol)) {
-                self.delete(element);
-            }
+        let gone: Vec<u32> = difference(had, wanted).copied().collect();
+        for element in before.into_iter().flat_map(|before| before.usable(set, &gone, protocol)) {
+            self.delete(element);
         }
-        for index in difference(wanted, had) {
-            if let Some(element) = sticky.usable(set, *index, protocol) {
-                self.add(element);
-            }
+        let new: Vec<u32> = difference(wanted, had).copied().collect();
+        for element in sticky.usable(set, &new, protocol) {
+            self.add(element);
         }
     }
 
-    fn refill_sticky(&mut self, port: u16, base: u32, slots: &mut Vec<u32>, wanted: &[u32]) {
-        for change in refill(slots, wanted) {
+    fn refill_sticky(&mut self, port: u16, base: u32, slots: &mut Vec<u32>, had: &[u32], wanted: &[u32]) {
+        let gone: Vec<u32> = difference(had, wanted).copied().collect();
+        for change in refill(slots, &gone, difference(wanted, had).copied()) {
             let key = Key::IdSlot(sticky_base(port), change.slot);
             let element = |index: u32| Element::id(Set::StickySlots, key, base | index);
             if let Some(index) = change.before {
@@ -155,8 +149,8 @@ impl Draft<'_> {
             for (slot, index) in (0..).zip(slots) {
                 let id = sticky.base() | index;
                 elements.push(Element::id(Set::StickySlots, Key::IdSlot(sticky_base(port), slot), id));
-                elements.extend(sticky.usable(set, *index, protocol));
             }
+            elements.extend(sticky.usable(set, &sorted(slots), protocol));
         };
         list(Set::StickyEndpoints, sticky.port, &sticky.cluster);
         let mut ports = vec![(sticky.port, sticky.wide)];
@@ -196,17 +190,40 @@ fn sorted(indices: &[u32]) -> Vec<u32> {
 }
 
 impl StickyPort {
-    /// The element that makes an endpoint id usable.
-    fn usable(&self, set: Set, index: u32, protocol: Protocol) -> Option<Element> {
-        let (addr, port) = self.place_of(index)?;
-        Some(Element::target(set, Key::IdProtocol(self.base() | index, protocol), addr, port))
+    /// The elements that make endpoint ids (of these indices, sorted) usable. One pass over all members: looking for each
+    /// would take time that grows with the square of their number.
+    fn usable(&self, set: Set, indices: &[u32], protocol: Protocol) -> Vec<Element> {
+        if indices.is_empty() {
+            return Vec::new();
+        }
+        let wanted = self.members.iter().filter(|(_, index)| indices.binary_search(index).is_ok());
+        wanted
+            .map(|((addr, port), index)| {
+                Element::target(set, Key::IdProtocol(self.base() | index, protocol), *addr, *port)
+            })
+            .collect()
+    }
+
+    /// The indices of these places (sorted), sorted.
+    fn indices_of(&self, places: &[Place]) -> Vec<u32> {
+        let mut places = places.iter().peekable();
+        let mut indices = Vec::with_capacity(places.len());
+        for (place, index) in &self.members {
+            while places.next_if(|wanted| *wanted < place).is_some() {}
+            if places.next_if_eq(&place).is_some() {
+                indices.push(*index);
+            }
+        }
+        indices.sort_unstable();
+        indices
     }
 
     /// Gives every place an index: those that had one keep it; a freed one is not another's at once.
     fn assign(&mut self, all: &[Place]) {
         // Neither the first index nor the last.
         let limit = !base_mask(self.wide) - 1;
-        let new: Vec<Place> = all.iter().filter(|place| self.index_of(**place).is_none()).copied().collect();
+        let had: Vec<Place> = self.members.iter().map(|(place, _)| *place).collect();
+        let new: Vec<Place> = difference(all, &had).copied().collect();
         if !new.is_empty() {
             let mut taken: Vec<u32> = self.members.iter().map(|(_, index)| *index).collect();
             taken.sort_unstable();
@@ -225,7 +242,10 @@ impl StickyPort {
             }
             self.members.extend(added);
         }
-        self.members.retain(|(place, _)| all.binary_search(place).is_ok());
+        let gone: Vec<Place> = difference(&had, all).copied().collect();
+        if !gone.is_empty() {
+            self.members.retain(|(place, _)| gone.binary_search(place).is_err());
+        }
         self.members.sort_unstable();
     }
 }
@@ -256,10 +276,11 @@ mod tests {
     fn an_endpoint_keeps_its_index_and_a_freed_one_is_not_anothers_at_once() {
         let mut port = port();
         port.assign(&[place(1), place(2)]);
-        assert_eq!((port.index_of(place(1)), port.index_of(place(2))), (Some(1), Some(2)));
+        assert_eq!(port.members, [(place(1), 1), (place(2), 2)]);
         port.assign(&[place(2)]);
         port.assign(&[place(2), place(3)]);
-        assert_eq!((port.index_of(place(2)), port.index_of(place(3))), (Some(2), Some(3)));
+        assert_eq!(port.members, [(place(2), 2), (place(3), 3)]);
+        assert_eq!(port.indices_of(&[place(1), place(3), place(4)]), [3]);
     }
 
     #[test]
@@ -268,8 +289,8 @@ mod tests {
         port.assign(&[place(0)]);
         for number in 1..10_000 {
             port.assign(&[place(0), place(number)]);
-            assert_eq!(port.index_of(place(0)), Some(1));
-            let index = port.index_of(place(number)).expect("there is room");
+            assert_eq!(port.indices_of(&[place(0)]), [1]);
+            let index = port.indices_of(&[place(number)])[0];
             assert!((2..(1 << INDEX_BITS) - 1).contains(&index), "{index}");
         }
     }
