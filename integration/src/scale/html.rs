@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use super::chart::{escape, svg};
-use super::question::{QUESTIONS, Question};
+use super::axis::escape;
+use super::panel::{Panel, panels};
 use super::results::Results;
-use super::table::{cell, comparisons_of, part, parts, preface};
+use super::table::{cell, part, parts, preface};
 
 /// What a reader in a hurry wants to know, of the largest workload.
 const KEY_MEASURES: [&str; 7] = [
@@ -51,11 +51,6 @@ pub fn page(all: &[Results]) -> String {
     out
 }
 
-/// A chart alone, for other documents.
-pub fn chart(results: &Results, question: &Question) -> Option<String> {
-    svg(results, question)
-}
-
 fn write_results(out: &mut String, results: &Results, all: &[Results], index: usize) {
     out.push_str("<div class=\"facts\">\n");
     for line in preface(results, all) {
@@ -63,21 +58,19 @@ fn write_results(out: &mut String, results: &Results, all: &[Results], index: us
         let _ = writeln!(out, "<p>{}</p>", inline(&line));
     }
     out.push_str("</div>\n");
-    let asked: Vec<&Question> =
-        QUESTIONS.iter().filter(|question| !results.workloads_of(question.measure).is_empty()).collect();
-    write_key_table(out, results, &asked);
+    let panels = panels(results);
+    write_key_table(out, results, &panels);
     out.push_str("<nav><h2>Questions</h2><ol>\n");
-    for question in &asked {
-        let _ =
-            writeln!(out, "<li><a href=\"#{}-{index}\">{}</a></li>", question.slug(), escape(question.title));
+    for panel in &panels {
+        let _ = writeln!(out, "<li><a href=\"#{}-{index}\">{}</a></li>", panel.slug(), escape(panel.title()));
     }
     out.push_str("</ol></nav>\n");
-    for question in asked {
-        write_question(out, results, all, question, index);
+    for panel in &panels {
+        write_panel(out, results, all, panel, index);
     }
 }
 
-fn write_key_table(out: &mut String, results: &Results, asked: &[&Question]) {
+fn write_key_table(out: &mut String, results: &Results, panels: &[Panel]) {
     let Some(largest) =
         results.workloads.iter().max_by_key(|workload| workload.services + workload.endpoints)
     else {
@@ -95,8 +88,9 @@ fn write_key_table(out: &mut String, results: &Results, asked: &[&Question]) {
         let _ = write!(out, "<th>{}</th>", escape(name));
     }
     out.push_str("</tr>\n");
-    for question in asked.iter().filter(|question| KEY_MEASURES.contains(&&*question.slug())) {
-        let _ = write!(out, "<tr><th>{}</th>", escape(question.title));
+    let questions = panels.iter().flat_map(Panel::questions);
+    for (rate, question) in questions.filter(|(_, question)| KEY_MEASURES.contains(&&*question.slug())) {
+        let _ = write!(out, "<tr><th>{}{}</th>", escape(&question.title), escape(&rate));
         for name in &names {
             let _ = write!(out, "<td>{}</td>", escape(&cell(results, question, &largest.name, name)));
         }
@@ -105,33 +99,31 @@ fn write_key_table(out: &mut String, results: &Results, asked: &[&Question]) {
     out.push_str("</table></div>\n");
 }
 
-fn write_question(out: &mut String, results: &Results, all: &[Results], question: &Question, index: usize) {
+fn write_panel(out: &mut String, results: &Results, all: &[Results], panel: &Panel, index: usize) {
     let _ = write!(
         out,
         "<section class=\"question\">\n<h3 id=\"{}-{index}\">{}</h3>\n<p class=\"how\">{}</p>\n",
-        question.slug(),
-        escape(question.title),
-        inline(question.how)
+        panel.slug(),
+        escape(panel.title()),
+        inline(panel.how())
     );
-    if let Some(chart) = svg(results, question) {
+    if let Some(chart) = panel.chart(results) {
         out.push_str(&chart);
     }
-    let contenders = results.contenders_of(question.measure);
+    let grid = panel.grid(results);
     out.push_str("\n<div class=\"wide\"><table>\n<tr><th></th>");
-    for name in &contenders {
+    for name in &grid.head {
         let _ = write!(out, "<th>{}</th>", escape(name));
     }
     out.push_str("</tr>\n");
-    let mut ratios = Vec::new();
-    for workload in results.workloads_of(question.measure) {
-        let _ = write!(out, "<tr><th>{}</th>", escape(workload));
-        for name in &contenders {
-            let _ = write!(out, "<td>{}</td>", escape(&cell(results, question, workload, name)));
+    for (label, cells) in &grid.rows {
+        let _ = write!(out, "<tr><th>{}</th>", escape(label));
+        for cell in cells {
+            let _ = write!(out, "<td>{}</td>", escape(cell));
         }
         out.push_str("</tr>\n");
-        let lines = comparisons_of(results, all, question, workload);
-        ratios.extend(lines.into_iter().map(|line| format!("{workload}: {line}")));
     }
+    let ratios = panel.comparisons(results, all);
     out.push_str("</table></div>\n");
     if !ratios.is_empty() {
         out.push_str("<ul class=\"ratios\">\n");

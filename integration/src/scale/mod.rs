@@ -6,6 +6,7 @@
 #![expect(clippy::disallowed_methods, reason = "measuring is reading the clock")]
 
 mod answering;
+mod axis;
 mod changes;
 mod chart;
 mod churn;
@@ -26,15 +27,18 @@ mod listing;
 pub mod machine;
 pub mod matrix;
 mod neighbour;
+pub mod panel;
 mod process_usage;
 mod quantity;
 pub mod question;
+mod rate_chart;
 mod real_cluster;
 pub mod results;
 mod run;
 mod seed;
 pub mod server;
 mod site;
+mod stack_chart;
 pub mod statistics;
 pub mod table;
 pub mod workload;

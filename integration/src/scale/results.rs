@@ -128,6 +128,11 @@ impl Results {
         unique(named.chain(self.samples.iter().map(|sample| &*sample.contender)))
     }
 
+    /// In the order in which they were measured.
+    pub fn all_workloads(&self) -> Vec<&str> {
+        unique(self.samples.iter().map(|sample| &*sample.workload))
+    }
+
     pub fn workloads_of(&self, measure: &str) -> Vec<&str> {
         unique(self.samples.iter().filter(|sample| sample.measure == measure).map(|sample| &*sample.workload))
     }

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
+use super::panel::{Panel, panels};
 use super::quantity::{show, show_summary};
-use super::question::{QUESTIONS, Question};
+use super::question::Question;
 use super::results::Results;
 use super::run::FLOORS;
 use super::statistics::{Comparison, Summary};
@@ -23,35 +24,27 @@ pub fn markdown(all: &[Results]) -> String {
             // Writing to a string does not fail.
             let _ = writeln!(out, "{line}\n");
         }
-        for question in QUESTIONS {
-            let workloads = results.workloads_of(question.measure);
-            if workloads.is_empty() {
-                continue;
-            }
-            let _ = writeln!(out, "### {}\n\n{}\n", question.title, question.how);
-            let contenders = results.contenders_of(question.measure);
-            let _ = writeln!(
-                out,
-                "| |{}",
-                contenders.iter().map(|name| format!(" {name} |")).collect::<String>()
-            );
-            let _ = writeln!(out, "|---|{}", "---|".repeat(contenders.len()));
-            for workload in &workloads {
-                let cells = contenders
-                    .iter()
-                    .map(|contender| format!(" {} |", cell(results, question, workload, contender)));
-                let _ = writeln!(out, "| {workload} |{}", cells.collect::<String>());
-            }
-            out.push('\n');
-            for workload in workloads {
-                for line in comparisons(results, question, workload, ratios_allowed(results, all)) {
-                    let _ = writeln!(out, "- {workload}: {line}");
-                }
-            }
-            out.push('\n');
+        for panel in panels(results) {
+            write_panel(&mut out, &panel, results, all);
         }
     }
     out
+}
+
+fn write_panel(out: &mut String, panel: &Panel, results: &Results, all: &[Results]) {
+    let grid = panel.grid(results);
+    let head: String = grid.head.iter().map(|name| format!(" {name} |")).collect();
+    let rule = "---|".repeat(grid.head.len());
+    let _ = writeln!(out, "### {}\n\n{}\n\n| |{head}\n|---|{rule}", panel.title(), panel.how());
+    for (label, cells) in grid.rows {
+        let cells: String = cells.iter().map(|cell| format!(" {cell} |")).collect();
+        let _ = writeln!(out, "| {label} |{cells}");
+    }
+    out.push('\n');
+    for line in panel.comparisons(results, all) {
+        let _ = writeln!(out, "- {line}");
+    }
+    out.push('\n');
 }
 
 /// The first line of a report that holds several comparisons.
@@ -142,20 +135,16 @@ pub(crate) fn cell(results: &Results, question: &Question, workload: &str, conte
 }
 
 /// How the others stand to the first contender.
-pub(crate) fn comparisons_of(
+pub(crate) fn comparisons(
     results: &Results,
     all: &[Results],
     question: &Question,
     workload: &str,
 ) -> Vec<String> {
-    comparisons(results, question, workload, ratios_allowed(results, all))
-}
-
-fn comparisons(results: &Results, question: &Question, workload: &str, allowed: bool) -> Vec<String> {
-    if !allowed {
+    if !ratios_allowed(results, all) {
         return Vec::new();
     }
-    let contenders = results.contenders_of(question.measure);
+    let contenders = results.contenders_of(&question.measure);
     let mut measured = contenders
         .iter()
         .filter(|name| !FLOORS.contains(name))

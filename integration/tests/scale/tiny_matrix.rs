@@ -8,7 +8,7 @@ use std::time::Duration;
 use integration::real_apiserver;
 use integration::scale::contender::Mode;
 use integration::scale::machine::Machine;
-use integration::scale::question::QUESTIONS;
+use integration::scale::question::questions;
 use integration::scale::results::Results;
 use integration::scale::server::ServerKind;
 use integration::scale::workload::Shape;
@@ -35,7 +35,7 @@ fn check_complete(results: &Results, modes: &[Mode]) {
         assert_eq!(sample.unfinished, None, "{sample:?}");
         assert!(sample.values.iter().all(|value| value.is_finite()), "{sample:?}");
     }
-    let asked = QUESTIONS.iter().map(|question| question.measure).filter(|measure| {
+    let asked = questions().map(|question| &*question.measure).filter(|measure| {
         // Other rates and workloads than this one's, and live clusters, are asked elsewhere.
         let elsewhere = measure.starts_with("churn-") || measure.starts_with("cluster-");
         !elsewhere || ["churn-10", "churn-10-cpu"].contains(measure)
