@@ -14,15 +14,14 @@ pub mod servers;
 pub mod settings;
 pub mod tables;
 
-#[cfg(any(test, feature = "model"))]
-pub mod model;
-
 mod audit;
 mod bindings;
 mod draft;
 mod drain;
 mod element;
 mod journal;
+#[cfg(test)]
+mod model;
 mod order;
 mod render;
 mod scaffold;

@@ -21,7 +21,7 @@ use crate::{
 
 /// What plans have made of an empty kernel.
 #[derive(Debug, Clone, Default)]
-pub struct Model {
+pub(crate) struct Model {
     environment: Option<Arc<Environment>>,
     servers: BTreeMap<ServiceKey, (Service, Destinations)>,
     elements: BTreeSet<Element>,
@@ -32,17 +32,17 @@ type Destinations = BTreeMap<(IpAddr, u16), Destination>;
 
 /// The first packet of a connection.
 #[derive(Debug, Clone, Copy)]
-pub struct Packet<'a> {
-    pub source: IpAddr,
-    pub origin: Origin<'a>,
-    pub destination: IpAddr,
-    pub protocol: Protocol,
-    pub port: u16,
+pub(crate) struct Packet<'a> {
+    pub(crate) source: IpAddr,
+    pub(crate) origin: Origin<'a>,
+    pub(crate) destination: IpAddr,
+    pub(crate) protocol: Protocol,
+    pub(crate) port: u16,
 }
 
 /// Where a packet comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin<'a> {
+pub(crate) enum Origin<'a> {
     /// A process of the node itself.
     Node,
     /// It came in through this interface.
@@ -51,7 +51,7 @@ pub enum Origin<'a> {
 
 /// What becomes of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fate {
+pub(crate) enum Fate {
     /// It goes to one of these, not empty.
     To {
         targets: Vec<(IpAddr, u16)>,
@@ -68,7 +68,7 @@ impl Model {
     ///
     /// # Errors
     /// Names the operation that the kernel would refuse.
-    pub fn apply(&mut self, plan: &Plan<Op>) -> Result<(), String> {
+    pub(crate) fn apply(&mut self, plan: &Plan<Op>) -> Result<(), String> {
         for owned in plan.steps.iter().flat_map(|step| &step.ops) {
             if !self.carry_out(&owned.op) {
                 return Err(format!("the kernel would refuse: {}", owned.op));
@@ -144,7 +144,7 @@ impl Model {
     }
 
     /// Where a packet goes.
-    pub fn fate(&self, packet: &Packet<'_>) -> Fate {
+    pub(crate) fn fate(&self, packet: &Packet<'_>) -> Fate {
         let Packet { destination: addr, protocol, port, .. } = *packet;
         let spot = Spot { addr, protocol, port };
         let has = |element| self.elements.contains(&element);
@@ -186,12 +186,12 @@ impl Model {
     }
 
     /// Whether a connection of an endpoint to itself is masqueraded.
-    pub fn is_hairpin(&self, addr: IpAddr) -> bool {
+    pub(crate) fn is_hairpin(&self, addr: IpAddr) -> bool {
         self.elements.contains(&Element::Hairpin(addr))
     }
 
     /// What a survey would find.
-    pub fn found(&self, binding: Binding) -> Found {
+    pub(crate) fn found(&self, binding: Binding) -> Found {
         let servers = self.servers.values().map(|(service, destinations)| FoundServer {
             service: *service,
             destinations: destinations.values().copied().collect(),
@@ -205,7 +205,7 @@ impl Model {
     }
 
     /// Servers and elements but for what drains, as text: two models with the same text treat new connections alike.
-    pub fn settled(&self) -> Vec<String> {
+    pub(crate) fn settled(&self) -> Vec<String> {
         let mut lines: Vec<String> = Vec::new();
         for (service, destinations) in self.servers.values() {
             let live: Vec<_> = destinations.values().filter(|to| to.weight > 0).collect();
@@ -220,17 +220,17 @@ impl Model {
     }
 
     /// The addresses that are bound.
-    pub fn bound(&self) -> &BTreeSet<IpAddr> {
+    pub(crate) fn bound(&self) -> &BTreeSet<IpAddr> {
         &self.bound
     }
 
     /// Whether what no virtual server takes is refused on an address.
-    pub fn is_guarded(&self, addr: IpAddr) -> bool {
+    pub(crate) fn is_guarded(&self, addr: IpAddr) -> bool {
         self.elements.contains(&Element::Vip(addr))
     }
 
     /// Whether a virtual server of the address has no destination for new connections.
-    pub fn drains(&self, addr: IpAddr) -> bool {
+    pub(crate) fn drains(&self, addr: IpAddr) -> bool {
         self.servers.iter().any(|(key, (_, destinations))| {
             matches!(key, ServiceKey::Address { address, .. } if *address == addr)
                 && destinations.values().all(|to| to.weight == 0)

@@ -162,6 +162,12 @@ fn a_sticky_service_on_the_port_of_ftp_opens_no_other_port() {
             assert_eq!(tcp(CLIENT, "10.96.0.1:21").who(), POD);
             assert_eq!(tcp(CLIENT, "10.96.0.1:9999"), Reply::Refused);
         }
+        // Sticky it is nevertheless.
+        let mut of = route(Protocol::Tcp, V4.vip, &V4.pods);
+        of.frontends = [frontend(FrontendKind::ClusterIp, Some(V4.vip), 21)].into();
+        of.affinity = Some(600);
+        driver.set("ftp", of);
+        assert_eq!(answering(tcp, CLIENT, "10.96.0.1:21").len(), 1);
     });
 }
 

@@ -1,8 +1,11 @@
-//! Whatever happened before, the kernel ends up as after a fresh start.
+//! Whatever happened before, packets go where the routes say, and the kernel ends up as after a fresh start.
 
 use proptest::prelude::*;
 
+use proxy_core::route::Answer;
+
 use super::*;
+use crate::model::{Fate, Origin, Packet};
 
 /// One of a few dozen routes of a Service whose address is its own, or shared with the other Services, or the node's.
 fn a_route(service: usize) -> impl Strategy<Value = Route> {
@@ -162,6 +165,14 @@ proptest! {
                     installed[service] = after;
                 }
             }
+            for packet in packets(&installed, &environment) {
+                let (fate, due) = (model.fate(&packet), due(&installed, &environment, &packet));
+                prop_assert!(due.allows(&fate), "{:?}: {:?} where {:?} is due", packet, fate, due);
+            }
+            for target in installed.iter().flatten().flat_map(|route| &route.cluster) {
+                let of_pod = target.local && !environment.interface_addresses.contains(&target.addr);
+                prop_assert_eq!(model.is_hairpin(target.addr), of_pod, "{:?}", target);
+            }
         }
         let mut fresh = IpvsPlanner::alone(Settings::default());
         let mut wanted = Model::default();
@@ -175,6 +186,83 @@ proptest! {
             let owed = model.drains(*addr) || planner.state.released.contains(addr);
             prop_assert!(wanted.bound().contains(addr) || owed, "{} is bound for nothing", addr);
         }
+    }
+}
+
+/// Everybody asks for everything that a Service could be found at.
+fn packets(installed: &[Option<Route>; 3], environment: &Environment) -> Vec<Packet<'static>> {
+    let mut spots = Vec::new();
+    for frontend in installed.iter().flatten().flat_map(|route| &route.frontends) {
+        let named = frontend.at.into_iter();
+        let of_node = environment.interface_addresses.iter().copied().filter(|addr| !addr.is_loopback());
+        spots.extend(named.chain(of_node).map(|addr| (addr, frontend.port)));
+    }
+    let mut packets = Vec::new();
+    for (destination, port) in spots {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let from = |source: IpAddr, origin| Packet { source, origin, destination, protocol, port };
+            packets.extend(
+                ["203.0.113.9", "203.0.9.9", "198.18.0.1", "10.1.0.9"]
+                    .map(|source| from(ip(source), Origin::Interface("veth"))),
+            );
+            // The kernel takes the virtual IP itself as the source of what the node sends to it.
+            packets.push(from(destination, Origin::Node));
+        }
+    }
+    packets
+}
+
+/// What the routes say becomes of a packet.
+#[derive(Debug)]
+enum Due {
+    Exactly(Fate),
+    /// Nobody answers, however that is said.
+    Nobody,
+}
+
+impl Due {
+    fn allows(&self, fate: &Fate) -> bool {
+        match self {
+            Self::Exactly(due) => due == fate,
+            Self::Nobody => matches!(fate, Fate::Refused | Fate::Passed),
+        }
+    }
+}
+
+fn due(installed: &[Option<Route>; 3], environment: &Environment, packet: &Packet<'_>) -> Due {
+    let on_node = environment.interface_addresses.contains(&packet.destination);
+    let find = |by_name: bool| {
+        installed.iter().flatten().filter(|route| route.protocol == packet.protocol).find_map(|route| {
+            let is_it = |frontend: &&Frontend| {
+                frontend.port == packet.port
+                    && match frontend.at {
+                        Some(addr) => by_name && addr == packet.destination,
+                        None => !by_name && on_node,
+                    }
+            };
+            Some((route, route.frontends.iter().find(is_it)?))
+        })
+    };
+    let Some((route, frontend)) = find(true).or_else(|| find(false)) else { return Due::Nobody };
+    let barred =
+        |sources: &Arc<AllowedSources>| !sources.ranges.iter().any(|net| net.contains(&packet.source));
+    if frontend.sources.as_ref().is_some_and(barred) {
+        return Due::Exactly(Fate::Dropped);
+    }
+    let node = packet.origin == Origin::Node;
+    let pod = packet.source.to_string().starts_with("10.1.");
+    let to = |targets: &[Target], masquerade| {
+        let targets = targets.iter().map(|target| (target.addr, target.port)).collect();
+        Due::Exactly(Fate::To { targets, masquerade })
+    };
+    match route.answer(frontend) {
+        Answer::To(targets) if frontend.kind == FrontendKind::ClusterIp => to(targets, node || !pod),
+        Answer::To(targets) => to(targets, true),
+        Answer::Local { anywhere, .. } if node || pod => to(anywhere, node),
+        Answer::Local { here: [], .. } | Answer::Drop => Due::Exactly(Fate::Dropped),
+        Answer::Local { here, .. } => to(here, false),
+        Answer::Reject if on_node => Due::Nobody,
+        Answer::Reject => Due::Exactly(Fate::Refused),
     }
 }
 
