@@ -14,12 +14,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proxy_core::model::{Family, Protocol};
+use proxy_core::{
+    environment::NodePortAddresses,
+    model::{Family, Protocol},
+};
 use support::{
     enter_node,
     flood::flood,
     load, pod,
-    routes::{Build, Proxy, named, route, target},
+    routes::{Build, Proxy, environment, named, route, target},
     run, within,
 };
 
@@ -92,7 +95,11 @@ add rule ip one n ip daddr {VIP} udp dport 80 dnat to {POD}:8080"
                 route.protocol = Protocol::Udp;
                 (named(&format!("service-{number}"), Protocol::Udp), route)
             });
-            Proxy::new(Family::V4).full(routes.collect());
+            // As `nodePortAddresses` is by default in this mode.
+            let mut environment = environment(Family::V4);
+            environment.node_ports =
+                NodePortAddresses::Only(Box::new(["203.0.113.254".parse().expect("literal")]));
+            Proxy::with(environment).full(routes.collect());
         }
         Rules::KubeProxys => {
             load("nft", &support::kube_proxy_rules(VIP, "udp", &[POD])).expect("nft takes it");

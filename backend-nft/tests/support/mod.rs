@@ -286,7 +286,9 @@ pub fn kube_proxy_rules(vip: &str, protocol: &str, endpoints: &[&str]) -> String
         text += &format!("add {chain}delete chain ip kube-proxy {name}\nadd {chain}");
     }
     let service = format!("service-ABCDEFGH-test/web/{protocol}/http");
-    for chain in ["services", "masquerading", "service-endpoints-check", "cluster-ips-check", &service] {
+    let shared = ["firewall-check", "nodeport-endpoints-check", "services", "masquerading"];
+    let checks = ["service-endpoints-check", "cluster-ips-check", service.as_str()];
+    for chain in shared.into_iter().chain(checks) {
         text += &format!("add chain ip kube-proxy {chain}\nflush chain ip kube-proxy {chain}\n");
     }
     text += &format!(
@@ -295,19 +297,33 @@ add element ip kube-proxy cluster-ips {{ {vip} }}
 add set ip kube-proxy affinity-ABCDEFGH-test/web {{ type ipv4_addr; flags dynamic,timeout; timeout 3h; }}
 add map ip kube-proxy service-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
 add map ip kube-proxy no-endpoint-services {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
+add map ip kube-proxy firewall-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
+add map ip kube-proxy service-nodeports {{ type inet_proto . inet_service : verdict; }}
+add map ip kube-proxy no-endpoint-nodeports {{ type inet_proto . inet_service : verdict; }}
+add set ip kube-proxy nodeport-ips {{ type ipv4_addr; }}
+add element ip kube-proxy nodeport-ips {{ 203.0.113.254 }}
 add rule ip kube-proxy {service} ip daddr {vip} {protocol} dport 80 ip saddr != 10.0.0.0/8 meta mark set mark or 0x4000
 add rule ip kube-proxy {service} meta l4proto {protocol} dnat ip to numgen random mod {count} map {{ {slots} }}
 add element ip kube-proxy service-ips {{ {vip} . {protocol} . 80 : goto {service} }}
+add rule ip kube-proxy firewall-check ip daddr . meta l4proto . th dport vmap @firewall-ips
 add rule ip kube-proxy services ip daddr . meta l4proto . th dport vmap @service-ips
+add rule ip kube-proxy services ip daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports
+add rule ip kube-proxy nodeport-endpoints-check ip daddr @nodeport-ips meta l4proto . th dport vmap @no-endpoint-nodeports
 add rule ip kube-proxy masquerading mark and 0x4000 != 0 mark set mark xor 0x4000 masquerade fully-random
 add rule ip kube-proxy service-endpoints-check ip daddr . meta l4proto . th dport vmap @no-endpoint-services
 add rule ip kube-proxy cluster-ips-check ip daddr @cluster-ips reject
+add rule ip kube-proxy cluster-ips-check ip daddr {{ 172.30.0.0/16 }} drop
+add rule ip kube-proxy filter-prerouting-pre-dnat ct state new jump firewall-check
+add rule ip kube-proxy filter-output-pre-dnat ct state new jump firewall-check
+add rule ip kube-proxy filter-input ct state new jump nodeport-endpoints-check
+add rule ip kube-proxy filter-input ct state new jump service-endpoints-check
 add rule ip kube-proxy nat-prerouting jump services
 add rule ip kube-proxy nat-output jump services
 add rule ip kube-proxy nat-postrouting jump masquerading
 add rule ip kube-proxy filter-forward ct state new jump service-endpoints-check
 add rule ip kube-proxy filter-forward ct state new jump cluster-ips-check
 add rule ip kube-proxy filter-output ct state new jump service-endpoints-check
+add rule ip kube-proxy filter-output ct state new jump cluster-ips-check
 "#
     );
     text
