@@ -24,9 +24,9 @@ pub(crate) struct Pair {
 #[derive(Default)]
 pub(crate) struct Net {
     pub(crate) servers: BTreeMap<ServiceKey, Pair>,
-    pub(crate) vips: BTreeMap<IpAddr, (i32, Option<u32>)>,
-    pub(crate) elements: BTreeMap<Element, (i32, Option<u32>)>,
-    pub(crate) host_endpoints: BTreeMap<IpAddr, i32>,
+    pub(crate) vips: Tally<IpAddr>,
+    pub(crate) elements: Tally<Element>,
+    pub(crate) host_endpoints: Tally<IpAddr>,
 }
 
 impl Net {
@@ -37,7 +37,7 @@ impl Net {
             pair.before = Some(server);
             pair.owner = pair.owner.or(owner);
         }
-        self.count(vips, elements, host_endpoints, -1, owner);
+        self.count((vips, elements, host_endpoints), -1, owner);
     }
 
     pub(crate) fn plus(&mut self, rendered: Rendered, owner: Option<u32>) {
@@ -47,30 +47,48 @@ impl Net {
             pair.after = Some(server);
             pair.owner = owner;
         }
-        self.count(vips, elements, host_endpoints, 1, owner);
+        self.count((vips, elements, host_endpoints), 1, owner);
     }
 
     fn count(
         &mut self,
-        vips: Vec<IpAddr>,
-        elements: Vec<Element>,
-        host_endpoints: Vec<IpAddr>,
+        (vips, elements, host_endpoints): (Vec<IpAddr>, Vec<Element>, Vec<IpAddr>),
         by: i32,
         owner: Option<u32>,
     ) {
-        for vip in vips {
-            let (count, of) = self.vips.entry(vip).or_default();
-            *count += by;
-            *of = owner;
-        }
-        for element in elements {
-            let (count, of) = self.elements.entry(element).or_default();
-            *count += by;
-            *of = owner;
-        }
-        for addr in host_endpoints {
-            *self.host_endpoints.entry(addr).or_default() += by;
-        }
+        self.vips.add(vips, by, owner);
+        self.elements.add(elements, by, owner);
+        self.host_endpoints.add(host_endpoints, by, owner);
+    }
+}
+
+/// What is wanted more or less often, and who said so last.
+pub(crate) struct Tally<K>(Vec<(K, i32, Option<u32>)>);
+
+impl<K> Default for Tally<K> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<K: Ord> Tally<K> {
+    fn add(&mut self, keys: Vec<K>, by: i32, owner: Option<u32>) {
+        self.0.extend(keys.into_iter().map(|key| (key, by, owner)));
+    }
+
+    /// Each key once, in order.
+    pub(crate) fn sums(self) -> impl Iterator<Item = (K, i32, Option<u32>)> {
+        let Self(mut all) = self;
+        // Sorting once is faster than a map for the tens of thousands of a full plan. It keeps the last owner last.
+        all.sort_by(|one, other| one.0.cmp(&other.0));
+        let mut rest = all.into_iter().peekable();
+        std::iter::from_fn(move || {
+            let mut sum = rest.next()?;
+            while let Some((_, by, owner)) = rest.next_if(|next| next.0 == sum.0) {
+                (sum.1, sum.2) = (sum.1 + by, owner);
+            }
+            Some(sum)
+        })
     }
 }
 

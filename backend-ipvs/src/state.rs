@@ -269,13 +269,13 @@ impl State {
 
     /// Net changes of addresses and elements.
     pub(crate) fn count(&mut self, net: Net, draft: &mut Draft) {
-        for (addr, (by, owner)) in net.vips {
+        for (addr, by, owner) in net.vips.sums() {
             self.count_vip(addr, by, owner, draft);
         }
-        for (addr, by) in net.host_endpoints {
+        for (addr, by, _) in net.host_endpoints.sums() {
             self.host_endpoints.count(addr, by);
         }
-        for (element, (by, owner)) in net.elements {
+        for (element, by, owner) in net.elements.sums() {
             let appears = match element {
                 Element::ClusterIp(addr) => self.cluster_ips.count(addr, by),
                 Element::Hairpin(addr) => self.hairpins.count(addr, by),
