@@ -9,6 +9,7 @@ use kube::{Client, Config, client::ClientBuilder};
 use crate::{config::settings::ClientSettings, metrics::RestClientMetrics};
 
 mod certificate_files;
+mod direct;
 mod http_proxy;
 mod kubeconfig;
 mod token_file;
@@ -57,7 +58,12 @@ pub(crate) fn connect(settings: &ClientSettings) -> anyhow::Result<(Client, Cert
     config.read_timeout = Some(SILENCE);
     config.reset_reader_on_write = true;
     let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
-    let builder = ClientBuilder::try_from(config).context("the API client could not be set up")?;
+    let builder = match direct::builder(&config) {
+        Ok(Some(builder)) => Ok(builder),
+        Ok(None) => ClientBuilder::try_from(config).map_err(anyhow::Error::from),
+        Err(error) => Err(error),
+    };
+    let builder = builder.context("the API client could not be set up")?;
     let metrics = RestClientMetrics::new(&host);
     let client = match token {
         Some(token) => builder.with_layer(&metrics).with_layer(&token).build(),
