@@ -79,6 +79,7 @@ mod tests {
             let made = run(&[&made[..], &["-keyout", "key.pem", "-out", "certificate.pem"]].concat()).wait();
             assert!(made.expect("openssl ends").success());
             let port_text = port.to_string();
+            // A ticket after the handshake would carry the acknowledgement; kube-apiserver sends none then.
             let arguments = [
                 "s_server",
                 "-www",
