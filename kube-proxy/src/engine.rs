@@ -53,6 +53,7 @@ pub(crate) fn run<P, X>(
     P: Planner,
     X: Executor<Op = P::Op, Found = P::Found>,
 {
+    let mut drift = DriftPace { usual: drift_interval, in_a_row: 0 };
     let mut next_drift_check = Instant::now() + drift_interval;
     loop {
         let now = Instant::now();
@@ -68,10 +69,9 @@ pub(crate) fn run<P, X>(
             Err(RecvTimeoutError::Disconnected) => return,
         }
         if Instant::now() >= next_drift_check {
-            for family in engine.check_drift(Instant::now()) {
-                observer.drifted(family);
-            }
-            next_drift_check = Instant::now() + drift_interval;
+            let drifted = engine.check_drift(Instant::now());
+            drifted.iter().for_each(|family| observer.drifted(*family));
+            next_drift_check = Instant::now() + drift.next(!drifted.is_empty());
         }
         observer.queued(&engine);
         for report in engine.sync_due(&mut Instant::now) {
@@ -90,5 +90,42 @@ where
     match message {
         Message::Input(input) => engine.handle(input, Instant::now()),
         Message::Settings(settings, pace) => engine.set_settings(settings, pace, Instant::now()),
+    }
+}
+
+/// When to look for drift next. Where look after look finds some, another program puts its own rules into the place of
+/// ours each time, as a second proxy on the node does: then it is looked ever more rarely, or the two would do nothing
+/// else.
+struct DriftPace {
+    usual: Duration,
+    in_a_row: u32,
+}
+
+impl DriftPace {
+    /// So many looks that find drift are no fight yet.
+    const PATIENCE: u32 = 5;
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    fn next(&mut self, drifted: bool) -> Duration {
+        self.in_a_row = if drifted { self.in_a_row + 1 } else { 0 };
+        let doublings = self.in_a_row.saturating_sub(Self::PATIENCE).min(16);
+        (self.usual * (1 << doublings)).min(Self::LONGEST.max(self.usual))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_fights_over_the_rules_is_answered_ever_more_rarely() {
+        let second = Duration::from_secs(1);
+        let mut pace = DriftPace { usual: second, in_a_row: 0 };
+        let waits: Vec<u64> = (0..12).map(|_| pace.next(true).as_secs()).collect();
+        assert_eq!(waits, [1, 1, 1, 1, 1, 2, 4, 8, 16, 30, 30, 30]);
+        assert_eq!(pace.next(false), second);
+        assert_eq!(pace.next(true), second);
+        let mut slow = DriftPace { usual: 60 * second, in_a_row: 20 };
+        assert_eq!(slow.next(true), 60 * second, "never more often than usual");
     }
 }
