@@ -19,7 +19,7 @@ use crate::{
     accounting::{self, Counters},
     chains::{CANARY, JUMPS, KUBELET_JUMPS, Table},
     limits::AffinityLists,
-    process::{collect, is_of_the_moment, message, not_run, now, run_restore},
+    process::{collect, is_of_the_moment, message, not_run, now, run_restore, start_restore},
     restore::{self, Line, Op, Tally},
     survey::{Found, Host},
     trial,
@@ -117,8 +117,9 @@ impl Executor {
         self.variant
     }
 
-    fn restore(&self, step: &Step<Op>) -> Result<(), ApplyError> {
-        let run = run_restore(&self.programs.restore, &WRITE, |to| {
+    /// Carries a step out, and tells how many rules it wrote.
+    fn restore(&self, step: &Step<Op>) -> Result<Tally, ApplyError> {
+        let running = start_restore(&self.programs.restore, &WRITE, |to| {
             let mut result = Ok(());
             restore::write(step, self.variant, &mut |_, lines| {
                 if result.is_ok() {
@@ -127,9 +128,12 @@ impl Executor {
             });
             result
         })?;
+        // Counted while the program works.
+        let written = Tally::written(step);
+        let run = running.wait()?;
         self.waited.set(self.waited.get() + run.took);
         if run.status.success() {
-            return Ok(());
+            return Ok(written);
         }
         if run.status.code().is_none() {
             // Killed: it may have committed a table or not.
@@ -202,7 +206,6 @@ impl Executor {
 
     /// Remembers the rules that stand for the tables.
     fn remember(&mut self, step: &Step<Op>) {
-        self.last_written = Tally::written(step);
         for owned in &step.ops {
             match &owned.op {
                 Op::Declare { table, chain } => {
@@ -254,9 +257,11 @@ impl backend::Executor for Executor {
     fn apply(&mut self, plan: &Plan<Op>) -> Result<Outcome, ApplyError> {
         let mut outcome = Outcome::default();
         for step in &plan.steps {
-            if step.ops.iter().any(|owned| owned.op.table().is_some()) {
-                self.restore(step)?;
-            }
+            self.last_written = if step.ops.iter().any(|owned| owned.op.table().is_some()) {
+                self.restore(step)?
+            } else {
+                Tally::default()
+            };
             self.remember(step);
             for owned in step.ops.iter().filter(|owned| owned.op == Op::RouteLocalnet) {
                 if let Err(error) = set_route_localnet() {

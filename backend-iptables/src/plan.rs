@@ -67,16 +67,6 @@ struct Totals {
     rules: Tally,
 }
 
-impl Totals {
-    fn add(&mut self, rules: &Rules) {
-        rules.texts().for_each(|(table, text)| self.rules.add(table, text));
-    }
-
-    fn remove(&mut self, rules: &Rules) {
-        rules.texts().for_each(|(table, text)| self.rules.remove(table, text));
-    }
-}
-
 #[derive(Debug)]
 enum Undo {
     Full(Option<Installed>),
@@ -139,8 +129,8 @@ impl backend::Planner for Planner {
             let known = installed.ports.get(&change.name).map_or(comments, |port| port.comments);
             let before = written(&change.before, Context { comments: known, ..context });
             let after = written(&change.after, context);
-            before.iter().for_each(|rules| installed.totals.remove(rules));
-            after.iter().for_each(|rules| installed.totals.add(rules));
+            before.iter().for_each(|rules| installed.totals.rules -= rules.tally());
+            after.iter().for_each(|rules| installed.totals.rules += rules.tally());
             plan_chains(&mut step, before.as_ref(), after.as_ref(), owner);
             let port = after.map(|rules| Port { dispatch: rules.dispatch, comments });
             replace_port(installed, &change.name, port, &mut moved, &mut undo);
@@ -157,7 +147,7 @@ impl backend::Planner for Planner {
         let owners: HashMap<&ServicePortName, u32> =
             changes.iter().zip(0..).map(|(change, owner)| (&change.name, owner)).collect();
         for &dispatcher in &moved {
-            write_dispatcher(&mut step, dispatcher, &installed.ports, &tail, |name| {
+            write_dispatcher(&mut step, dispatcher, &installed.ports, &tail, |_, name| {
                 owners.get(name).copied()
             });
         }
@@ -218,26 +208,17 @@ impl backend::Planner for Planner {
             }
         }
 
-        let mut wanted = HashSet::with_capacity(endpoints + 2 * routes.len());
-        let mut owners = HashMap::with_capacity(routes.len());
-        for (owner, ((name, _), rules)) in (0..).zip(routes.iter().zip(write_all(routes, context))) {
-            totals.add(&rules);
-            let mut chains = Vec::with_capacity(rules.chains().len());
-            let mut text = String::with_capacity(rules.len());
-            for (chain, rules) in rules.chains() {
-                wanted.insert(chain);
-                if !found.holds_service_chain(chain, rules) {
-                    chains.push(chain);
-                    text.push_str(rules);
-                }
-            }
-            if !chains.is_empty() {
-                step.push(Op::Fill { chains: chains.into(), rules: text.into() }, Some(owner));
-            }
-            let port = Port { dispatch: rules.dispatch, comments: context.comments };
-            installed.ports.insert(name.clone(), port);
-            owners.insert(name, owner);
+        let written = of_each(routes, |name, route| Written::new(rules::write(name, route, context), &found));
+        let mut wanted = HashSet::new();
+        let mut ports = Vec::with_capacity(routes.len());
+        for (owner, ((name, _), written)) in (0..).zip(routes.iter().zip(written)) {
+            totals.rules += written.tally;
+            wanted.extend(written.found);
+            step.ops.extend(written.fill.map(|op| Owned { op, owner: Some(owner) }));
+            let port = Port { dispatch: written.dispatch, comments: context.comments };
+            ports.push((name.clone(), port));
         }
+        installed.ports = BTreeMap::from_iter(ports);
         let tail: Arc<str> = scaffold::to_node_ports(environment).into();
         for dispatcher in Dispatcher::ALL {
             let (table, chain) = (dispatcher.table(), dispatcher.chain());
@@ -249,18 +230,16 @@ impl backend::Planner for Planner {
                     step.push(Op::Stands { table, chain, rules }, None);
                 }
             } else {
-                write_dispatcher(&mut step, dispatcher, &installed.ports, &tail, |name| {
-                    owners.get(name).copied()
+                // The routes have the order of the ports that were made of them.
+                write_dispatcher(&mut step, dispatcher, &installed.ports, &tail, |at, _| {
+                    u32::try_from(at).ok()
                 });
             }
         }
         installed.totals = totals;
         fixed_rules.add(Table::Nat, &tail);
-        let tally = Tally {
-            filter: totals.rules.filter + fixed_rules.filter,
-            nat: totals.rules.nat + fixed_rules.nat,
-        };
-        step.push(Op::Tally(tally), None);
+        fixed_rules += totals.rules;
+        step.push(Op::Tally(fixed_rules), None);
         write_jumps(&mut step, &found);
         drop_stale(&mut step, &found, &wanted);
         if environment.localhost_node_ports {
@@ -318,23 +297,55 @@ fn shapes_every_service(environment: &Environment) -> impl PartialEq {
     )
 }
 
-/// Writes the rules of many Service ports, with the help of other processors where it takes long.
-fn write_all(routes: &[(ServicePortName, Arc<Route>)], context: Context<'_>) -> Vec<Rules> {
+/// A Service port in a full plan.
+struct Written {
+    dispatch: Dispatch,
+    tally: Tally,
+    /// What writes those of its chains that do not hold what they should.
+    fill: Option<Op>,
+    /// Those of its chains that are there, whatever they hold.
+    found: Vec<ServiceChain>,
+}
+
+impl Written {
+    fn new(rules: Rules, found: &Found) -> Self {
+        let tally = rules.tally();
+        let known =
+            rules.chains().map(|(chain, _)| chain).filter(|chain| found.has_service_chain(*chain)).collect();
+        let differs = |(chain, rules): &(ServiceChain, &str)| !found.holds_service_chain(*chain, rules);
+        let chains: Box<[ServiceChain]> = rules.chains().filter(differs).map(|(chain, _)| chain).collect();
+        let fill = if chains.is_empty() {
+            None
+        } else if chains.len() == rules.chains().len() {
+            Some(Op::Fill { chains, rules: rules.text })
+        } else {
+            let rules: String = rules.chains().filter(differs).map(|(_, rules)| rules).collect();
+            Some(Op::Fill { chains, rules })
+        };
+        Self { dispatch: rules.dispatch, tally, fill, found: known }
+    }
+}
+
+/// Does something with each of many Service ports, with the help of other processors where it takes long.
+fn of_each<T: Send>(
+    routes: &[(ServicePortName, Arc<Route>)],
+    work: impl Fn(&ServicePortName, &Route) -> T + Sync,
+) -> Vec<T> {
     const WORTH_A_THREAD: usize = 200;
-    let write = |routes: &[(ServicePortName, Arc<Route>)]| -> Vec<Rules> {
-        routes.iter().map(|(name, route)| rules::write(name, route, context)).collect()
+    let each = |routes: &[(ServicePortName, Arc<Route>)]| -> Vec<T> {
+        routes.iter().map(|(name, route)| work(name, route)).collect()
     };
     let threads = thread::available_parallelism().map_or(1, usize::from).min(4);
     let share = routes.len().div_ceil(threads).max(WORTH_A_THREAD);
     let mut shares = routes.chunks(share);
     let first = shares.next().unwrap_or_default();
     thread::scope(|scope| {
-        let others: Vec<_> = shares.map(|routes| scope.spawn(move || write(routes))).collect();
-        let mut rules = write(first);
+        let others: Vec<_> = shares.map(|routes| scope.spawn(|| each(routes))).collect();
+        let mut done = each(first);
         for other in others {
-            rules.extend(other.join().expect("writing rules does not panic"));
+            done.extend(other.join().expect("writing rules does not panic"));
         }
-        rules
+        done
     })
 }
 
@@ -354,7 +365,7 @@ fn plan_chains(step: &mut Step<Op>, before: Option<&Rules>, after: Option<&Rules
         }
     }
     if !chains.is_empty() {
-        step.push(Op::Fill { chains: chains.into(), rules: text.into() }, owner);
+        step.push(Op::Fill { chains: chains.into(), rules: text }, owner);
     }
     if !gone.is_empty() {
         let mut chains: Box<[ServiceChain]> = gone.into_keys().collect();
@@ -388,19 +399,19 @@ fn replace_port(
     undo.push((name.clone(), before));
 }
 
-/// Writes a dispatch chain whole, from the remembered lines.
+/// Writes a dispatch chain whole, from the remembered lines; `owner` gets the number and the name of a port.
 fn write_dispatcher(
     step: &mut Step<Op>,
     dispatcher: Dispatcher,
     ports: &BTreeMap<ServicePortName, Port>,
     to_node_ports: &str,
-    owner: impl Fn(&ServicePortName) -> Option<u32>,
+    owner: impl Fn(usize, &ServicePortName) -> Option<u32>,
 ) {
     let (table, chain) = (dispatcher.table(), dispatcher.chain());
     step.push(Op::Declare { table, chain }, None);
-    step.ops.extend(ports.iter().filter_map(|(name, port)| {
+    step.ops.extend(ports.iter().enumerate().filter_map(|(at, (name, port))| {
         let rules = port.dispatch.lines(dispatcher)?.clone();
-        Some(Owned { op: Op::Append { table, chain, rules, standing: false }, owner: owner(name) })
+        Some(Owned { op: Op::Append { table, chain, rules, standing: false }, owner: owner(at, name) })
     }));
     if dispatcher == Dispatcher::NatServices && !to_node_ports.is_empty() {
         step.push(Op::Append { table, chain, rules: to_node_ports.into(), standing: true }, None);

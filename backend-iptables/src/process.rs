@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     fs::File,
     io::{self, BufWriter, Read, Seek as _, Write},
-    process::{Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -20,13 +20,22 @@ pub(crate) struct Run {
     pub(crate) took: Duration,
 }
 
-/// Runs `iptables-restore` on what `feed` writes. The text goes through memory that the program reads as a file: through
-/// a pipe it would be woken, and wake us, for every page.
+/// Runs `iptables-restore` on what `feed` writes.
 pub(crate) fn run_restore(
     program: &str,
     arguments: &[&str],
     feed: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<Run, ApplyError> {
+    start_restore(program, arguments, feed)?.wait()
+}
+
+/// Starts `iptables-restore` on what `feed` writes. The text goes through memory that the program reads as a file: through
+/// a pipe it would be woken, and wake us, for every page.
+pub(crate) fn start_restore(
+    program: &str,
+    arguments: &[&str],
+    feed: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<Running, ApplyError> {
     let text = in_memory(feed).map_err(|error| ApplyError::Refused {
         reason: format!("cannot write the text for {program}: {error}"),
         culprit: None,
@@ -39,9 +48,21 @@ pub(crate) fn run_restore(
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| not_run(program, &error))?;
-    let output = child.wait_with_output()?;
-    let took = begun.elapsed();
-    Ok(Run { status: output.status, stderr: String::from_utf8_lossy(&output.stderr).into_owned(), took })
+    Ok(Running { child, begun })
+}
+
+/// A program that runs.
+pub(crate) struct Running {
+    child: Child,
+    begun: Instant,
+}
+
+impl Running {
+    pub(crate) fn wait(self) -> Result<Run, ApplyError> {
+        let output = self.child.wait_with_output()?;
+        let took = self.begun.elapsed();
+        Ok(Run { status: output.status, stderr: String::from_utf8_lossy(&output.stderr).into_owned(), took })
+    }
 }
 
 #[expect(

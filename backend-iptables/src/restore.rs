@@ -1,7 +1,11 @@
 //! Operations, the text that `iptables-restore` reads for a step of them, and the way back from a line of that text to
 //! the operation it belongs to.
 
-use std::{fmt, mem, sync::Arc};
+use std::{
+    fmt, mem,
+    ops::{AddAssign, SubAssign},
+    sync::Arc,
+};
 
 use proxy_core::backend::Step;
 
@@ -14,7 +18,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
     /// Creates chains of a Service port in table `nat`, or empties those that exist, and fills them.
-    Fill { chains: Box<[ServiceChain]>, rules: Box<str> },
+    Fill { chains: Box<[ServiceChain]>, rules: String },
     /// Deletes chains of a Service port, whatever they hold.
     Drop { chains: Box<[ServiceChain]> },
     /// Creates a chain, or empties it.
@@ -119,10 +123,6 @@ impl Tally {
         *self.of(table) += count(rules);
     }
 
-    pub(crate) fn remove(&mut self, table: Table, rules: &str) {
-        *self.of(table) -= count(rules);
-    }
-
     /// `mangle` holds no rules of ours.
     fn of(&mut self, table: Table) -> &mut usize {
         if table == Table::Nat { &mut self.nat } else { &mut self.filter }
@@ -142,8 +142,24 @@ impl Tally {
     }
 }
 
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.filter += other.filter;
+        self.nat += other.nat;
+    }
+}
+
+impl SubAssign for Tally {
+    fn sub_assign(&mut self, other: Self) {
+        self.filter -= other.filter;
+        self.nat -= other.nat;
+    }
+}
+
 fn count(rules: &str) -> usize {
-    rules.bytes().filter(|&byte| byte == b'\n').count()
+    // As many as a byte can count, so that many are counted at once: the texts are megabytes.
+    let ends = |part: &[u8]| part.iter().map(|&byte| u8::from(byte == b'\n')).sum::<u8>();
+    rules.as_bytes().chunks(255).map(|part| usize::from(ends(part))).sum()
 }
 
 /// A table's lines come in this order, so that every chain exists before a rule leads to it, and no rule leads to a

@@ -6,7 +6,7 @@
 mod dispatch;
 mod text;
 
-use std::{iter, net::IpAddr, ops::Range, sync::Arc};
+use std::{net::IpAddr, ops::Range, sync::Arc};
 
 use proxy_core::{
     environment::{Environment, LocalPods},
@@ -16,6 +16,7 @@ use proxy_core::{
 
 use crate::{
     chains::{ChainStem, Dispatcher, MARK_MASQUERADE, Role, ServiceChain, Table},
+    restore::Tally,
     survey::Host,
 };
 use text::{Rule, host, network, one_in, socket};
@@ -23,7 +24,8 @@ use text::{Rule, host, network, one_in, socket};
 /// All rules of one Service port.
 #[derive(Debug, Default)]
 pub(crate) struct Rules {
-    text: String,
+    /// All chains, one after the other.
+    pub(crate) text: String,
     chains: Vec<(ServiceChain, Range<usize>)>,
     pub(crate) dispatch: Dispatch,
 }
@@ -34,15 +36,13 @@ impl Rules {
         self.chains.iter().map(|(chain, range)| (*chain, &self.text[range.clone()]))
     }
 
-    /// All rules by table.
-    pub(crate) fn texts(&self) -> impl Iterator<Item = (Table, &str)> {
-        let dispatch = self.dispatch.0.iter().map(|(dispatcher, lines)| (dispatcher.table(), &**lines));
-        iter::once((Table::Nat, &*self.text)).chain(dispatch)
-    }
-
-    /// The length of all chains' text in bytes.
-    pub(crate) fn len(&self) -> usize {
-        self.text.len()
+    pub(crate) fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        tally.add(Table::Nat, &self.text);
+        for (dispatcher, lines) in &self.dispatch.0 {
+            tally.add(dispatcher.table(), lines);
+        }
+        tally
     }
 }
 

@@ -140,6 +140,10 @@ impl Found {
         self.other_chains.get(&(table, chain.into())).is_some_and(|found| *found == fingerprint(rules))
     }
 
+    pub(crate) fn has_service_chain(&self, chain: ServiceChain) -> bool {
+        self.service_chains.contains_key(&chain)
+    }
+
     /// Whether the chain of a Service is there with exactly these rules.
     pub(crate) fn holds_service_chain(&self, chain: ServiceChain, rules: &str) -> bool {
         self.service_chains.get(&chain).is_some_and(|found| *found == fingerprint([rules]))

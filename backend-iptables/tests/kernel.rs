@@ -166,7 +166,7 @@ fn a_refused_rule_is_laid_at_its_services_door_and_changes_nothing() {
                 .expect("a chain's name");
                 let rule = if owner == 3 { nonsense } else { "-s 10.0.0.1/32" };
                 let rules = format!("-A {chain} {rule} -j KUBE-MARK-MASQ\n");
-                step.push(Op::Fill { chains: [chain].into(), rules: rules.into() }, Some(owner.into()));
+                step.push(Op::Fill { chains: [chain].into(), rules }, Some(owner.into()));
             }
             let error = proxy.executor.apply(&Plan { steps: vec![step] }).expect_err("nonsense");
             let ApplyError::Refused { reason, culprit } = error else { panic!("{error}") };

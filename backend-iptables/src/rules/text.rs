@@ -53,7 +53,8 @@ impl<'a> Rule<'a> {
     }
 
     fn host(self, option: &str, addr: IpAddr) -> Self {
-        write!(self.text, "{option}{addr}/{}", bits(addr)).expect("a String takes everything");
+        self.text.push_str(option);
+        write_host(self.text, addr);
         self
     }
 
@@ -89,8 +90,8 @@ impl<'a> Rule<'a> {
 
     /// The destination port, of the protocol given before.
     pub(super) fn port(self, port: u16) -> Self {
-        let rule = self.protocol_match();
-        write!(rule.text, " --dport {port}").expect("a String takes everything");
+        let rule = self.protocol_match().put(&[" --dport "]);
+        write_number(rule.text, port);
         rule
     }
 
@@ -112,11 +113,41 @@ impl<'a> Rule<'a> {
 
 /// `address/32` or `/128`.
 pub(super) fn host(addr: IpAddr) -> String {
-    format!("{addr}/{}", bits(addr))
+    let mut text = String::with_capacity(44);
+    write_host(&mut text, addr);
+    text
 }
 
-fn bits(addr: IpAddr) -> u8 {
-    if addr.is_ipv4() { 32 } else { 128 }
+fn write_host(text: &mut String, addr: IpAddr) {
+    write_address(text, addr);
+    text.push_str(if addr.is_ipv4() { "/32" } else { "/128" });
+}
+
+/// Addresses and ports are a third of the work of writing all rules, and most of that was `fmt`.
+fn write_address(text: &mut String, addr: IpAddr) {
+    match addr {
+        IpAddr::V4(addr) => {
+            for (at, octet) in addr.octets().into_iter().enumerate() {
+                if at > 0 {
+                    text.push('.');
+                }
+                write_number(text, octet.into());
+            }
+        }
+        IpAddr::V6(addr) => write!(text, "{addr}").expect("a String takes everything"),
+    }
+}
+
+fn write_number(text: &mut String, number: u16) {
+    let mut unit = 1;
+    while number / unit >= 10 {
+        unit *= 10;
+    }
+    while unit > 0 {
+        let digit = u8::try_from(number / unit % 10).expect("less than 10");
+        text.push(char::from(b'0' + digit));
+        unit /= 10;
+    }
 }
 
 pub(super) fn network(net: &IpNet) -> String {
@@ -126,11 +157,11 @@ pub(super) fn network(net: &IpNet) -> String {
 /// `address:port`, an IPv6 address in brackets.
 pub(super) fn socket(addr: IpAddr, port: u16) -> String {
     let mut text = String::with_capacity(if addr.is_ipv4() { 21 } else { 47 });
-    match addr {
-        IpAddr::V4(addr) => write!(text, "{addr}:{port}"),
-        IpAddr::V6(addr) => write!(text, "[{addr}]:{port}"),
-    }
-    .expect("a String takes everything");
+    let brackets = if addr.is_ipv4() { ["", ":"] } else { ["[", "]:"] };
+    text.push_str(brackets[0]);
+    write_address(&mut text, addr);
+    text.push_str(brackets[1]);
+    write_number(&mut text, port);
     text
 }
 
@@ -153,4 +184,18 @@ fn write_one_in(left: usize) -> String {
     let given = (1e10 / left as f64).round() / 1e10;
     let kept = (given * WHOLE).round() / WHOLE;
     format!("-m statistic --mode random --probability {kept:.11}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_ports_are_written_as_usual() {
+        for at in ["0.0.0.0:0", "10.244.9.100:7", "255.1.20.3:65535", "[2001:db8::1]:10", "[::]:1000"] {
+            let addr: std::net::SocketAddr = at.parse().expect("an address and port");
+            assert_eq!(socket(addr.ip(), addr.port()), at);
+        }
+        assert_eq!(host(IpAddr::from([10, 0, 0, 255])), "10.0.0.255/32");
+    }
 }
