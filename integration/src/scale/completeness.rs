@@ -1,6 +1,6 @@
 //! When the rules are complete, judged by packets alone: the same for every backend.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -9,7 +9,7 @@ use super::connecting::{BRIEF, open, reached};
 use super::contender::Running;
 use super::seed::Seed;
 use super::site::Site;
-use super::workload::{CANARIES, Workload};
+use super::workload::Workload;
 
 /// Services that are asked until they answer. That a late fiftieth of all is missed has a chance of 0.6 %.
 const SENTINELS: usize = 256;
@@ -64,30 +64,30 @@ pub(crate) fn wait(
     })?
 }
 
-/// Waits until every canary is led to the endpoint of `step`: what a start over existing rules can be seen by.
+/// Waits until every canary leads to the endpoint that is wanted of it: what a start over existing rules can be seen by.
 pub(crate) fn wait_for_canaries(
     site: &Site,
     workload: &Workload,
-    running: &mut Running,
-    step: usize,
+    wanted: &[Ipv4Addr],
+    since: Instant,
     limit: Duration,
+    alive: &mut (dyn FnMut() -> Result<()> + Send),
 ) -> Result<Completion> {
-    let started = running.started;
     site.client.run(|| {
-        let mut waiting: Vec<usize> = (0..CANARIES).collect();
-        while let Some(canary) = waiting.last().copied() {
-            let wanted = workload.canary_endpoint(canary, step);
-            if reached(workload.canaries[canary]).is_ok_and(|endpoint| endpoint == wanted) {
+        let mut waiting: Vec<(SocketAddr, Ipv4Addr)> =
+            workload.canaries.iter().copied().zip(wanted.iter().copied()).collect();
+        while let Some((service, wanted)) = waiting.last() {
+            if reached(*service).is_ok_and(|endpoint| endpoint == *wanted) {
                 waiting.pop();
                 continue;
             }
-            running.check_alive()?;
-            if started.elapsed() > limit {
+            alive()?;
+            if since.elapsed() > limit {
                 return Ok(Completion::Unfinished { unanswered: waiting.len() });
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        Ok(Completion::After(started.elapsed()))
+        Ok(Completion::After(since.elapsed()))
     })?
 }
 

@@ -9,7 +9,8 @@ use anyhow::Result;
 use super::changes::Canaries;
 use super::completeness::{self, Completion};
 use super::contender::{Contender, Running};
-use super::flood::{Flood, Flooded, Held};
+use super::flood::{Flood, Flooded};
+use super::held::Held;
 use super::seed::Seed;
 use super::server::Server;
 use super::site::Site;
@@ -42,12 +43,14 @@ pub(crate) struct Cluster<'a> {
 }
 
 /// Ends `old`, changes some endpoints meanwhile, and starts `next`, while clients hold and open connections.
+/// `between` is called when no process runs.
 pub(crate) fn replace(
     cluster: Cluster<'_>,
     canaries: &mut Canaries<'_>,
     seed: &mut Seed,
     old: Running,
     next: &Contender,
+    between: impl FnOnce() -> Result<()>,
 ) -> Result<(Disturbed, Running)> {
     let Cluster { site, api, workload, folder, limit } = cluster;
     let all: Vec<SocketAddr> = workload.services.iter().map(|service| service.address).collect();
@@ -58,9 +61,12 @@ pub(crate) fn replace(
     let opened = held.opened;
     let flood = Flood::start(&site.client, chosen, Duration::from_micros(200))?;
     old.stop(Duration::from_secs(10))?;
-    let step = canaries.change_all(api)?;
+    between()?;
+    let wanted = canaries.change_all(api)?;
     let mut running = next.start(site, folder, api)?;
-    let completion = completeness::wait_for_canaries(site, workload, &mut running, step, limit)?;
+    let started = running.started;
+    let mut alive = || running.check_alive();
+    let completion = completeness::wait_for_canaries(site, workload, &wanted, started, limit, &mut alive)?;
     let usage = running.usage()?;
     std::thread::sleep(AFTERMATH);
     let flooded = flood.stop();

@@ -34,6 +34,18 @@ impl Snapshot {
         snapshot
     }
 
+    /// The values of a metric by its one label.
+    pub(crate) fn by_label(text: &str, name: &str) -> Vec<(String, f64)> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{'));
+        lines
+            .filter_map(|line| {
+                let (label, value) = line.rsplit_once("} ")?;
+                let (_, label) = label.trim_end_matches('"').split_once("=\"")?;
+                Some((label.to_owned(), value.parse().ok()?))
+            })
+            .collect()
+    }
+
     pub(crate) fn value(&self, name: &str) -> Option<f64> {
         self.values.get(name).copied()
     }
@@ -95,6 +107,13 @@ mod tests {
         assert_eq!(gained.quantile("h", 0.5), Some(0.1));
         assert_eq!(gained.quantile("h", 1.0), Some(1.0));
         assert_eq!(gained.value("cpu"), Some(2.5));
+    }
+
+    #[test]
+    fn values_are_told_apart_by_their_label() {
+        let text =
+            "# TYPE m gauge\nm{phase=\"list\"} 0.5\nm{phase=\"plan\"} 2e-3\nm_other{phase=\"x\"} 1\nm 7\n";
+        assert_eq!(Snapshot::by_label(text, "m"), [("list".to_owned(), 0.5), ("plan".to_owned(), 0.002)]);
     }
 
     #[test]

@@ -13,6 +13,8 @@ use super::site::{DIRECT, FLOOR, Site};
 use super::workload::Workload;
 
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How long connections are counted for one figure of how many there are a second.
+const STRETCH: Duration = Duration::from_millis(10);
 
 /// Seconds from the call until the connection stood.
 #[derive(Debug, Default)]
@@ -22,7 +24,7 @@ pub(crate) struct FirstPackets {
     pub(crate) last: Vec<f64>,
     /// To Services at random, as fast as one client can.
     pub(crate) random: Vec<f64>,
-    pub(crate) per_second: f64,
+    pub(crate) per_second: Vec<f64>,
     pub(crate) failed: usize,
 }
 
@@ -33,13 +35,24 @@ pub(crate) struct Floors {
     pub(crate) one_rule: Vec<f64>,
     /// No translation.
     pub(crate) direct: Vec<f64>,
+    /// New connections a second through the one rule, and without any.
+    pub(crate) one_rule_per_second: Vec<f64>,
+    pub(crate) direct_per_second: Vec<f64>,
 }
 
-pub(crate) fn measure_floors(site: &Site, count: usize) -> Result<Floors> {
+pub(crate) fn measure_floors(site: &Site, count: usize, time: Duration) -> Result<Floors> {
     site.add_floor()?;
-    let ([one_rule, direct], _) = site.client.run(|| by_turns([FLOOR, DIRECT], count))?;
+    let floors = site.client.run(|| {
+        let ([one_rule, direct], _) = by_turns([FLOOR, DIRECT], count);
+        Floors {
+            one_rule,
+            direct,
+            one_rule_per_second: as_fast_as_possible(|| FLOOR, time).per_second,
+            direct_per_second: as_fast_as_possible(|| DIRECT, time).per_second,
+        }
+    })?;
     site.remove_floor()?;
-    Ok(Floors { one_rule, direct })
+    Ok(floors)
 }
 
 pub(crate) fn measure(
@@ -54,17 +67,41 @@ pub(crate) fn measure(
     let places = [order[0], order[order.len() / 2], order[order.len() - 1]];
     Ok(site.client.run(|| {
         let ([first, middle, last], failed) = by_turns(places, count);
-        let mut packets = FirstPackets { first, middle, last, failed, ..FirstPackets::default() };
-        let begun = Instant::now();
-        while begun.elapsed() < time {
-            match open(order[seed.below(order.len())], PATIENCE) {
-                Ok((_, elapsed)) => packets.random.push(elapsed.as_secs_f64()),
-                Err(_) => packets.failed += 1,
+        let fast = as_fast_as_possible(|| order[seed.below(order.len())], time);
+        FirstPackets {
+            first,
+            middle,
+            last,
+            random: fast.times,
+            per_second: fast.per_second,
+            failed: failed + fast.failed,
+        }
+    })?)
+}
+
+#[derive(Debug, Default)]
+struct Fast {
+    times: Vec<f64>,
+    /// In each stretch of the time.
+    per_second: Vec<f64>,
+    failed: usize,
+}
+
+/// One connection after the other to wherever `next` says.
+fn as_fast_as_possible(mut next: impl FnMut() -> SocketAddr, time: Duration) -> Fast {
+    let mut fast = Fast::default();
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        let (stretch, before) = (Instant::now(), fast.times.len());
+        while stretch.elapsed() < STRETCH {
+            match open(next(), PATIENCE) {
+                Ok((_, elapsed)) => fast.times.push(elapsed.as_secs_f64()),
+                Err(_) => fast.failed += 1,
             }
         }
-        packets.per_second = packets.random.len() as f64 / begun.elapsed().as_secs_f64();
-        packets
-    })?)
+        fast.per_second.push((fast.times.len() - before) as f64 / stretch.elapsed().as_secs_f64());
+    }
+    fast
 }
 
 /// `count` connections to each, one after the other, so that whatever else the machine does falls on all alike.
@@ -111,7 +148,31 @@ fn cluster_ip_of_rule(rule: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use super::cluster_ip_of_rule;
+    use std::net::SocketAddr;
+    use std::time::{Duration, Instant};
+
+    use super::{as_fast_as_possible, cluster_ip_of_rule};
+    use crate::scale::site::{DIRECT, Site};
+
+    #[test]
+    fn connections_that_begin_after_a_known_pause_are_counted_to_be_that_many_a_second() {
+        let site = Site::build().expect("a network; run as root");
+        let slow = || -> SocketAddr {
+            // A sleep would be longer than asked for.
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_millis(1) {
+                std::hint::spin_loop();
+            }
+            DIRECT
+        };
+        let time = Duration::from_millis(400);
+        let fast = site.client.run(|| as_fast_as_possible(slow, time)).expect("inside the client");
+        assert_eq!(fast.failed, 0);
+        let median = crate::scale::statistics::quantile(&fast.per_second, 0.5).expect("there are stretches");
+        assert!((300.0..=1_000.0).contains(&median), "{median} a second, one each millisecond at most");
+        let most = fast.per_second.iter().copied().fold(0.0, f64::max);
+        assert!(most <= 1_001.0, "{most} in a stretch");
+    }
 
     #[test]
     fn the_place_of_a_service_is_read_from_its_rule() {

@@ -3,105 +3,105 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
-
+use super::census::Census;
 use super::contender::Mode;
 use super::site::Site;
 
-/// A listing, or how far one got.
+/// The device that virtual IPs of ipvs mode are bound to, in kube-proxy and here.
+const DEVICE: &str = "kube-ipvs0";
+
+/// How a listing is counted.
+type Count = fn(&mut Census, &str);
+
+/// What was listed.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Listing {
     pub(crate) seconds: f64,
     pub(crate) bytes: usize,
-    pub(crate) objects: usize,
+    pub(crate) census: Census,
 }
 
 /// `None` if the tool did not finish in time or is not there.
-pub(crate) fn measure(site: &Site, mode: Mode, limit: Duration) -> Result<Option<Listing>> {
-    let tools: &[&[&str]] = match mode {
-        Mode::Nftables => &[&["nft", "list", "table", "ip", "kube-proxy"]],
-        Mode::Iptables => &[&["iptables-nft-save"], &["iptables-legacy-save"]],
-        Mode::Ipvs => &[&["ipvsadm", "--save", "--numeric"]],
-    };
-    let mut best = None;
-    for tool in tools {
-        let begun = Instant::now();
-        let mut command = Command::new("timeout");
-        command.arg(limit.as_secs().max(1).to_string()).args(*tool);
-        let Ok(output) = site.node.output(&mut command) else { continue };
-        let listing = Listing {
-            seconds: begun.elapsed().as_secs_f64(),
-            bytes: output.stdout.len(),
-            objects: objects(mode, &String::from_utf8_lossy(&output.stdout)),
-        };
-        // The rules are in one of the two variants.
-        if best.as_ref().is_none_or(|best: &Listing| best.objects < listing.objects) {
-            best = Some(listing);
-        }
-    }
-    Ok(best)
-}
-
-/// Rules, chains, sets and elements; or rules and chains; or virtual and real servers.
-fn objects(mode: Mode, text: &str) -> usize {
+pub(crate) fn measure(site: &Site, mode: Mode, limit: Duration) -> Option<Listing> {
+    let run = |tool: &[&str]| print(site, tool, limit);
     match mode {
-        Mode::Iptables => {
-            text.lines().filter(|line| line.starts_with("-A ") || line.starts_with(':')).count()
+        Mode::Nftables => {
+            let (text, seconds) = run(&["nft", "list", "ruleset"])?;
+            Some(Listing::of(&text, seconds, Census::count_nft))
         }
-        Mode::Ipvs => text.lines().filter(|line| line.starts_with("-A ") || line.starts_with("-a ")).count(),
-        Mode::Nftables => nft_objects(text),
+        // The rules are in one of the two variants.
+        Mode::Iptables => {
+            let tools = ["iptables-nft-save", "iptables-legacy-save"];
+            let listings = tools.iter().filter_map(|tool| {
+                let (text, seconds) = run(&[tool])?;
+                Some(Listing::of(&text, seconds, Census::count_iptables))
+            });
+            listings.max_by_key(|listing| listing.census.total())
+        }
+        Mode::Ipvs => {
+            let (text, seconds) = run(&["ipvsadm", "-Ln"])?;
+            let mut listing = Listing::of(&text, seconds, Census::count_ipvs);
+            // What stands beside virtual servers differs between proxies; only the one tool is timed.
+            let beside: [(&[&str], Count); 4] = [
+                (&["nft", "list", "table", "ip", "kube-proxy"], Census::count_nft),
+                (&["iptables-save"], Census::count_iptables),
+                (&["ipset", "save"], Census::count_ipset),
+                (&["ip", "-4", "route", "show", "table", "local", "dev", DEVICE], Census::count_routes),
+            ];
+            for (tool, count) in beside {
+                if let Some((text, _)) = run(tool) {
+                    count(&mut listing.census, &text);
+                }
+            }
+            Some(listing)
+        }
     }
 }
 
-fn nft_objects(text: &str) -> usize {
-    let mut count = 0;
-    let mut in_elements = false;
-    for line in text.lines().map(str::trim) {
-        if line.starts_with("elements = {") {
-            in_elements = true;
-        }
-        if in_elements {
-            // Every element but the last is followed by a comma.
-            count += line.matches(", ").count() + usize::from(line.ends_with(','));
-            if line.ends_with('}') {
-                count += 1;
-                in_elements = false;
-            }
-            continue;
-        }
-        let is_head = ["table ", "chain ", "set ", "map "].iter().any(|word| line.starts_with(word));
-        let is_property =
-            ["type ", "typeof ", "flags ", "size ", "comment ", "gc-interval ", "timeout ", "counter "]
-                .iter()
-                .any(|word| line.starts_with(word));
-        let is_rule = !is_head && !is_property && !line.is_empty() && line != "}" && !line.starts_with('#');
-        // A map inside a rule holds elements too.
-        let inner = if is_rule && line.contains(" map {") { line.matches(" : ").count() } else { 0 };
-        count += usize::from(is_head || is_rule) + inner;
+impl Listing {
+    fn of(text: &str, seconds: f64, count: Count) -> Self {
+        let mut census = Census::default();
+        count(&mut census, text);
+        Self { seconds, bytes: text.len(), census }
     }
-    count
+}
+
+/// What a tool printed, and how long it took; `None` if it is not there, failed, or took longer than the limit.
+fn print(site: &Site, tool: &[&str], limit: Duration) -> Option<(String, f64)> {
+    let begun = Instant::now();
+    let mut command = Command::new("timeout");
+    command.arg(limit.as_secs().max(1).to_string()).args(tool);
+    let output = site.node.output(&mut command).ok().filter(|output| output.status.success())?;
+    let seconds = begun.elapsed().as_secs_f64();
+    Some((String::from_utf8_lossy(&output.stdout).into_owned(), seconds))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Mode, objects};
+    use std::time::{Duration, Instant};
+
+    use super::{Mode, measure, print};
+    use crate::scale::site::Site;
 
     #[test]
-    fn objects_of_an_nft_listing_are_counted() {
-        let text = "table ip kube-proxy {\n\tmap m {\n\t\ttype ipv4_addr : verdict\n\t\tcomment \"x\"\n\
-                    \t\telements = { 10.0.0.1 : goto a, 10.0.0.2 : goto b,\n\t\t\t     10.0.0.3 : goto c }\n\t}\n\n\
-                    \tchain a {\n\t\ttype nat hook prerouting priority dstnat; policy accept;\n\
-                    \t\tdnat ip addr . port to numgen random mod 2 map { 0 : 10.0.0.1 . 80, 1 : 10.0.0.2 . 80 }\n\t}\n}\n";
-        // A table, a map with three elements, a chain, a rule with two.
-        assert_eq!(objects(Mode::Nftables, text), 1 + 1 + 3 + 1 + 1 + 2);
+    fn a_tool_that_takes_a_known_time_is_measured_to_take_it_and_one_that_takes_too_long_is_given_up() {
+        let site = Site::build().expect("a network; run as root");
+        let script = ["sh", "-c", "sleep 0.3; echo done"];
+        let (text, seconds) = print(&site, &script, Duration::from_secs(5)).expect("it ends in time");
+        assert_eq!(text, "done\n");
+        assert!((0.3..0.6).contains(&seconds), "{seconds} s, not 0.3");
+        let begun = Instant::now();
+        assert_eq!(print(&site, &["sleep", "20"], Duration::from_secs(1)), None);
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        assert_eq!(print(&site, &["sh", "-c", "echo half; exit 1"], Duration::from_secs(5)), None);
     }
 
     #[test]
-    fn objects_of_the_other_tools_are_counted() {
-        assert_eq!(
-            objects(Mode::Iptables, "*nat\n:KUBE-SVC-A - [0:0]\n-A KUBE-SVC-A -j RETURN\nCOMMIT\n"),
-            2
-        );
-        assert_eq!(objects(Mode::Ipvs, "-A -t 10.0.0.1:80 -s rr\n-a -t 10.0.0.1:80 -r 10.0.0.2:80 -m\n"), 2);
+    fn what_is_listed_is_what_is_in_the_kernel() {
+        let site = Site::build().expect("a network; run as root");
+        site.add_floor().expect("a rule");
+        let listing = measure(&site, Mode::Nftables, Duration::from_secs(5)).expect("nft is installed");
+        let census = listing.census;
+        assert_eq!((census.tables, census.chains, census.rules, census.total()), (1, 1, 1, 3));
     }
 }

@@ -10,8 +10,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::interrupt;
 
 use super::contender::Contender;
+use super::recorder::Recorder;
 use super::results::{Results, Sample, WorkloadFacts};
-use super::run::{Recorder, Run};
+use super::run::Run;
 use super::seed::Seed;
 use super::server::{Prepared, ServerKind};
 use super::workload::{Shape, Workload};

@@ -41,8 +41,8 @@ pub(crate) fn measure(site: &Site, count: usize) -> Result<Vec<f64>> {
 
 #[cfg(test)]
 mod tests {
-    use nft_netlink::generation::generation;
     use netlink::{Protocol, Socket};
+    use nft_netlink::generation::generation;
 
     use super::measure;
     use crate::scale::site::Site;

@@ -9,57 +9,23 @@ use super::changes::{self, Canaries};
 use super::churn::{self, Churn};
 use super::completeness::{self, Completion};
 use super::connection::fetch;
-use super::contender::{Contender, Running};
-use super::disturbance::{self, Cluster, Disturbed};
+use super::contender::{Contender, Mode, Running};
+use super::disturbance::{self, Cluster};
 use super::exposition::Snapshot;
+use super::kernel_memory::Charges;
 use super::matrix::Plan;
 use super::process_usage::PeakMemory;
-use super::results::Sample;
+use super::recorder::{FLOORS, Recorder, lost};
 use super::seed::Seed;
 use super::server::{Prepared, Server};
 use super::site::Site;
 use super::workload::Workload;
-use super::{first_packet, kernel_memory, listing, machine, neighbour};
+use super::{first_packet, kernel_memory, listing, neighbour, removal};
 
-/// Names of the floors, which are measured before every contender.
-pub(crate) const FLOORS: [&str; 2] = ["floor: one DNAT rule", "floor: no translation"];
 /// Where every contender is told to offer its metrics.
 const METRICS: &str = "http://127.0.0.1:10249/metrics";
 /// How often somebody else's transaction is tried.
 const NEIGHBOURS: usize = 200;
-
-/// Takes samples of one run.
-pub(crate) struct Recorder<'a> {
-    pub(crate) contender: String,
-    pub(crate) workload: &'a str,
-    pub(crate) repetition: usize,
-    pub(crate) samples: Vec<Sample>,
-    pub(crate) say: &'a mut dyn FnMut(&str),
-}
-
-impl Recorder<'_> {
-    fn note(&mut self, measure: &str, values: Vec<f64>) {
-        if !values.is_empty() {
-            self.add(self.contender.clone(), measure, values, None);
-        }
-    }
-
-    fn unfinished(&mut self, measure: &str, why: String) {
-        self.add(self.contender.clone(), measure, Vec::new(), Some(why));
-    }
-
-    fn add(&mut self, contender: String, measure: &str, values: Vec<f64>, unfinished: Option<String>) {
-        self.samples.push(Sample {
-            measure: measure.to_owned(),
-            contender,
-            workload: self.workload.to_owned(),
-            repetition: self.repetition,
-            values,
-            unfinished,
-            load: machine::load(),
-        });
-    }
-}
 
 /// What is measured against.
 pub(crate) struct Run<'a> {
@@ -84,6 +50,7 @@ impl Run<'_> {
 
         (recorder.say)("first sync");
         let mut running = self.contender.start(&site, self.folder, &api)?;
+        let mut charges = Charges::begin(self.contender.mode, &running);
         let peak = PeakMemory::watch(running.id());
         let completion = completeness::wait(&site, workload, &mut running, &mut self.seed, plan.limit)?;
         let usage = running.usage()?;
@@ -100,6 +67,8 @@ impl Run<'_> {
         if let Ok(text) = site.node.run(|| fetch(METRICS))? {
             let own_account = Snapshot::parse(&text).value("kubeproxy_sync_proxy_rules_duration_seconds_sum");
             recorder.note("first-sync-in-syncs", own_account.into_iter().collect());
+            let phases = Snapshot::by_label(&text, "switchyard_first_sync_seconds");
+            recorder.note_phases(&phases, elapsed.as_secs_f64());
         }
 
         if plan.changes > 0 {
@@ -128,10 +97,16 @@ impl Run<'_> {
         recorder.note("memory-after-churn", vec![running.usage()?.resident as f64]);
         recorder.note("memory-peak", vec![peak.so_far() as f64]);
         drop(peak);
-        self.list(&site, recorder)?;
-        self.disturb(&site, &api, &mut canaries, running, recorder)?;
+        self.list(&site, recorder);
+        let last = self.disturb(&site, &api, &mut canaries, running, &mut charges, recorder)?;
         (recorder.say)("removing the rules");
-        recorder.note("kernel-memory", vec![kernel_memory::of_rules(&site)?]);
+        if last.mode == Mode::Ipvs || !charges.are_known() {
+            // The rules of a mode that was changed to are what is left.
+            let bytes = kernel_memory::of_machine(&site)?;
+            recorder.add(last.name.clone(), "kernel-memory-machine", vec![bytes], None);
+        }
+        kernel_memory::remove_rules(&site);
+        recorder.note("kernel-memory", charges.of_rules()?.into_iter().collect());
         Ok(())
     }
 
@@ -149,13 +124,16 @@ impl Run<'_> {
         if self.plan.first_packets == 0 {
             return Ok(());
         }
-        let floors = first_packet::measure_floors(site, self.plan.first_packets)?;
+        let floors =
+            first_packet::measure_floors(site, self.plan.first_packets, self.plan.connections_time / 4)?;
         for measure in
             ["first-packet-first", "first-packet-middle", "first-packet-last", "first-packet-random"]
         {
             recorder.add(FLOORS[0].to_owned(), measure, floors.one_rule.clone(), None);
             recorder.add(FLOORS[1].to_owned(), measure, floors.direct.clone(), None);
         }
+        recorder.add(FLOORS[0].to_owned(), "connections", floors.one_rule_per_second, None);
+        recorder.add(FLOORS[1].to_owned(), "connections", floors.direct_per_second, None);
         Ok(())
     }
 
@@ -182,7 +160,7 @@ impl Run<'_> {
         recorder.note("first-packet-last", packets.last);
         // Quantiles need no more than this, and results are kept for ever.
         recorder.note("first-packet-random", packets.random.into_iter().take(5_000).collect());
-        recorder.note("connections", vec![packets.per_second]);
+        recorder.note("connections", packets.per_second);
         Ok(())
     }
 
@@ -216,83 +194,62 @@ impl Run<'_> {
                 Some(backlog) => recorder.note(&format!("{measure}-backlog"), vec![backlog]),
                 None => recorder.unfinished(&format!("{measure}-backlog"), lost(1, self.plan.limit)),
             }
-            if churned.flooded.tried > 0 {
-                recorder.note(
-                    &format!("{measure}-failed"),
-                    vec![per_million(churned.flooded.failed, churned.flooded.tried)],
-                );
-            }
+            recorder.note_failed(&measure, churned.flooded);
         }
         Ok(())
     }
 
-    fn list(&self, site: &Site, recorder: &mut Recorder<'_>) -> Result<()> {
+    fn list(&self, site: &Site, recorder: &mut Recorder<'_>) {
         (recorder.say)("listing");
-        match listing::measure(site, self.contender.mode, self.plan.limit)? {
-            Some(listing) => {
-                recorder.note("listing", vec![listing.seconds]);
-                recorder.note("listing-bytes", vec![listing.bytes as f64]);
-                recorder.note("objects", vec![listing.objects as f64]);
-            }
-            None => recorder.unfinished("listing", "the administrator's tool gave no listing".to_owned()),
+        let Some(listing) = listing::measure(site, self.contender.mode, self.plan.limit) else {
+            recorder.unfinished("listing", "the administrator's tool gave no listing".to_owned());
+            return;
+        };
+        recorder.note("listing", vec![listing.seconds]);
+        recorder.note("listing-bytes", vec![listing.bytes as f64]);
+        recorder.note("objects", vec![listing.census.total() as f64]);
+        for (measure, count) in listing.census.by_measure().into_iter().filter(|(_, count)| *count > 0) {
+            recorder.note(measure, vec![count as f64]);
         }
-        Ok(())
     }
 
+    /// Ends endpoints, then the process, then the mode. Answers whose rules are there in the end.
     fn disturb(
         &mut self,
         site: &Site,
         api: &Server,
         canaries: &mut Canaries<'_>,
-        running: Running,
+        mut running: Running,
+        charges: &mut Charges,
         recorder: &mut Recorder<'_>,
-    ) -> Result<()> {
+    ) -> Result<&Contender> {
+        let (workload, limit) = (self.workload, self.plan.limit);
         if !self.plan.disturb {
-            return running.stop(Duration::from_secs(10));
+            running.stop(Duration::from_secs(10))?;
+            charges.look()?;
+            return Ok(self.contender);
         }
+        (recorder.say)("removing endpoints");
+        let removed = removal::measure(site, api, workload, canaries, limit, || running.check_alive())?;
+        recorder.note_removed(&removed, limit);
         (recorder.say)("restart");
-        let cluster =
-            Cluster { site, api, workload: self.workload, folder: self.folder, limit: self.plan.limit };
+        let cluster = Cluster { site, api, workload, folder: self.folder, limit };
         let (disturbed, mut running) =
-            disturbance::replace(cluster, canaries, &mut self.seed, running, self.contender)?;
-        note_disturbed(recorder, "restart", &disturbed);
+            disturbance::replace(cluster, canaries, &mut self.seed, running, self.contender, || {
+                charges.look()
+            })?;
+        recorder.note_disturbed("restart", &disturbed);
+        let mut last = self.contender;
         if let Some(successor) = self.successor {
             (recorder.say)(&format!("change to {}", successor.name));
             let (disturbed, next) =
-                disturbance::replace(cluster, canaries, &mut self.seed, running, successor)?;
-            running = next;
+                disturbance::replace(cluster, canaries, &mut self.seed, running, successor, || Ok(()))?;
+            (running, last) = (next, successor);
             let before = std::mem::replace(&mut recorder.contender, successor.name.clone());
-            note_disturbed(recorder, "mode-change", &disturbed);
+            recorder.note_disturbed("mode-change", &disturbed);
             recorder.contender = before;
         }
-        running.stop(Duration::from_secs(10))
+        running.stop(Duration::from_secs(10))?;
+        Ok(last)
     }
-}
-
-fn note_disturbed(recorder: &mut Recorder<'_>, measure: &str, disturbed: &Disturbed) {
-    match disturbed.completion {
-        Completion::After(elapsed) => {
-            recorder.note(measure, vec![elapsed.as_secs_f64()]);
-            recorder.note(&format!("{measure}-user"), vec![disturbed.cpu.0]);
-            recorder.note(&format!("{measure}-system"), vec![disturbed.cpu.1]);
-        }
-        Completion::Unfinished { unanswered } => {
-            recorder.unfinished(measure, format!("{unanswered} changes were not in effect in time"));
-        }
-    }
-    if disturbed.held > 0 {
-        recorder.note(&format!("{measure}-broken"), vec![disturbed.broken as f64]);
-    }
-    recorder.note(
-        &format!("{measure}-failed"),
-        vec![per_million(disturbed.flooded.failed, disturbed.flooded.tried)],
-    );
-}
-
-fn per_million(failed: usize, tried: usize) -> f64 {
-    failed as f64 * 1e6 / tried.max(1) as f64
-}
-
-fn lost(count: usize, limit: Duration) -> String {
-    format!("{count} changes had no effect within {} s", limit.as_secs())
 }

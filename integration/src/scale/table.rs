@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use super::panel::{Panel, panels};
 use super::quantity::{show, show_summary};
 use super::question::Question;
+use super::recorder::FLOORS;
 use super::results::Results;
-use super::run::FLOORS;
+
 use super::statistics::{Comparison, Summary};
 
 /// Several results in one text. The first contender of each is what the others are compared with.

@@ -218,16 +218,22 @@ impl Workload {
     }
 
     pub fn canary_slice(&self, canary: usize, step: usize) -> Value {
-        let endpoint = self.canary_endpoint(canary, step);
-        slice_object(
-            &canary_name(canary),
-            0,
-            vec![json!({
-                "addresses": [endpoint.to_string()],
-                "conditions": {"ready": true, "serving": true, "terminating": false},
-                "nodeName": "node-b",
-            })],
-        )
+        slice_object(&canary_name(canary), 0, vec![self.canary_object(canary, step, false)])
+    }
+
+    /// The slice of a step, and in it the endpoint of the step before, which is terminating.
+    pub fn retiring_canary_slice(&self, canary: usize, step: usize) -> Value {
+        let endpoints =
+            vec![self.canary_object(canary, step - 1, true), self.canary_object(canary, step, false)];
+        slice_object(&canary_name(canary), 0, endpoints)
+    }
+
+    fn canary_object(&self, canary: usize, step: usize, terminating: bool) -> Value {
+        json!({
+            "addresses": [self.canary_endpoint(canary, step).to_string()],
+            "conditions": {"ready": !terminating, "serving": true, "terminating": terminating},
+            "nodeName": "node-b",
+        })
     }
 
     /// The slice that results when one endpoint of the Service at `index` is replaced by a new one.

@@ -3,6 +3,7 @@
 
 mod browser;
 mod known_delays;
+mod known_losses;
 mod live_cluster;
 mod tiny_matrix;
 

@@ -1,0 +1,130 @@
+//! Endpoints that end while clients talk to them: pods are marked as terminating, then their endpoints are removed. Pods
+//! finish what they have begun, so no connection may break, and new ones must go elsewhere.
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::changes::Canaries;
+use super::completeness::{self, Completion};
+use super::flood::{Flood, Flooded};
+use super::held::Held;
+use super::server::Server;
+use super::site::Site;
+use super::workload::Workload;
+
+/// How many connections are held.
+const HELD: usize = 64;
+/// What cuts connections off may come late.
+const AFTERMATH: Duration = Duration::from_millis(300);
+
+#[derive(Debug)]
+pub(crate) struct Removed {
+    /// From the write that marked them as terminating until all new connections went elsewhere.
+    pub(crate) completion: Completion,
+    pub(crate) broken: usize,
+    pub(crate) flooded: Flooded,
+    /// Whether the removal itself was acted on within the limit.
+    pub(crate) settled: bool,
+}
+
+/// `alive` fails once the contender has ended.
+pub(crate) fn measure(
+    site: &Site,
+    api: &Server,
+    workload: &Workload,
+    canaries: &mut Canaries<'_>,
+    limit: Duration,
+    mut alive: impl FnMut() -> Result<()> + Send,
+) -> Result<Removed> {
+    let to: Vec<SocketAddr> = workload.canaries.iter().copied().cycle().take(HELD).collect();
+    let held = Held::open(&site.client, &to)?;
+    let flood = Flood::start(&site.client, workload.canaries.clone(), Duration::from_millis(1))?;
+    let written = Instant::now();
+    let wanted = canaries.retire_all(api)?;
+    let completion = completeness::wait_for_canaries(site, workload, &wanted, written, limit, &mut alive)?;
+    thread::sleep(AFTERMATH);
+    canaries.remove_retired(api)?;
+    // No packet shows that an endpoint went which got none any more; a change that was made after it does.
+    let followed = matches!(completion, Completion::After(_));
+    let settled = followed && site.client.run(|| canaries.change_one(api, limit))??.seen.is_some();
+    thread::sleep(AFTERMATH);
+    Ok(Removed { completion, flooded: flood.stop(), broken: held.broken(), settled })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+    use std::time::Duration;
+
+    use super::{Canaries, Completion, HELD, Removed, Server, Site, Workload, measure};
+    use crate::apiserver::ApiServer;
+
+    const DELAY: Duration = Duration::from_millis(200);
+
+    /// Leads every canary to its ready endpoint, a fixed time after each change; a careless one forgets all connections.
+    fn proxy(site: &Site, api: &ApiServer, workload: &Workload, careless: bool, stop: &AtomicBool) {
+        let mut known = 0;
+        while !stop.load(Ordering::Relaxed) {
+            if api.version() == known {
+                thread::sleep(Duration::from_millis(1));
+                continue;
+            }
+            known = api.version();
+            thread::sleep(DELAY);
+            let mut rules = "table ip slow\ndelete table ip slow\ntable ip slow {\nchain nat {\n\
+                             type nat hook prerouting priority -100\n"
+                .to_owned();
+            for (canary, service) in workload.canaries.iter().enumerate() {
+                let slice = api.object("EndpointSlice", "scale", &format!("canary-{canary:02}-0"));
+                let Some(slice) = slice else { continue };
+                let endpoints = slice["endpoints"].as_array().expect("a list");
+                let ready = endpoints.iter().find(|endpoint| endpoint["conditions"]["ready"] == true);
+                let ready = ready.expect("one is ready")["addresses"][0].as_str().expect("an address");
+                rules += &format!("ip daddr {} tcp dport 80 dnat to {ready}:8080\n", service.ip());
+            }
+            site.node.nft(&(rules + "}\n}\n")).expect("the rules are valid");
+            if careless {
+                site.node.output(Command::new("conntrack").arg("-F")).expect("conntrack runs");
+            }
+        }
+    }
+
+    fn removed_under(careless: bool) -> Removed {
+        let site = Site::build().expect("a network; run as root");
+        let server = ApiServer::start("127.0.0.1:0".parse().expect("an address")).expect("it starts");
+        let workload = Workload::generate("2x1".parse().expect("a shape"), 1);
+        server.load(workload.objects()).expect("the objects are valid");
+        let server = Server::Embedded(server);
+        let Server::Embedded(api) = &server else { unreachable!("made above") };
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| proxy(&site, api, &workload, careless, &stop));
+            thread::sleep(2 * DELAY);
+            let mut canaries = Canaries::new(&workload);
+            let limit = Duration::from_secs(20);
+            let removed = measure(&site, &server, &workload, &mut canaries, limit, || Ok(()));
+            stop.store(true, Ordering::Relaxed);
+            removed.expect("it can be measured")
+        })
+    }
+
+    #[test]
+    fn a_proxy_that_forgets_connections_is_found_to_break_them() {
+        let removed = removed_under(true);
+        assert_eq!(removed.broken, HELD);
+        assert!(removed.settled);
+    }
+
+    #[test]
+    fn a_proxy_with_a_known_delay_that_keeps_connections_breaks_none() {
+        let removed = removed_under(false);
+        assert_eq!((removed.broken, removed.flooded.failed), (0, 0));
+        let Completion::After(took) = removed.completion else { panic!("{removed:?}") };
+        assert!(took >= DELAY && took < 2 * DELAY + Duration::from_millis(200), "{took:?}");
+    }
+}
