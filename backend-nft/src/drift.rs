@@ -145,6 +145,9 @@ impl Drift {
         Ok(self.elements_stand())
     }
 
+    // Where others commit all the time, a list may lack some of what is there. So what a list says is wrong is asked for
+    // by its name before it counts as damage.
+
     fn chains_stand(&self, socket: &mut Socket) -> Result<bool, netlink::Error> {
         let table = table(self.family);
         let tables = list::tables(socket, table.family)?;
@@ -152,29 +155,49 @@ impl Drift {
             return Ok(false);
         }
         let chains = list::chains(socket, table)?;
-        let chains: HashMap<&str, &list::FoundChain> =
+        let found: HashMap<&str, &list::FoundChain> =
             chains.iter().map(|chain| (&*chain.name, chain)).collect();
-        Ok(self.census.uses().into_iter().all(|(name, uses)| {
-            chains.get(name).is_some_and(|chain| {
+        for (name, uses) in self.census.uses() {
+            let stands = |chain: &list::FoundChain| {
                 let hooked = Place::base(name).is_none_or(|base| hook_of(chain) == Some(base.hook()));
                 chain.uses == uses && hooked
-            })
-        }))
+            };
+            if !found.get(name).is_some_and(|chain| stands(chain))
+                && !list::chain(socket, table, name)?.as_ref().is_some_and(stands)
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn rules_stand(&self, socket: &mut Socket) -> Result<bool, netlink::Error> {
-        let found = rules_by_chain(socket, self.family, None)?;
         let none = Vec::new();
-        Ok(self.rules.iter().all(|(chain, own)| found.get(chain).unwrap_or(&none) == own))
+        let found = rules_by_chain(socket, self.family, None)?;
+        for (chain, own) in &self.rules {
+            if found.get(chain).unwrap_or(&none) != own
+                && rules_by_chain(socket, self.family, Some(chain))?.get(chain).unwrap_or(&none) != own
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn sets_stand(&mut self, socket: &mut Socket) -> Result<bool, netlink::Error> {
-        let sets = list::sets(socket, table(self.family))?;
-        let found: HashMap<&str, Option<u32>> = sets.iter().map(|set| (&*set.name, set.elements)).collect();
-        self.counted = found.values().all(Option::is_some);
-        Ok(self.census.tallies().all(|(name, tally)| {
-            found.get(&*name).is_some_and(|count| count.is_none_or(|count| count == tally.count))
-        }))
+        let table = table(self.family);
+        let sets = list::sets(socket, table)?;
+        let found: HashMap<&str, &list::FoundSet> = sets.iter().map(|set| (&*set.name, set)).collect();
+        self.counted = sets.iter().all(|set| set.elements.is_some());
+        for (name, tally) in self.census.tallies() {
+            let stands = |set: &list::FoundSet| set.elements.is_none_or(|count| count == tally.count);
+            if !found.get(&*name).is_some_and(|set| stands(set))
+                && !list::set(socket, table, &name)?.as_ref().is_some_and(stands)
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Compares what a reading has found, and begins another where that is due.

@@ -17,7 +17,7 @@ use crate::{
     drift::Drift,
     encode::{Encoder, table},
     found::{Found, FoundChain, FoundHook, FoundSticky, generation_of, hook_of},
-    name::{ChainName, Place, Set, SetName},
+    name::{Base, ChainName, Place, Set, SetName},
     operation::{Op, Operation},
 };
 
@@ -105,7 +105,13 @@ impl Executor {
     }
 
     fn read_found(&mut self) -> Result<Found, netlink::Error> {
-        let chains = list::chains(&mut self.socket, table(self.family))?;
+        let mut chains = list::chains(&mut self.socket, table(self.family))?;
+        // A list may lack some while others commit; a base chain overlooked would keep its old rules.
+        for base in Base::ALL.iter().map(|base| base.as_str()) {
+            if !chains.iter().any(|chain| &*chain.name == base) {
+                chains.extend(list::chain(&mut self.socket, table(self.family), base)?);
+            }
+        }
         let sets = list::sets(&mut self.socket, table(self.family))?;
         let sets = sets.into_iter().filter(|set| !set.is_anonymous()).map(|set| set.name).collect();
         // The generation that the base chains lead to: one that was never switched to has rules but no jumps to it.

@@ -2,9 +2,16 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use backend_nft::OwnCommits;
+use nft_netlink::{Batch, Chain, Table};
 use proxy_core::{
     backend::Executor as _,
     model::{Family, ServicePortName, TrafficPolicy},
@@ -102,6 +109,51 @@ fn the_work_of_others_is_not_taken_for_damage() {
     // What counts cannot tell is read now and then, and that finds nothing either.
     run("nft add table ip other");
     assert!(!noticed_in_time(&mut proxy));
+}
+
+#[test]
+fn beside_somebody_who_commits_all_the_time_nothing_seems_damaged_and_damage_is_noticed() {
+    enter_node();
+    // A list of chains takes several datagrams, and begins with those that come and go. Somewhere here one of the
+    // datagrams ends among our chains, so that some of them are left out when others before them go.
+    for others in (200..440).step_by(40) {
+        run("nft flush ruleset");
+        let chains: String =
+            (0..others).map(|number| format!("add chain ip other chain-{number}\n")).collect();
+        support::load("nft", &format!("add table ip other\n{chains}")).expect("nft takes it");
+        let mut proxy = Proxy::new(Family::V4);
+        proxy.full(some_routes());
+        let stop = Arc::new(AtomicBool::new(false));
+        let neighbour = std::thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || chains_come_and_go(&stop)
+        });
+        for _ in 0..200 {
+            assert!(intact(&mut proxy), "beside {others} chains");
+        }
+        damage("delete element ip kube-proxy vips-GENERATION { 172.30.0.1 . tcp . 80 }");
+        let noticed = noticed_in_time(&mut proxy);
+        stop.store(true, Ordering::Relaxed);
+        neighbour.join().expect("the neighbour does not panic");
+        assert!(noticed);
+    }
+}
+
+fn chains_come_and_go(stop: &AtomicBool) {
+    let table = Table::new(nft_netlink::Family::Ip, "other");
+    let mut socket = netlink::Socket::open(netlink::Protocol::Netfilter).expect("a socket");
+    while !stop.load(Ordering::Relaxed) {
+        let mut batch = Batch::new();
+        for chain in 0..20 {
+            batch.delete_chain(table, &format!("chain-{chain}"));
+        }
+        batch.commit(&mut socket).expect("committed");
+        batch.clear();
+        for chain in 0..20 {
+            batch.add_chain(table, &Chain::regular(&format!("chain-{chain}")));
+        }
+        batch.commit(&mut socket).expect("committed");
+    }
 }
 
 #[test]

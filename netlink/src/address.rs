@@ -167,12 +167,20 @@ mod tests {
     use std::process::Command;
 
     use nix::sched::{CloneFlags, unshare};
+    use proptest::prelude::*;
 
     use super::*;
 
     fn ip(arguments: &str) {
         let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip runs");
         assert!(status.success(), "ip {arguments}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_payload_is_decoded_without_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&payload);
+        }
     }
 
     #[test]

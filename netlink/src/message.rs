@@ -114,7 +114,8 @@ impl<'a> Message<'a> {
     /// The errno of an answer (0 for an ACK), if this is one.
     pub fn answer(&self) -> Option<i32> {
         let code = self.payload.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes));
-        (self.kind == ERROR).then(|| code.map_or(0, i32::wrapping_neg))
+        // One without a code is no success.
+        (self.kind == ERROR).then(|| code.map_or(nix::libc::EBADMSG, i32::wrapping_neg))
     }
 
     /// What the kernel adds to an answer: the offset of the offending attribute, and a sentence.
@@ -128,9 +129,10 @@ impl<'a> Message<'a> {
             HEADER
         } else {
             let length = self.payload.get(4..).and_then(<[u8]>::first_chunk);
-            length.map_or(0, |bytes| u32::from_ne_bytes(*bytes) as usize).next_multiple_of(4)
+            let length = length.map_or(0, |bytes| u32::from_ne_bytes(*bytes) as usize);
+            length.checked_next_multiple_of(4).unwrap_or(usize::MAX)
         };
-        let attributes = self.attributes(4 + repeated);
+        let attributes = self.attributes(repeated.saturating_add(4));
         (
             attributes.get(OFFSET).and_then(|offset| offset.u32()),
             attributes.get(MESSAGE).and_then(|text| text.str()),
@@ -160,6 +162,14 @@ mod tests {
         assert_eq!((messages[0].kind, messages[0].sequence, messages[0].flags), (20, 120, 0x401));
         assert_eq!((messages[1].kind, messages[1].sequence, messages[1].flags), (21, 121, 0x405));
         assert_eq!(messages[1].attributes(0).get(1).and_then(|a| a.u32()), Some(21));
+    }
+
+    #[test]
+    fn an_error_without_a_code_is_no_acknowledgement() {
+        let message = |payload| Message { kind: ERROR, flags: 0, sequence: 1, payload };
+        assert_eq!(message(&[0; 4]).answer(), Some(0));
+        assert_eq!(message(&[0xfe, 0xff, 0xff, 0xff]).answer(), Some(2));
+        assert_ne!(message(&[]).answer(), Some(0));
     }
 
     proptest! {

@@ -111,7 +111,8 @@ pub fn tables(socket: &mut Socket, family: Family) -> Result<Vec<FoundTable>, Er
     collect(socket, message::GET_TABLE, family, |_| {}, FoundTable::decode)
 }
 
-/// The chains of a table; none if there is no such table.
+/// The chains of a table; none if there is no such table. While others change chains all the time, some may be missing:
+/// ask for [`chain`] where that matters.
 pub fn chains(socket: &mut Socket, of: Table<'_>) -> Result<Vec<FoundChain>, Error> {
     // The kernel cannot select chains by table.
     collect(
@@ -125,13 +126,28 @@ pub fn chains(socket: &mut Socket, of: Table<'_>) -> Result<Vec<FoundChain>, Err
 
 /// One chain of a table, at a cost that does not depend on how many others there are.
 pub fn chain(socket: &mut Socket, of: Table<'_>, name: &str) -> Result<Option<FoundChain>, Error> {
+    one(socket, message::GET_CHAIN, of, (chain::TABLE, chain::NAME, name), FoundChain::decode)
+}
+
+/// One set of a table, at a cost that does not depend on how many others there are.
+pub fn set(socket: &mut Socket, of: Table<'_>, name: &str) -> Result<Option<FoundSet>, Error> {
+    one(socket, message::GET_SET, of, (set::TABLE, set::NAME, name), FoundSet::decode)
+}
+
+fn one<T>(
+    socket: &mut Socket,
+    kind: u16,
+    of: Table<'_>,
+    (of_table, named, name): (u16, u16, &str),
+    decode: impl FnOnce(&Message<'_>) -> Option<T>,
+) -> Result<Option<T>, Error> {
     let fill = |writer: &mut Writer| {
         header(writer, of.family);
-        writer.str(chain::TABLE, of.name);
-        writer.str(chain::NAME, name);
+        writer.str(of_table, of.name);
+        writer.str(named, name);
     };
-    match socket.ask(message_kind(message::GET_CHAIN), 0, fill, FoundChain::decode) {
-        Ok(chain) => Ok(Some(chain)),
+    match socket.ask(message_kind(kind), 0, fill, decode) {
+        Ok(found) => Ok(Some(found)),
         Err(error) if error.refused() == Some(ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
@@ -188,7 +204,7 @@ pub fn elements(
     Ok(if changed { Dump::Interrupted } else { outcome })
 }
 
-/// A dump that is begun anew when something changed meanwhile, a few times.
+/// A dump that is begun anew when something changed meanwhile, a few times. The last one counts, complete or not.
 fn collect<T>(
     socket: &mut Socket,
     kind: u16,

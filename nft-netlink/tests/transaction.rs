@@ -426,6 +426,9 @@ fn what_somebody_else_did_to_a_table_shows_in_counts_rules_and_the_generation() 
     let told = kernel_version() >= (6, 17);
     let all = [Some(50), Some(50), Some(2)].map(|count| count.filter(|_| told));
     assert_eq!(counts(&mut socket), all);
+    let hash = list::set(&mut socket, TABLE, "hash").expect("answered").expect("it is there");
+    assert_eq!((&*hash.name, hash.elements), ("hash", all[0]));
+    assert_eq!(list::set(&mut socket, TABLE, "none").expect("answered"), None);
     let rules = list::rules(&mut socket, TABLE, None).expect("listed");
     let [first, second] = &rules[..] else { panic!("{rules:?}") };
     assert_eq!(first.fingerprint, second.fingerprint);
