@@ -36,3 +36,8 @@ pub use open::{OpenError, open};
 pub use plan::IpvsPlanner;
 pub use render::OURS;
 pub use settings::{Binding, Settings};
+
+/// Makes the kernel settings alone, which takes more privileges than the rest.
+pub fn prepare(settings: &Settings) {
+    proxy_core::model::Family::BOTH.into_iter().for_each(|family| sysctl::apply(settings, family));
+}

@@ -123,6 +123,9 @@ impl Sysctl {
     }
 }
 
+/// Lets packets from 127.0.0.1 leave for an endpoint.
+pub(crate) const ROUTE_LOCALNET: Setting = Setting { name: "net/ipv4/conf/all/route_localnet", value: 1 };
+
 const CONNTRACK_MAX: &str = "net/netfilter/nf_conntrack_max";
 
 /// What the kernel should have.
@@ -285,12 +288,7 @@ mod tests {
     #[test]
     fn an_equal_value_is_not_written() {
         let tree = Tree::new("equal", &[("proc/net/ipv4/conf/all/route_localnet", "1\n")]);
-        assert_eq!(
-            tree.sysctl()
-                .set(&Setting { name: "net/ipv4/conf/all/route_localnet", value: 1 })
-                .expect("a setting"),
-            Written::Unchanged
-        );
+        assert_eq!(tree.sysctl().set(&ROUTE_LOCALNET).expect("a setting"), Written::Unchanged);
         assert_eq!(tree.read("proc/net/ipv4/conf/all/route_localnet"), "1\n");
     }
 
@@ -336,9 +334,6 @@ mod tests {
             let path = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");
             assert_eq!(read(Path::new(&path)), Some(value), "{name}");
         }
-        assert_eq!(
-            sysctl.set(&Setting { name: "net/ipv4/conf/all/route_localnet", value: 1 }).expect("a setting"),
-            Written::Changed(Some(0))
-        );
+        assert_eq!(sysctl.set(&ROUTE_LOCALNET).expect("a setting"), Written::Changed(Some(0)));
     }
 }

@@ -1,0 +1,49 @@
+//! Follows the addresses of the node's interfaces.
+
+use std::{sync::mpsc, thread, time::Duration};
+
+use anyhow::Context as _;
+use netlink::address::{self, AddressMonitor};
+use proxy_core::model::Input;
+
+use crate::engine::Message;
+
+/// How often the thread that follows addresses looks whether anybody still listens.
+const INTERFACE_RECHECK: Duration = Duration::from_secs(60);
+
+/// A list goes to the engine before this returns.
+pub(crate) fn follow(messages: mpsc::Sender<Message>) -> anyhow::Result<()> {
+    // The monitor first: what changes while the list is read is told afterwards.
+    let mut monitor = AddressMonitor::open().context("interface addresses cannot be watched")?;
+    let mut socket =
+        netlink::Socket::open(netlink::Protocol::Route).context("interface addresses cannot be read")?;
+    let mut tell = move || -> anyhow::Result<bool> {
+        let all = address::list(&mut socket).context("interface addresses cannot be read")?;
+        // Virtual IPs bound as addresses are not the node's own.
+        let device = netlink::link::find(&mut socket, backend_ipvs::settings::DEVICE)
+            .context("interfaces cannot be read")?
+            .map(|device| device.index);
+        let own = all.iter().filter(|found| !found.unusable && Some(found.interface) != device);
+        let usable = own.map(|found| found.address).collect();
+        Ok(messages.send(Input::InterfaceAddresses(usable).into()).is_ok())
+    };
+    tell()?;
+    thread::Builder::new().name("addresses".to_owned()).spawn(move || {
+        loop {
+            let told = match monitor.wait(INTERFACE_RECHECK) {
+                Ok(false) => Ok(true),
+                Ok(true) => tell(),
+                Err(error) => Err(error.into()),
+            };
+            match told {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::error!(error = %format!("{error:#}"), "Interface addresses cannot be followed; trying again");
+                    thread::sleep(Duration::from_secs(1));
+                }
+            }
+        }
+    })?;
+    Ok(())
+}
