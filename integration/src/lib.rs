@@ -2,6 +2,7 @@
 //! and an oracle that says where each packet may go.
 
 pub mod apiserver;
+mod connection;
 pub mod history;
 pub mod interrupt;
 pub mod lab;

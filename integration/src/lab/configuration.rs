@@ -34,6 +34,8 @@ pub struct Options {
     pub node_port_addresses: Vec<String>,
     /// Other fields of the configuration, by JSON pointer.
     pub config: Vec<(&'static str, Value)>,
+    /// Never a real API server: what is asked of it, or what is applied, no real one would do or take.
+    pub embedded_server: bool,
 }
 
 impl Default for Options {
@@ -44,6 +46,7 @@ impl Default for Options {
             masquerade_all: false,
             node_port_addresses: Vec::new(),
             config: Vec::new(),
+            embedded_server: false,
         }
     }
 }

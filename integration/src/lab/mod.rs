@@ -8,6 +8,7 @@ mod configuration;
 mod expect;
 mod objects;
 mod proxy;
+mod real;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -30,6 +31,7 @@ pub use expect::{
 };
 pub use objects::{NAMESPACE, Objects, Service, Slices, node, service, service_cidr, slices};
 pub use proxy::{Proxy, program};
+use real::RealCluster;
 
 /// How long a change may take until it is in force, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,7 +41,9 @@ const BARRIER: u8 = 250;
 #[derive(Debug)]
 pub struct Lab {
     pub network: Network,
+    /// Where the objects are, or, beside a real API server, what that one made of them.
     pub api: ApiServer,
+    real: Option<RealCluster>,
     options: Options,
     folder: PathBuf,
     config: Value,
@@ -64,20 +68,26 @@ impl Lab {
         let network = Network::build(wiring).context("building the network (this needs root)")?;
         let on_node = network.namespace(Place::Node);
         let api = on_node.run(|| ApiServer::start(SocketAddr::from(([127, 0, 0, 1], 6443))))??;
-        api.load([node(Place::Node, "a"), node(Place::Node2, "b"), service_cidr()])?;
+        let real = if options.embedded_server { None } else { RealCluster::start_if_wanted(on_node)? };
         let folder = std::env::temp_dir().join(format!("lab-{}", std::process::id()));
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
         let kubeconfig = folder.join("kubeconfig.conf");
-        fs::write(&kubeconfig, api.kubeconfig())?;
+        fs::write(&kubeconfig, real.as_ref().map_or_else(|| api.kubeconfig(), RealCluster::kubeconfig))?;
         let mut config = configuration::file(&options, &kubeconfig.display().to_string());
         for (pointer, value) in &options.config {
             let (parent, field) = pointer.rsplit_once('/').context("a JSON pointer begins with a slash")?;
             config.pointer_mut(parent).with_context(|| format!("no {parent} in the configuration"))?[field] =
                 value.clone();
         }
+        let own_objects = match &real {
+            Some(real) => real.own_objects(on_node)?,
+            None => vec![service_cidr()],
+        };
+        api.load(own_objects)?;
         let lab = Self {
             network,
             api,
+            real,
             options,
             folder,
             config,
@@ -86,6 +96,8 @@ impl Lab {
             barriers: 0,
             unsettled: true,
         };
+        lab.put(node(Place::Node, "a"))?;
+        lab.put(node(Place::Node2, "b"))?;
         lab.choose_iptables_variant()?;
         Ok(lab)
     }
@@ -141,13 +153,37 @@ impl Lab {
     }
 
     pub fn apply(&mut self, objects: impl Objects) {
-        self.api.load(objects.objects()).expect("a scenario's objects are complete");
+        for object in objects.objects() {
+            self.put(object).expect("a scenario's objects are complete");
+        }
         self.unsettled = true;
     }
 
+    fn put(&self, object: Value) -> Result<()> {
+        let object = match &self.real {
+            Some(real) => real.write(self.network.namespace(Place::Node), &object)?,
+            None => object,
+        };
+        self.api.apply(object)?;
+        Ok(())
+    }
+
     pub fn delete(&mut self, kind: &str, name: &str) {
-        self.api.delete(kind, NAMESPACE, name).expect("a scenario deletes what it applied");
+        self.delete_in(kind, NAMESPACE, name);
         self.unsettled = true;
+    }
+
+    /// Deletes an object of no namespace; unlike Services and slices it is not waited for.
+    pub fn delete_global(&self, kind: &str, name: &str) {
+        self.delete_in(kind, "", name);
+    }
+
+    fn delete_in(&self, kind: &str, namespace: &str, name: &str) {
+        let object = self.api.object(kind, namespace, name).expect("a scenario deletes what it applied");
+        if let Some(real) = &self.real {
+            real.delete(self.network.namespace(Place::Node), &object).expect("the API server deletes it");
+        }
+        self.api.delete(kind, namespace, name).expect("it was found");
     }
 
     /// Deletes the slices that `slices(service).named(suffix)` made.
@@ -170,14 +206,10 @@ impl Lab {
             return;
         }
         self.barriers += 1;
-        let (name, port) = (format!("barrier-{}", self.barriers), 1_000 + self.barriers);
-        self.apply(slices(&name).port("b", 8080, Protocol::Tcp).ready(&[Place::PodD]));
-        self.apply(service(&name, BARRIER).port("b", port, Protocol::Tcp));
-        if self.barriers > 1 {
-            let previous = format!("barrier-{}", self.barriers - 1);
-            self.delete_slices(&previous, "1");
-            self.delete("Service", &previous);
-        }
+        // Both watches have brought what they had when a new port of one leads to a new port of the other.
+        let (name, port) = (format!("b{}", self.barriers), 1_000 + self.barriers);
+        self.apply(slices("barrier").port(&name, 8080, Protocol::Tcp).ready(&[Place::PodD]));
+        self.apply(service("barrier", BARRIER).port(&name, port, Protocol::Tcp));
         self.unsettled = false;
         let deadline = now() + PATIENCE;
         for family in Family::BOTH {

@@ -11,9 +11,9 @@ use anyhow::{Context as _, Result, bail};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
+use crate::connection::{Connection, fetch};
 use crate::interrupt;
 
-use super::connection::{Connection, fetch};
 use super::exposition::Snapshot;
 use super::results::{Results, Sample, WorkloadFacts};
 

@@ -15,7 +15,6 @@ pub mod cluster;
 mod commits;
 mod completeness;
 mod connecting;
-mod connection;
 pub mod contender;
 mod control_group;
 mod disturbance;

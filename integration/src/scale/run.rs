@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use crate::connection::fetch;
+
 use super::changes::{self, Canaries};
 use super::churn::{self, Churn};
 use super::completeness::{self, Completion};
-use super::connection::fetch;
 use super::contender::{Contender, Mode, Running};
 use super::disturbance::{self, Cluster};
 use super::exposition::Snapshot;

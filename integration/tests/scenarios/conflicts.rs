@@ -10,7 +10,8 @@ use integration::network::Protocol::Tcp;
 use serde_json::json;
 
 crate::scenarios! {
-    Options::default() =>
+    // The times of creation are chosen here.
+    Options { embedded_server: true, ..Options::default() } =>
         the_oldest_claim_wins_and_the_next_takes_over,
         an_external_ip_of_the_node_goes_before_a_node_port;
 }

@@ -13,10 +13,11 @@ use integration::network::{Family, Outcome};
 crate::scenarios! {
     Options::default() =>
         rules_outlive_the_process_and_a_restart_catches_up,
+        stickiness_outlives_the_process;
+    Options { embedded_server: true, ..Options::default() } =>
         a_server_that_breaks_and_forgets_is_survived,
         an_older_server_without_streaming_lists_will_do,
-        nothing_is_written_before_the_lists_are_complete,
-        stickiness_outlives_the_process;
+        nothing_is_written_before_the_lists_are_complete;
 }
 
 fn web(lab: &mut Lab, places: &[integration::network::Place]) {

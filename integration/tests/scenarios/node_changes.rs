@@ -51,7 +51,7 @@ fn primary_follows_the_node_object(lab: &mut Lab) {
     let addresses =
         Family::BOTH.map(|family| json!({"type": "InternalIP", "address": family.node_addresses()[1]}));
     moved["status"]["addresses"] = json!(addresses);
-    lab.api.apply(moved).expect("complete");
+    lab.apply(moved);
     lab.expect(Client, node_address(1, Tcp, 30080), &seen_as_node(&[PodA, PodD]));
     lab.expect(Client, node_address(0, Tcp, 30080), &Expect::NotTranslated);
     lab.sweep();

@@ -8,7 +8,8 @@ use serde_json::json;
 
 crate::scenarios! {
     Options::default() =>
-        names_as_long_as_allowed_work_and_lose_their_endpoints,
+        names_as_long_as_allowed_work_and_lose_their_endpoints;
+    Options { embedded_server: true, ..Options::default() } =>
         nonsense_is_left_out_and_the_rest_goes_on,
         addresses_of_the_wrong_family_are_ignored;
 }

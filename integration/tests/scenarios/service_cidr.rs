@@ -11,7 +11,8 @@ use serde_json::json;
 crate::scenarios! {
     Options::default() =>
         unallocated_addresses_are_treated_as_the_mode_does,
-        ranges_are_followed_at_once,
+        ranges_are_followed_at_once;
+    Options { embedded_server: true, ..Options::default() } =>
         a_server_without_service_cidrs_is_no_obstacle;
 }
 
@@ -39,10 +40,10 @@ fn ranges_are_followed_at_once(lab: &mut Lab) {
         })
     };
     assert_eq!(answers(lab), [true, true]);
-    lab.api.apply(cidr).expect("complete");
+    lab.apply(cidr);
     let expect = lab.mode() != Mode::Nftables;
     crate::eventually(|| answers(lab) == [expect, expect]);
-    lab.api.delete("ServiceCIDR", "", "odd").expect("it is there");
+    lab.delete_global("ServiceCIDR", "odd");
     crate::eventually(|| answers(lab) == [true, true]);
 }
 

@@ -26,7 +26,7 @@ const MARGIN: Duration = Duration::from_millis(700);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn lab(mode: Mode) -> Lab {
-    let mut lab = Lab::without_proxy(Options { mode, ..Options::default() })
+    let mut lab = Lab::without_proxy(Options { mode, embedded_server: true, ..Options::default() })
         .expect("root, and a kube-proxy that was built");
     lab.apply(service("web", 1).port("t", 80, Tcp).node_port(30080));
     lab.apply(slices("web").port("t", 8080, Tcp).ready(&[PodA, PodD]));

@@ -20,13 +20,15 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn open(kubeconfig: &Path) -> Result<Self> {
+        let file =
+            Kubeconfig::read_from(kubeconfig).with_context(|| format!("reading {}", kubeconfig.display()))?;
+        Self::with(file).with_context(|| format!("{} is not usable", kubeconfig.display()))
+    }
+
+    pub(crate) fn with(kubeconfig: Kubeconfig) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let client = runtime.block_on(async {
-            let file = Kubeconfig::read_from(kubeconfig)
-                .with_context(|| format!("reading {}", kubeconfig.display()))?;
-            let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                .await
-                .with_context(|| format!("{} is not usable", kubeconfig.display()))?;
+            let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
             anyhow::Ok(Client::try_from(config)?)
         })?;
         Ok(Self { runtime, client })
@@ -41,11 +43,19 @@ impl Connection {
         }
     }
 
-    pub(crate) fn create(&self, path: &str, object: &Value) -> Result<()> {
+    pub(crate) fn create(&self, path: &str, object: &Value) -> Result<Value> {
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         self.send(Method::POST, path, Some((object, "application/json")))
-            .with_context(|| format!("creating {name} at {path}"))?;
-        Ok(())
+            .with_context(|| format!("creating {name} at {path}"))
+    }
+
+    /// `None` if there is no such object to replace; some kinds are created then.
+    pub(crate) fn replace(&self, path: &str, object: &Value) -> Result<Option<Value>> {
+        match self.send(Method::PUT, path, Some((object, "application/json"))) {
+            Ok(replaced) => Ok(Some(replaced)),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("replacing {path}")),
+        }
     }
 
     pub(crate) fn patch(&self, path: &str, patch: &Value) -> Result<()> {
