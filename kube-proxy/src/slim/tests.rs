@@ -55,7 +55,7 @@ fn external_ips_that_do_not_count_are_known_as_such() {
     for (count, expected) in [(true, (1, 0)), (false, (0, 1))] {
         let parsed = object.translate(count).object.expect("ours");
         assert_eq!((parsed.external_ips.len(), parsed.ignored_external_ips.len()), expected);
-        assert_eq!(parsed.external_policy, model::TrafficPolicy::Local);
+        assert_eq!(parsed.external_policy, TrafficPolicy::Local);
     }
 }
 
