@@ -1,11 +1,17 @@
 //! The clusters that are measured: named after where they were met, or by their size, and the same for the same seed.
 
+mod objects;
+mod shape;
+
 use std::net::{Ipv4Addr, SocketAddr};
-use std::str::FromStr;
 
 use serde_json::{Value, json};
 
 use super::seed::Seed;
+use objects::{
+    canary_name, cluster_ip_service, endpoint_address, endpoint_object, node_object, slice_object,
+};
+pub use shape::{Kind, Shape};
 
 /// The namespace that all objects are in.
 pub const NAMESPACE: &str = "scale";
@@ -20,10 +26,6 @@ pub const CANARIES: usize = 16;
 pub(crate) const CLUSTER_IP_RANGE: &str = "172.16.0.0/12";
 /// Where the range begins, after its first address, which is that of the API server's own Service.
 const CLUSTER_IPS: u32 = 0xac10_0001;
-/// 10.64.0.0/11, for endpoints.
-const ENDPOINTS: u32 = 0x0a40_0000;
-const MOST_CLUSTER_IPS: usize = 1 << 20;
-const MOST_ENDPOINTS: usize = 1 << 21;
 /// As Kubernetes' own controller does it.
 const ENDPOINTS_PER_SLICE: usize = 100;
 /// Node ports, then as many health check ports.
@@ -31,27 +33,6 @@ pub(crate) const NODE_PORT_RANGE: &str = "30000-35999";
 /// The first node port handed out.
 const NODE_PORTS: usize = 30_000;
 const MOST_NODE_PORTS: usize = 2_700;
-
-/// How large a cluster is and what its Services are like.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Shape {
-    pub name: String,
-    /// Where the figures come from.
-    pub source: &'static str,
-    pub services: usize,
-    /// Of all Services together.
-    pub endpoints: usize,
-    pub kind: Kind,
-    /// Endpoint changes a second that belong to this workload, beside those asked for.
-    pub own_churn: Option<f64>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    ClusterIp,
-    /// All types of Services and policies, by turns.
-    Mixed,
-}
 
 /// One Service of the workload, as far as measuring needs it.
 #[derive(Debug, Clone)]
@@ -83,86 +64,6 @@ pub struct Workload {
     pub services: Vec<Service>,
     /// For each canary its address.
     pub canaries: Vec<SocketAddr>,
-}
-
-impl Shape {
-    /// The built-in ones.
-    pub fn named() -> Vec<Self> {
-        let shape = |name: &str, source, services, endpoints| Self {
-            name: name.to_owned(),
-            source,
-            services,
-            endpoints,
-            kind: Kind::ClusterIp,
-            own_churn: None,
-        };
-        vec![
-            shape("issue-139513", "kubernetes/kubernetes#139513", 44_125, 44_125),
-            shape("issue-135639", "kubernetes/kubernetes#135639", 5_006, 250_011),
-            shape("k8s-blog-5k", "kubernetes.io/blog/2025/02/28/nftables-kube-proxy", 5_000, 5_000),
-            shape("k8s-blog-10k", "kubernetes.io/blog/2025/02/28/nftables-kube-proxy", 10_000, 10_000),
-            shape("k8s-blog-30k", "kubernetes.io/blog/2025/02/28/nftables-kube-proxy", 30_000, 30_000),
-            shape("10kx10", "the project's own goal", 10_000, 100_000),
-            shape("one-big-service", "the project's own goal", 1, 100_000),
-            Self {
-                // A tenth of all endpoints within a minute.
-                own_churn: Some(1_000.0 / 60.0),
-                ..shape("rolling-update", "a tenth of all endpoints replaced in a minute", 1_000, 10_000)
-            },
-            Self {
-                kind: Kind::Mixed,
-                ..shape("mixed", "all types of Services and policies by turns", 1_000, 5_000)
-            },
-        ]
-    }
-
-    /// How many endpoints the Service at `index` has: as even as can be.
-    fn endpoints_of(&self, index: usize) -> std::ops::Range<usize> {
-        let at = |index: usize| self.endpoints * index / self.services;
-        at(index)..at(index + 1)
-    }
-}
-
-impl FromStr for Shape {
-    type Err = String;
-
-    /// A name, `k8s-blog` for its largest, or `SERVICESxENDPOINTS` with the endpoints of each Service.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wanted = if text == "k8s-blog" { "k8s-blog-30k" } else { text };
-        if let Some(shape) = Self::named().into_iter().find(|shape| shape.name == wanted) {
-            return Ok(shape);
-        }
-        let sizes = text.split_once('x').and_then(|(services, endpoints)| {
-            Some((services.parse::<usize>().ok()?, endpoints.parse::<usize>().ok()?))
-        });
-        let names = || {
-            let names: Vec<String> = Self::named().into_iter().map(|shape| shape.name).collect();
-            names.join(", ")
-        };
-        let Some((services, each)) = sizes else {
-            return Err(format!(
-                "{text:?} is no workload: give SERVICESxENDPOINTS such as 1000x10, or one of {}",
-                names()
-            ));
-        };
-        let endpoints = services.saturating_mul(each);
-        if services == 0 || each == 0 {
-            return Err(format!("workload {text:?} has nothing to measure"));
-        }
-        if services + CANARIES > MOST_CLUSTER_IPS || endpoints + 2 * CANARIES + MOVES > MOST_ENDPOINTS {
-            return Err(format!(
-                "workload {text:?} is too large: at most {MOST_CLUSTER_IPS} Services and {MOST_ENDPOINTS} endpoints"
-            ));
-        }
-        Ok(Self {
-            name: text.to_owned(),
-            source: "size as given",
-            services,
-            endpoints,
-            kind: Kind::ClusterIp,
-            own_churn: None,
-        })
-    }
 }
 
 /// Addresses kept free at the end of the endpoints' range, for endpoints that move.
@@ -346,59 +247,6 @@ fn kind_at(kind: Kind, index: usize) -> ServiceKind {
     }
 }
 
-fn canary_name(index: usize) -> String {
-    format!("canary-{index:02}")
-}
-
-fn endpoint_address(index: usize) -> Ipv4Addr {
-    Ipv4Addr::from(ENDPOINTS + 1 + u32::try_from(index).expect("checked against the range"))
-}
-
-/// One endpoint in twenty is on the node itself.
-fn endpoint_object(index: usize) -> Value {
-    let node = if index.is_multiple_of(20) { NODE.to_owned() } else { format!("node-{}", index % 20) };
-    json!({
-        "addresses": [endpoint_address(index).to_string()],
-        "conditions": {"ready": true, "serving": true, "terminating": false},
-        "nodeName": node,
-        "targetRef": {"kind": "Pod", "namespace": NAMESPACE, "name": format!("pod-{index}")},
-    })
-}
-
-fn node_object() -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": NODE, "uid": "5ca1e000-0000-0000-0000-000000000000"},
-        "spec": {"podCIDR": "10.96.0.0/24", "podCIDRs": ["10.96.0.0/24"]},
-        "status": {"addresses": [{"type": "InternalIP", "address": "192.168.50.1"}]},
-    })
-}
-
-fn cluster_ip_service(name: &str, address: SocketAddr) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": name, "namespace": NAMESPACE, "uid": format!("uid-{name}"),
-            "creationTimestamp": "2026-01-01T00:00:00Z", "labels": {"app": name}},
-        "spec": {
-            "type": "ClusterIP", "clusterIP": address.ip().to_string(), "clusterIPs": [address.ip().to_string()],
-            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "selector": {"app": name},
-            "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
-            "ports": [{"name": "main", "port": address.port(), "targetPort": ENDPOINT_PORT, "protocol": "TCP"}],
-        },
-    })
-}
-
-fn slice_object(service: &str, number: usize, endpoints: Vec<Value>) -> Value {
-    json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {"name": format!("{service}-{number}"), "namespace": NAMESPACE,
-            "labels": {"kubernetes.io/service-name": service, "endpointslice.kubernetes.io/managed-by": "scale"}},
-        "addressType": "IPv4",
-        "ports": [{"name": "main", "port": ENDPOINT_PORT, "protocol": "TCP"}],
-        "endpoints": endpoints,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -407,16 +255,6 @@ mod tests {
 
     fn shape(text: &str) -> Shape {
         text.parse().expect("a workload")
-    }
-
-    #[test]
-    fn named_workloads_have_the_sizes_of_their_sources() {
-        let size = |name: &str| (shape(name).services, shape(name).endpoints);
-        assert_eq!(size("issue-139513"), (44_125, 44_125));
-        assert_eq!(size("issue-135639"), (5_006, 250_011));
-        assert_eq!(size("k8s-blog"), (30_000, 30_000));
-        assert_eq!(size("10kx10"), (10_000, 100_000));
-        assert_eq!(size("one-big-service"), (1, 100_000));
     }
 
     #[test]
@@ -464,13 +302,5 @@ mod tests {
             .collect();
         assert_eq!(types.len(), 3);
         assert!(workload.answering().count() < workload.services.len() + CANARIES);
-    }
-
-    #[test]
-    fn what_is_no_workload_is_refused_by_name() {
-        for text in ["10k", "0x1", "1x0", "9999999x1", "2x9999999"] {
-            let refusal = text.parse::<Shape>().expect_err("not a workload");
-            assert!(refusal.contains(text), "{refusal}");
-        }
     }
 }
