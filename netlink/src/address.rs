@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
@@ -10,31 +10,12 @@ use std::{
 use crate::{
     attr::Writer,
     error::Error,
-    ip::{family, full_length, write_ip},
+    ip::{AddressFamily, full_length, read_ip, write_ip},
     message::{Messages, flags},
     pipeline::Pipeline,
+    rtnetlink::{address as uapi, group, message as kind},
     socket::{Dump, Protocol, Socket},
 };
-
-/// From linux/rtnetlink.h.
-const RTM_NEWADDR: u16 = 20;
-const RTM_DELADDR: u16 = 21;
-const RTM_GETADDR: u16 = 22;
-const RTMGRP_IPV4_IFADDR: u32 = 0x10;
-const RTMGRP_IPV6_IFADDR: u32 = 0x100;
-/// From linux/if_addr.h; `IFA_LOCAL` is the own address of a point-to-point link, where `IFA_ADDRESS` is the peer's.
-const IFA_ADDRESS: u16 = 1;
-const IFA_LOCAL: u16 = 2;
-const IFA_FLAGS: u16 = 8;
-const IFA_F_NODAD: u32 = 0x02;
-const IFA_F_DADFAILED: u32 = 0x08;
-const IFA_F_TENTATIVE: u32 = 0x40;
-const IFA_F_OPTIMISTIC: u32 = 0x04;
-/// `struct ifaddrmsg`.
-const HEADER: usize = 8;
-
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 
 /// An address of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,10 +38,10 @@ pub fn list(socket: &mut Socket) -> Result<Vec<InterfaceAddress>, Error> {
     for _ in 0..TRIES {
         found.clear();
         let outcome = socket.dump(
-            RTM_GETADDR,
-            |writer| writer.raw(&[0; HEADER]),
+            kind::GET_ADDRESS,
+            |writer| writer.raw(&[0; uapi::HEADER]),
             |message| {
-                if message.kind == RTM_NEWADDR {
+                if message.kind == kind::NEW_ADDRESS {
                     found.extend(parse(message.payload));
                 }
             },
@@ -74,43 +55,40 @@ pub fn list(socket: &mut Socket) -> Result<Vec<InterfaceAddress>, Error> {
 
 /// Gives an interface an address with the longest prefix; `EEXIST` if it has it. Answers the request's index.
 pub fn push_add(pipeline: &mut Pipeline, address: IpAddr, interface: u32) -> usize {
-    pipeline.push(RTM_NEWADDR, flags::CREATE | flags::EXCLUSIVE, |writer| write(writer, address, interface))
+    pipeline
+        .push(kind::NEW_ADDRESS, flags::CREATE | flags::EXCLUSIVE, |writer| write(writer, address, interface))
 }
 
 /// Takes an address with the longest prefix from an interface; `EADDRNOTAVAIL` if it does not have it.
 pub fn push_delete(pipeline: &mut Pipeline, address: IpAddr, interface: u32) -> usize {
-    pipeline.push(RTM_DELADDR, 0, |writer| write(writer, address, interface))
+    pipeline.push(kind::DELETE_ADDRESS, 0, |writer| write(writer, address, interface))
 }
 
 fn write(writer: &mut Writer, address: IpAddr, interface: u32) {
-    writer.raw(&[family(address), full_length(address), 0, 0]);
+    writer.raw(&[AddressFamily::of(address).number(), full_length(address), 0, 0]);
     writer.raw(&interface.to_ne_bytes());
-    write_ip(writer, IFA_LOCAL, address);
-    write_ip(writer, IFA_ADDRESS, address);
+    write_ip(writer, uapi::LOCAL, address);
+    write_ip(writer, uapi::ADDRESS, address);
     if address.is_ipv6() {
         // The address is shared by many hosts on purpose; nobody is to be asked whether it is taken.
-        writer.u32(IFA_FLAGS, IFA_F_NODAD);
+        writer.u32(uapi::FLAGS, uapi::NO_DETECTION);
     }
 }
 
 pub(crate) fn parse(payload: &[u8]) -> Option<InterfaceAddress> {
-    let &[family, prefix, flags, scope, i0, i1, i2, i3] = payload.first_chunk::<HEADER>()?;
-    let attributes = crate::attr::Attributes::new(&payload[HEADER..]);
-    let value = attributes.get(IFA_LOCAL).or_else(|| attributes.get(IFA_ADDRESS))?.value;
-    let address = match family {
-        AF_INET => IpAddr::from(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?)),
-        AF_INET6 => IpAddr::from(Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?)),
-        _ => return None,
-    };
-    let flags = attributes.get(IFA_FLAGS).and_then(|flags| flags.u32()).unwrap_or_else(|| flags.into());
-    let tentative = flags & IFA_F_TENTATIVE != 0 && flags & IFA_F_OPTIMISTIC == 0;
+    let &[family, prefix, flags, scope, i0, i1, i2, i3] = payload.first_chunk::<{ uapi::HEADER }>()?;
+    let attributes = crate::attr::Attributes::new(&payload[uapi::HEADER..]);
+    let address = attributes.get(uapi::LOCAL).or_else(|| attributes.get(uapi::ADDRESS));
+    let address = read_ip(&address?).filter(|address| AddressFamily::of(*address).number() == family)?;
+    let flags = attributes.get(uapi::FLAGS).and_then(|flags| flags.u32()).unwrap_or_else(|| flags.into());
+    let tentative = flags & uapi::TENTATIVE != 0 && flags & uapi::OPTIMISTIC == 0;
     let interface = u32::from_ne_bytes([i0, i1, i2, i3]);
     Some(InterfaceAddress {
         address,
         prefix,
         interface,
         scope,
-        unusable: tentative || flags & IFA_F_DADFAILED != 0,
+        unusable: tentative || flags & uapi::DETECTION_FAILED != 0,
     })
 }
 
@@ -120,7 +98,7 @@ pub struct AddressMonitor(Socket);
 
 impl AddressMonitor {
     pub fn open() -> Result<Self, Error> {
-        let socket = Socket::join(Protocol::Route, RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR)?;
+        let socket = Socket::join(Protocol::Route, group::IPV4_ADDRESS | group::IPV6_ADDRESS)?;
         Ok(Self(socket))
     }
 
@@ -153,7 +131,7 @@ impl AddressMonitor {
 }
 
 fn tells_of_address(mut messages: Messages<'_>) -> bool {
-    messages.any(|message| matches!(message.kind, RTM_NEWADDR | RTM_DELADDR))
+    messages.any(|message| matches!(message.kind, kind::NEW_ADDRESS | kind::DELETE_ADDRESS))
 }
 
 impl AsFd for AddressMonitor {

@@ -5,10 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::{
     attr::{Attributes, Writer},
     error::Error,
-    ip::{read_ip, write_ip},
+    ip::{AddressFamily, read_ip, write_ip},
     message::{Message, flags},
     pipeline::Pipeline,
-    route::AddressFamily,
     socket::{Dump, Socket},
 };
 
@@ -145,7 +144,7 @@ impl Filter {
     /// Writes what the kernel can filter by. One that cannot (before 5.8) ignores it and sends everything, so `matches`
     /// is asked in any case.
     fn write(&self, writer: &mut Writer) {
-        writer.raw(&[self.family.map_or(0, family_number), 0, 0, 0]);
+        writer.raw(&[self.family.map_or(0, AddressFamily::number), 0, 0, 0]);
         if let Some((value, mask)) = self.mark {
             writer.be32(cta::MARK, value);
             writer.be32(cta::MARK_MASK, mask);
@@ -300,7 +299,7 @@ impl Tuple {
     }
 
     const fn family(&self) -> u8 {
-        family_number(if self.source.is_ipv4() { AddressFamily::V4 } else { AddressFamily::V6 })
+        AddressFamily::of(self.source).number()
     }
 
     fn write(&self, writer: &mut Writer, kind: u16) {
@@ -376,13 +375,6 @@ impl Tuple {
             }
         }
         (addresses == 2).then_some(tuple)
-    }
-}
-
-const fn family_number(family: AddressFamily) -> u8 {
-    match family {
-        AddressFamily::V4 => 2,
-        AddressFamily::V6 => 10,
     }
 }
 

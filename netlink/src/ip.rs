@@ -4,11 +4,23 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::attr::{Attribute, Writer};
 
-/// `AF_INET` or `AF_INET6`.
-pub(crate) const fn family(address: IpAddr) -> u8 {
-    match address {
-        IpAddr::V4(_) => 2,
-        IpAddr::V6(_) => 10,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AddressFamily {
+    V4,
+    V6,
+}
+
+impl AddressFamily {
+    pub(crate) const fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// `AF_INET` or `AF_INET6`, which are `NFPROTO_*` as well.
+    pub(crate) const fn number(self) -> u8 {
+        match self {
+            Self::V4 => 2,
+            Self::V6 => 10,
+        }
     }
 }
 

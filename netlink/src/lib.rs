@@ -14,6 +14,7 @@ pub mod socket;
 
 mod error;
 mod ip;
+mod rtnetlink;
 
 pub use attr::{Attribute, Attributes, Nest, Writer};
 pub use error::{Error, Failure};

@@ -4,21 +4,9 @@ use crate::{
     attr::Writer,
     error::Error,
     message::{Message, flags},
+    rtnetlink::{link as uapi, message as kind},
     socket::{Dump, Socket},
 };
-
-/// `struct ifinfomsg`.
-const FAMILY_HEADER: usize = 16;
-/// `RTM_*LINK`.
-const NEW: u16 = 16;
-const DELETE: u16 = 17;
-const GET: u16 = 18;
-/// `IFLA_*`.
-const NAME: u16 = 3;
-const MASTER: u16 = 10;
-const INFO: u16 = 18;
-const INFO_KIND: u16 = 1;
-const UP: u32 = 1;
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,26 +24,26 @@ pub struct Link {
 impl Link {
     /// Whether it is set up (`IFF_UP`).
     pub const fn is_up(&self) -> bool {
-        self.flags & UP != 0
+        self.flags & uapi::UP != 0
     }
 
     fn decode(message: &Message<'_>) -> Option<Self> {
-        (message.kind == NEW).then(|| Self::parse(message)).flatten()
+        (message.kind == kind::NEW_LINK).then(|| Self::parse(message)).flatten()
     }
 
     /// Of news as of a list.
     pub(crate) fn parse(message: &Message<'_>) -> Option<Self> {
         let &[_, _, _, _, i0, i1, i2, i3, f0, f1, f2, f3, ..] = message.payload else { return None };
-        let attributes = message.attributes(FAMILY_HEADER);
+        let attributes = message.attributes(uapi::HEADER);
         Some(Self {
             index: u32::from_ne_bytes([i0, i1, i2, i3]),
-            name: attributes.get(NAME)?.str()?.into(),
+            name: attributes.get(uapi::NAME)?.str()?.into(),
             flags: u32::from_ne_bytes([f0, f1, f2, f3]),
             kind: attributes
-                .get(INFO)
-                .and_then(|info| info.nested().get(INFO_KIND))
+                .get(uapi::INFO)
+                .and_then(|info| info.nested().get(uapi::INFO_KIND))
                 .and_then(|kind| Some(kind.str()?.into())),
-            master: attributes.get(MASTER).and_then(|master| master.u32()),
+            master: attributes.get(uapi::MASTER).and_then(|master| master.u32()),
         })
     }
 }
@@ -64,8 +52,11 @@ impl Link {
 pub fn list(socket: &mut Socket) -> Result<Vec<Link>, Error> {
     let mut links = Vec::new();
     // An interface that comes or goes meanwhile is announced to a monitor, which then makes us look again.
-    let (Dump::Complete | Dump::Interrupted) =
-        socket.dump(GET, |writer| header(writer, 0, 0, 0), |message| links.extend(Link::decode(message)))?;
+    let (Dump::Complete | Dump::Interrupted) = socket.dump(
+        kind::GET_LINK,
+        |writer| header(writer, 0, 0, 0),
+        |message| links.extend(Link::decode(message)),
+    )?;
     Ok(links)
 }
 
@@ -73,9 +64,9 @@ pub fn list(socket: &mut Socket) -> Result<Vec<Link>, Error> {
 pub fn find(socket: &mut Socket, name: &str) -> Result<Option<Link>, Error> {
     let fill = |writer: &mut Writer| {
         header(writer, 0, 0, 0);
-        writer.str(NAME, name);
+        writer.str(uapi::NAME, name);
     };
-    match socket.ask(GET, 0, fill, Link::decode) {
+    match socket.ask(kind::GET_LINK, 0, fill, Link::decode) {
         Ok(link) => Ok(Some(link)),
         Err(error) if error.refused() == Some(nix::libc::ENODEV) => Ok(None),
         Err(error) => Err(error),
@@ -84,21 +75,21 @@ pub fn find(socket: &mut Socket, name: &str) -> Result<Option<Link>, Error> {
 
 /// Makes an interface of a kind that needs no parameters (`dummy`, `bridge`); `EEXIST` if the name is taken.
 pub fn create(socket: &mut Socket, name: &str, kind: &str) -> Result<(), Error> {
-    socket.request(NEW, flags::CREATE | flags::EXCLUSIVE, |writer| {
+    socket.request(kind::NEW_LINK, flags::CREATE | flags::EXCLUSIVE, |writer| {
         header(writer, 0, 0, 0);
-        writer.str(NAME, name);
-        writer.nest(INFO, |info| info.str(INFO_KIND, kind));
+        writer.str(uapi::NAME, name);
+        writer.nest(uapi::INFO, |info| info.str(uapi::INFO_KIND, kind));
     })
 }
 
 /// Deletes an interface; `ENODEV` if there is none.
 pub fn delete(socket: &mut Socket, index: u32) -> Result<(), Error> {
-    socket.request(DELETE, 0, |writer| header(writer, index, 0, 0))
+    socket.request(kind::DELETE_LINK, 0, |writer| header(writer, index, 0, 0))
 }
 
 /// Sets an interface up.
 pub fn set_up(socket: &mut Socket, index: u32) -> Result<(), Error> {
-    socket.request(NEW, 0, |writer| header(writer, index, UP, UP))
+    socket.request(kind::NEW_LINK, 0, |writer| header(writer, index, uapi::UP, uapi::UP))
 }
 
 fn header(writer: &mut Writer, index: u32, flags: u32, change: u32) {
@@ -117,7 +108,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_payload_is_decoded_without_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let message = Message { kind: NEW, flags: 0, sequence: 0, payload: &payload };
+            let message = Message { kind: kind::NEW_LINK, flags: 0, sequence: 0, payload: &payload };
             let _ = Link::decode(&message);
         }
     }

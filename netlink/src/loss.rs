@@ -8,19 +8,9 @@ use crate::{
     link::Link,
     message::{HEADER, Message},
     route::{Route, table},
+    rtnetlink::{group, message as kind},
     socket::{Protocol, Socket},
 };
-
-/// From linux/rtnetlink.h.
-const RTM_NEWLINK: u16 = 16;
-const RTM_DELLINK: u16 = 17;
-const RTM_DELADDR: u16 = 21;
-const RTM_DELROUTE: u16 = 25;
-const RTMGRP_LINK: u32 = 0x1;
-const RTMGRP_IPV4_IFADDR: u32 = 0x10;
-const RTMGRP_IPV4_ROUTE: u32 = 0x40;
-const RTMGRP_IPV6_IFADDR: u32 = 0x100;
-const RTMGRP_IPV6_ROUTE: u32 = 0x400;
 
 /// Where `nlmsg_type` is, and `rtm_table` and `rtm_protocol` behind the header.
 const KIND_AT: u32 = 4;
@@ -52,7 +42,7 @@ impl LossMonitor {
     /// For the routes in the table `local` that carry this protocol number.
     pub fn open(protocol: u8) -> Result<Self, Error> {
         let groups =
-            RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE;
+            group::LINK | group::IPV4_ADDRESS | group::IPV4_ROUTE | group::IPV6_ADDRESS | group::IPV6_ROUTE;
         let socket = Socket::join(Protocol::Route, groups)?;
         SockRef::from(&socket)
             .attach_filter(&filter(protocol))
@@ -76,11 +66,11 @@ impl LossMonitor {
 
 fn read(message: &Message<'_>) -> Option<Loss> {
     match message.kind {
-        RTM_DELROUTE => Route::parse(message).map(Loss::Route),
-        RTM_DELADDR => address::parse(message.payload).map(Loss::Address),
-        RTM_NEWLINK | RTM_DELLINK => {
+        kind::DELETE_ROUTE => Route::parse(message).map(Loss::Route),
+        kind::DELETE_ADDRESS => address::parse(message.payload).map(Loss::Address),
+        kind::NEW_LINK | kind::DELETE_LINK => {
             let link = Link::parse(message)?;
-            (message.kind == RTM_DELLINK || !link.is_up()).then_some(Loss::Interface(link.index))
+            (message.kind == kind::DELETE_LINK || !link.is_up()).then_some(Loss::Interface(link.index))
         }
         _ => None,
     }
@@ -89,14 +79,14 @@ fn read(message: &Message<'_>) -> Option<Loss> {
 /// The socket's filter, which the kernel applies before it queues a message (`do_one_broadcast` of `af_netlink.c`).
 fn filter(protocol: u8) -> [SockFilter; 11] {
     // The filter loads half words in network byte order; netlink's are in the machine's.
-    let kind = |kind: u16| u32::from(kind.to_be());
+    let swapped = |kind: u16| u32::from(kind.to_be());
     let operation = |code, to_if, to_else, value| SockFilter::new(code, to_if, to_else, value);
     [
         operation(LOAD_HALF, 0, 0, KIND_AT),
-        operation(JUMP_IF_EQUAL, 7, 0, kind(RTM_NEWLINK)),
-        operation(JUMP_IF_EQUAL, 6, 0, kind(RTM_DELLINK)),
-        operation(JUMP_IF_EQUAL, 5, 0, kind(RTM_DELADDR)),
-        operation(JUMP_IF_EQUAL, 0, 5, kind(RTM_DELROUTE)),
+        operation(JUMP_IF_EQUAL, 7, 0, swapped(kind::NEW_LINK)),
+        operation(JUMP_IF_EQUAL, 6, 0, swapped(kind::DELETE_LINK)),
+        operation(JUMP_IF_EQUAL, 5, 0, swapped(kind::DELETE_ADDRESS)),
+        operation(JUMP_IF_EQUAL, 0, 5, swapped(kind::DELETE_ROUTE)),
         operation(LOAD_BYTE, 0, 0, TABLE_AT),
         operation(JUMP_IF_EQUAL, 0, 3, table::LOCAL),
         operation(LOAD_BYTE, 0, 0, PROTOCOL_AT),

@@ -2,25 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+pub use crate::ip::AddressFamily;
 use crate::{
     attr::Writer,
     error::Error,
-    ip::{family, full_length, read_ip, write_ip},
+    ip::{full_length, read_ip, write_ip},
     message::{Message, flags},
     pipeline::Pipeline,
+    rtnetlink::{message, route as uapi},
     socket::{Dump, Socket},
 };
-
-/// `struct rtmsg`.
-const FAMILY_HEADER: usize = 12;
-/// `RTM_*ROUTE`.
-const NEW: u16 = 24;
-const DELETE: u16 = 25;
-const GET: u16 = 26;
-/// `RTA_*`.
-const DESTINATION: u16 = 1;
-const OUTPUT: u16 = 4;
-const TABLE: u16 = 15;
 
 /// `RT_TABLE_*`.
 pub mod table {
@@ -48,12 +39,6 @@ pub mod kind {
     pub const LOCAL: u8 = 2;
     pub const BROADCAST: u8 = 3;
     pub const BLACKHOLE: u8 = 6;
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum AddressFamily {
-    V4,
-    V6,
 }
 
 /// A route to a prefix through one interface.
@@ -93,31 +78,37 @@ impl Route {
 
     /// Adds to the pipeline that this route be added; `EEXIST` if it is there. Answers the request's index.
     pub fn push_add(&self, pipeline: &mut Pipeline) -> usize {
-        pipeline.push(NEW, flags::CREATE | flags::EXCLUSIVE, |writer| self.write(writer))
+        pipeline.push(message::NEW_ROUTE, flags::CREATE | flags::EXCLUSIVE, |writer| self.write(writer))
     }
 
     /// The same, but beside other routes to the same destination; `EEXIST` only if this very route is there.
     pub fn push_append(&self, pipeline: &mut Pipeline) -> usize {
-        pipeline.push(NEW, flags::CREATE | flags::APPEND, |writer| self.write(writer))
+        pipeline.push(message::NEW_ROUTE, flags::CREATE | flags::APPEND, |writer| self.write(writer))
     }
 
     /// Adds to the pipeline that this route (of this protocol, table, interface) be deleted; `ESRCH` if it is not there.
     pub fn push_delete(&self, pipeline: &mut Pipeline) -> usize {
-        pipeline.push(DELETE, 0, |writer| self.write(writer))
+        pipeline.push(message::DELETE_ROUTE, 0, |writer| self.write(writer))
     }
 
     fn write(&self, writer: &mut Writer) {
         let Self { destination, prefix_length, table, protocol, kind, scope, output } = *self;
-        header(writer, family(destination), prefix_length, table, [protocol, scope, kind]);
-        write_ip(writer, DESTINATION, destination);
-        writer.u32(TABLE, table);
+        header(
+            writer,
+            AddressFamily::of(destination).number(),
+            prefix_length,
+            table,
+            [protocol, scope, kind],
+        );
+        write_ip(writer, uapi::DESTINATION, destination);
+        writer.u32(uapi::TABLE, table);
         if let Some(output) = output {
-            writer.u32(OUTPUT, output);
+            writer.u32(uapi::OUTPUT, output);
         }
     }
 
     fn decode(message: &Message<'_>) -> Option<Self> {
-        (message.kind == NEW).then(|| Self::parse(message)).flatten()
+        (message.kind == message::NEW_ROUTE).then(|| Self::parse(message)).flatten()
     }
 
     /// Of news as of a list.
@@ -125,20 +116,23 @@ impl Route {
         let &[family, prefix_length, _, _, short_table, protocol, scope, kind, ..] = message.payload else {
             return None;
         };
-        let attributes = message.attributes(FAMILY_HEADER);
-        let destination = match attributes.get(DESTINATION) {
+        let attributes = message.attributes(uapi::HEADER);
+        let destination = match attributes.get(uapi::DESTINATION) {
             Some(destination) => read_ip(&destination)?,
-            None if family == 10 => Ipv6Addr::UNSPECIFIED.into(),
+            None if family == AddressFamily::V6.number() => Ipv6Addr::UNSPECIFIED.into(),
             None => Ipv4Addr::UNSPECIFIED.into(),
         };
         Some(Self {
             destination,
             prefix_length,
-            table: attributes.get(TABLE).and_then(|table| table.u32()).unwrap_or_else(|| short_table.into()),
+            table: attributes
+                .get(uapi::TABLE)
+                .and_then(|table| table.u32())
+                .unwrap_or_else(|| short_table.into()),
             protocol,
             kind,
             scope,
-            output: attributes.get(OUTPUT).and_then(|output| output.u32()),
+            output: attributes.get(uapi::OUTPUT).and_then(|output| output.u32()),
         })
     }
 }
@@ -153,16 +147,18 @@ pub struct Filter {
 
 /// Hands every route that the filter lets through to `each`. Since Linux 4.20 the kernel does the filtering.
 pub fn list(socket: &mut Socket, filter: Filter, mut each: impl FnMut(Route)) -> Result<Dump, Error> {
-    let family = match filter.family {
-        AddressFamily::V4 => 2,
-        AddressFamily::V6 => 10,
-    };
     let outcome = socket.dump(
-        GET,
+        message::GET_ROUTE,
         |writer| {
-            header(writer, family, 0, filter.table.unwrap_or(0), [filter.protocol.unwrap_or(0), 0, 0]);
+            header(
+                writer,
+                filter.family.number(),
+                0,
+                filter.table.unwrap_or(0),
+                [filter.protocol.unwrap_or(0), 0, 0],
+            );
             if let Some(table) = filter.table {
-                writer.u32(TABLE, table);
+                writer.u32(uapi::TABLE, table);
             }
         },
         |message| {
@@ -197,7 +193,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_payload_is_decoded_without_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let message = Message { kind: NEW, flags: 0, sequence: 0, payload: &payload };
+            let message = Message { kind: message::NEW_ROUTE, flags: 0, sequence: 0, payload: &payload };
             let _ = Route::decode(&message);
         }
     }
