@@ -247,6 +247,29 @@ fn metrics_of_nftables_mode_are_those_of_kube_proxy() {
     shows_what_kube_proxy_shows("nftables");
 }
 
+/// An API server of known slowness, so that it is known where the time of the first sync goes.
+#[test]
+fn a_first_sync_that_waits_for_the_api_server_says_so_and_tells_all_its_phases() {
+    const DELAY: f64 = 0.7;
+    for mode in ["nftables", "iptables"] {
+        let mut rig = Rig::new();
+        rig.api.load([balanced("web", 10, 30997), endpoints("web", 1, false)]).expect("complete objects");
+        rig.api.set_faults(|faults| faults.delay = Duration::from_secs_f64(DELAY));
+        rig.config(&[("/mode", json!(mode))]);
+        rig.start_and_settle();
+        let text = rig.get(METRICS, "/metrics").expect("an answer").body;
+        let phase = |name: &str| -> f64 {
+            let series = format!("switchyard_first_sync_seconds{{phase=\"{name}\"}} ");
+            let value = text.lines().find_map(|line| line.strip_prefix(&*series));
+            value.unwrap_or_else(|| panic!("{mode}: {name} is not told")).parse().expect("a number")
+        };
+        assert!((DELAY..3.0 * DELAY).contains(&phase("list")), "{mode}: {} s for lists", phase("list"));
+        for name in ["decode", "plan", "encode", "kernel"] {
+            assert!(phase(name) > 0.0 && phase(name) < DELAY, "{mode}: {} s of {name}", phase(name));
+        }
+    }
+}
+
 #[test]
 fn metrics_of_iptables_mode_are_those_of_kube_proxy() {
     shows_what_kube_proxy_shows("iptables");
