@@ -2,11 +2,9 @@
 
 use std::{
     cell::Cell,
-    collections::BTreeMap,
     fs,
     io::{self, BufReader},
     process::{Command, Stdio},
-    sync::Arc,
     time::Duration,
 };
 
@@ -17,7 +15,7 @@ use proxy_core::{
 
 use crate::{
     accounting::{self, Counters},
-    chains::{CANARY, JUMPS, KUBELET_JUMPS, Table},
+    drift::Standing,
     limits::AffinityLists,
     process::{collect, is_of_the_moment, message, not_run, now, run_restore, start_restore},
     restore::{self, Line, Op, Tally},
@@ -27,7 +25,7 @@ use crate::{
 };
 
 /// How long a program waits for others that hold /run/xtables.lock, in seconds.
-const LOCK_WAIT: &str = "5";
+pub(crate) const LOCK_WAIT: &str = "5";
 
 const WRITE: [&str; 4] = ["-w", LOCK_WAIT, "--noflush", "--counters"];
 
@@ -38,8 +36,7 @@ pub struct Executor {
     variant: Variant,
     programs: Programs,
     version: Version,
-    /// Rules of ours that do not depend on Services, as they were written last: [`Executor::intact`] looks for them.
-    standing: BTreeMap<(Table, &'static str), Arc<str>>,
+    standing: Standing,
     rules: Tally,
     last_written: Tally,
     affinity: AffinityLists,
@@ -89,7 +86,7 @@ impl Executor {
             variant,
             programs,
             version,
-            standing: BTreeMap::new(),
+            standing: Standing::default(),
             rules: Tally::default(),
             last_written: Tally::default(),
             affinity: AffinityLists::of(family),
@@ -203,41 +200,6 @@ impl Executor {
         });
         ApplyError::Refused { reason, culprit }
     }
-
-    /// Remembers the rules that stand for the tables.
-    fn remember(&mut self, step: &Step<Op>) {
-        for owned in &step.ops {
-            match &owned.op {
-                Op::Declare { table, chain } => {
-                    self.standing.remove(&(*table, *chain));
-                }
-                Op::Append { table, chain, rules, standing: true } | Op::Stands { table, chain, rules } => {
-                    self.standing.insert((*table, chain), rules.clone());
-                }
-                Op::Tally(tally) => self.rules = *tally,
-                _ => {}
-            }
-        }
-    }
-
-    /// A restore that changes nothing and fails if something is missing.
-    fn check_text(&self) -> String {
-        let mut text = String::new();
-        for table in Table::ALL {
-            text.push_str(&format!("*{table}\n-S {CANARY}\n"));
-            for jump in JUMPS.iter().chain(&KUBELET_JUMPS).filter(|jump| jump.table == table) {
-                text.push_str(&format!("-C {} {}\n", jump.from, jump.rule()));
-            }
-            for ((_, _), rules) in self.standing.iter().filter(|((of, _), _)| *of == table) {
-                for rule in rules.lines() {
-                    text.push_str(&rule.replacen("-A ", "-C ", 1));
-                    text.push('\n');
-                }
-            }
-            text.push_str("COMMIT\n");
-        }
-        text
-    }
 }
 
 impl backend::Executor for Executor {
@@ -262,7 +224,13 @@ impl backend::Executor for Executor {
             } else {
                 Tally::default()
             };
-            self.remember(step);
+            self.standing.remember(step);
+            if let Some(tally) = step.ops.iter().find_map(|owned| match owned.op {
+                Op::Tally(tally) => Some(tally),
+                _ => None,
+            }) {
+                self.rules = tally;
+            }
             for owned in step.ops.iter().filter(|owned| owned.op == Op::RouteLocalnet) {
                 if let Err(error) = set_route_localnet() {
                     let reason = format!("node ports on 127.0.0.1 will not work: {ROUTE_LOCALNET}: {error}");
@@ -274,31 +242,11 @@ impl backend::Executor for Executor {
     }
 
     fn intact(&mut self) -> Result<bool, ApplyError> {
-        if self.standing.is_empty() {
-            return Ok(true);
-        }
-        let text = self.check_text();
-        // The nft variant carries out nothing in a test, not even checks; with nothing to change, it writes nothing.
-        let test: &[&str] = match self.variant {
-            Variant::Legacy => &["-w", LOCK_WAIT, "--noflush", "--test"],
-            Variant::Nft => &["-w", LOCK_WAIT, "--noflush"],
-        };
-        let run = run_restore(&self.programs.restore, test, |to| to.write_all(text.as_bytes()))?;
-        if run.status.success() {
+        let intact = self.standing.intact(self.family, self.variant, &self.programs.restore)?;
+        if intact {
             self.affinity.report();
-            return Ok(true);
         }
-        if run.status.code().is_none() || is_of_the_moment(&run.stderr) {
-            return Err(ApplyError::Lost(io::Error::other(message(&run.stderr))));
-        }
-        let missing = restore::complained_line(&run.stderr).and_then(|number| text.lines().nth(number - 1));
-        tracing::info!(
-            family = %self.family,
-            missing = missing.unwrap_or("unknown"),
-            "rules of ours are missing: {}",
-            message(&run.stderr),
-        );
-        Ok(false)
+        Ok(intact)
     }
 
     fn waited(&self) -> Duration {

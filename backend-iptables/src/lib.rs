@@ -6,6 +6,7 @@
 pub mod accounting;
 pub mod chains;
 mod cleanup;
+mod drift;
 mod kernel;
 pub mod limits;
 #[cfg(any(test, feature = "model"))]
