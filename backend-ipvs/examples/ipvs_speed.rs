@@ -174,6 +174,7 @@ impl Setup {
         self.planner.settle(Effect::Applied);
         times.insert(0, ("engine state to kernel", times.iter().map(|(_, took)| *took).sum()));
         times.push(("one endpoint more or less, all Services", self.one_change(routes)));
+        times.push(("one check for drift, all Services", self.one_check()));
         let begin = now();
         let found = self.executor.survey().expect("readable");
         times.push(("restart: reading the kernel", begin.elapsed()));
@@ -188,6 +189,19 @@ impl Setup {
         self.apply(&plan);
         times.push(("restart: all of it", begin.elapsed()));
         times
+    }
+
+    /// The median of some checks in turn, each of other virtual servers.
+    fn one_check(&mut self) -> Duration {
+        let mut times: Vec<Duration> = (0..20)
+            .map(|_| {
+                let begin = now();
+                assert!(self.executor.intact().expect("readable"));
+                begin.elapsed()
+            })
+            .collect();
+        times.sort();
+        times[times.len() / 2]
     }
 
     /// Sends the messages of a plan and does nothing else meanwhile.

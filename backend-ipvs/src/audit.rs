@@ -2,7 +2,7 @@
 //! kernel at each check, in turn. The kernel tells nobody when a virtual server or a destination changes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     hash::{DefaultHasher, Hash, Hasher},
     ops::Bound,
 };
@@ -18,6 +18,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Audit {
     servers: BTreeMap<ServiceKey, Imprint>,
+    /// Destinations of servers that others made; they count once a server was taken over.
+    foreign: HashMap<ServiceKey, u64>,
     /// The one that was looked at last.
     last: Option<ServiceKey>,
 }
@@ -33,10 +35,16 @@ struct Imprint {
 impl Audit {
     /// Begins anew, with what the kernel was found to hold. What others made is theirs to change.
     pub(crate) fn learn(&mut self, found: &[FoundServer]) {
-        let ours = found.iter().filter(|server| is_ours(&server.service));
-        self.servers = ours
-            .map(|server| (server.service.key, Imprint::of(&server.service, &server.destinations)))
-            .collect();
+        self.servers.clear();
+        self.foreign.clear();
+        for server in found {
+            let imprint = Imprint::of(&server.service, &server.destinations);
+            if is_ours(&server.service) {
+                self.servers.insert(server.service.key, imprint);
+            } else {
+                self.foreign.insert(server.service.key, imprint.destinations);
+            }
+        }
     }
 
     /// An operation was carried out.
@@ -46,8 +54,10 @@ impl Audit {
                 self.servers.insert(service.key, Imprint::of(service, destinations));
             }
             Op::SetServer(service) => {
-                if let Some(imprint) = self.servers.get_mut(&service.key) {
-                    imprint.service = of_service(service);
+                let known = self.servers.get(&service.key).map(|imprint| imprint.destinations);
+                if let Some(destinations) = known.or_else(|| self.foreign.remove(&service.key)) {
+                    let imprint = Imprint { service: of_service(service), destinations };
+                    self.servers.insert(service.key, imprint);
                 }
             }
             Op::DeleteServer(key) => self.forget(key),
@@ -150,12 +160,15 @@ mod tests {
     }
 
     #[test]
-    fn the_servers_of_others_are_theirs() {
+    fn the_servers_of_others_are_theirs_until_they_are_taken_over() {
         let mut audit = Audit::default();
         let foreign = Service { flags: Default::default(), ..service(9) };
         audit.learn(&[FoundServer { service: foreign, destinations: vec![to(1, 1)] }]);
         assert_eq!(audit.next(10), []);
         assert!(audit.holds(&foreign, &[]));
+        audit.note(&Op::SetServer(service(9)));
+        assert_eq!(audit.next(10), [service(9).key]);
+        assert!(audit.holds(&service(9), &[to(1, 1)]) && !audit.holds(&service(9), &[]));
     }
 
     #[test]
