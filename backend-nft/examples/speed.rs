@@ -31,7 +31,7 @@ fn main() {
         Some("memory") => return resident(),
         _ => {}
     }
-    let shapes = [(10_000, 10), (45_000, 1), (5_000, 50)];
+    let shapes = [(10_000, 10), (45_000, 1), (65_000, 1), (5_000, 50)];
     let mut loads = vec![Vec::new(); shapes.len()];
     let mut planning = vec![Vec::new(); shapes.len()];
     for _ in 0..runs {
@@ -52,6 +52,7 @@ fn main() {
         );
     }
     takeover(runs);
+    repair(runs);
     changes();
     ranges(runs);
     for addresses in [1, 3] {
@@ -68,6 +69,23 @@ fn takeover(runs: usize) {
         backend_nft::cleanup(Family::V4).expect("the table is there");
     }
     println!("start over an older generation, 10000 x 10: {}", spread(&mut times));
+}
+
+/// Somebody deletes everything; how long until it is all back, from the moment it is noticed.
+fn repair(runs: usize) {
+    let routes = routes(10_000, 10, 1);
+    let mut proxy = Proxy::new();
+    proxy.full(&routes);
+    let mut times = Vec::new();
+    for _ in 0..runs {
+        backend_nft::cleanup(Family::V4).expect("the table is there");
+        let start = Instant::now();
+        assert!(!proxy.executor.intact().expect("the kernel answers"));
+        proxy.full(&routes);
+        times.push(start.elapsed());
+    }
+    backend_nft::cleanup(Family::V4).expect("the table is there");
+    println!("repair after everything was deleted, 10000 x 10: {}", spread(&mut times));
 }
 
 fn changes() {
