@@ -1,8 +1,10 @@
 //! Whole plans: as text, and by what becomes of packets.
 
+mod combinations;
 mod golden;
 mod history;
 mod packets;
+mod writes;
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
@@ -96,6 +98,17 @@ pub(crate) fn local_web() -> Route {
     }
 }
 
+/// The rules that Service ports add, without those that are there without any.
+pub(crate) fn rules_added(
+    environment: &Environment,
+    ports: impl IntoIterator<Item = (ServicePortName, Route)>,
+) -> String {
+    let without = Bench::with(environment.clone(), []).model.save();
+    let with = Bench::with_ports(environment.clone(), ports).model.save();
+    let new = |line: &&str| line.starts_with('*') || (line.starts_with("-A") && !without.contains(*line));
+    with.lines().filter(new).map(|line| format!("{line}\n")).collect()
+}
+
 #[expect(clippy::disallowed_methods, reason = "no planner of ours looks at it")]
 pub(crate) fn now() -> Instant {
     Instant::now()
@@ -125,8 +138,15 @@ impl Bench {
         environment: Environment,
         routes: impl IntoIterator<Item = (&'static str, Route)>,
     ) -> Self {
+        Self::with_ports(environment, routes.into_iter().map(|(service, route)| (name(service), route)))
+    }
+
+    fn with_ports(
+        environment: Environment,
+        routes: impl IntoIterator<Item = (ServicePortName, Route)>,
+    ) -> Self {
         let mut bench = Self::new(environment);
-        bench.routes = routes.into_iter().map(|(service, route)| (name(service), Arc::new(route))).collect();
+        bench.routes = routes.into_iter().map(|(name, route)| (name, Arc::new(route))).collect();
         bench.routes.sort_by(|(a, _), (b, _)| a.cmp(b));
         bench.full();
         bench
