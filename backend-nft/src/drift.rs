@@ -190,7 +190,7 @@ impl Drift {
         let found: HashMap<&str, &list::FoundSet> = sets.iter().map(|set| (&*set.name, set)).collect();
         self.counted = sets.iter().all(|set| set.elements.is_some());
         for (name, tally) in self.census.tallies() {
-            let stands = |set: &list::FoundSet| set.elements.is_none_or(|count| count == tally.count);
+            let stands = |set: &list::FoundSet| set.elements.is_none_or(|count| count == tally.counted());
             if !found.get(&*name).is_some_and(|set| stands(set))
                 && !list::set(socket, table, &name)?.as_ref().is_some_and(stands)
             {

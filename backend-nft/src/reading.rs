@@ -58,7 +58,7 @@ fn read(family: Family, sets: Vec<(Box<str>, Tally)>) -> Result<Seen, netlink::E
             Err(error) if error.refused().is_some() => {}
             Err(error) => return Err(error),
         }
-        if found != written {
+        if !written.is_like(&found) {
             differ.push(name);
         }
     }

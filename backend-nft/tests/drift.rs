@@ -120,6 +120,53 @@ fn the_work_of_others_is_not_taken_for_damage() {
 }
 
 #[test]
+fn what_is_written_for_ipv6_is_found_as_it_was_written() {
+    enter_node();
+    let endpoints = [local("fd00::2:1"), target("fd00::3:1"), target("fd00::3:2")];
+    let mut sticky = route(&endpoints).cluster_ip("fd99::2").load_balancer("fd44::2");
+    sticky.affinity = Some(60);
+    sticky.external_policy = TrafficPolicy::Local;
+    let mut external = route(&endpoints).cluster_ip("fd99::3").load_balancer("fd44::3");
+    external.external_policy = TrafficPolicy::Local;
+    let restricted = route(&endpoints).restricted("fd44::7", &["fd55::/64", "fd66::9/128"]);
+    let mut proxy = Proxy::new(Family::V6);
+    proxy.full(vec![
+        (name("external"), external),
+        (name("plain"), route(&endpoints).cluster_ip("fd99::1").node_port(30080)),
+        (name("refused"), route(&[]).cluster_ip("fd99::4")),
+        (name("restricted"), restricted),
+        (name("sticky"), sticky),
+    ]);
+    run("nft add table ip other");
+    assert!(!noticed_within(&mut proxy, Duration::from_secs(3)));
+    let listing = run("nft list chain ip6 kube-proxy nat-prerouting");
+    let (_, rest) = listing.split_once("to-service-").expect("it is there");
+    let generation = rest.split_whitespace().next().expect("a number");
+    run(&format!("nft delete element ip6 kube-proxy vips-{generation} {{ fd99::1 . tcp . 80 }}"));
+    assert!(noticed_in_time(&mut proxy));
+}
+
+#[test]
+fn networks_side_by_side_and_at_the_end_of_all_addresses_are_counted_right() {
+    enter_node();
+    for nets in [
+        &["10.0.0.0/9", "10.128.0.0/9"][..],
+        &["0.0.0.0/0"],
+        &["240.0.0.0/4"],
+        &["0.0.0.0/8", "255.0.0.0/8"],
+        &["10.96.0.0/12", "172.30.0.0/16", "192.0.2.1/32"],
+    ] {
+        let mut environment = support::routes::environment(Family::V4);
+        environment.service_cidrs = nets.iter().map(|net| net.parse().expect("a network")).collect();
+        let mut proxy = Proxy::with(environment);
+        proxy.full(vec![]);
+        run("nft add table ip other");
+        run("nft delete table ip other");
+        assert!(!noticed_within(&mut proxy, Duration::from_millis(300)), "{nets:?}");
+    }
+}
+
+#[test]
 fn beside_somebody_who_commits_all_the_time_nothing_seems_damaged_and_damage_is_noticed() {
     enter_node();
     // A list of chains takes several datagrams, and begins with those that come and go. Somewhere here one of the
