@@ -33,13 +33,15 @@ pub enum OpenError {
 pub fn open(family: Family, settings: Settings) -> Result<(IpvsPlanner, IpvsExecutor), OpenError> {
     let mut ipvs = Socket::open()?;
     probe(&mut ipvs, family, settings.scheduler)?;
+    let maglev = refusal(&mut ipvs, family, Scheduler::MH)?.is_none();
     let route = netlink::Socket::open(Protocol::Route)?;
     let mut nft = netlink::Socket::open(Protocol::Netfilter).map_err(OpenError::Nftables)?;
     nft_netlink::generation::generation(&mut nft).map_err(OpenError::Nftables)?;
     set_timeouts(&mut ipvs, &settings)?;
     let (sender, receiver) = mpsc::channel();
     let executor = IpvsExecutor::new(settings.clone(), family, ipvs, route, nft, sender)?;
-    Ok((IpvsPlanner::new(settings, receiver).with_seed(seed()), executor))
+    let planner = IpvsPlanner::new(settings, receiver).with_seed(seed());
+    Ok((if maglev { planner } else { planner.without_maglev() }, executor))
 }
 
 /// std's hasher is seeded at random.
@@ -47,22 +49,28 @@ fn seed() -> u64 {
     std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), ())
 }
 
-/// Makes a virtual server that no packet can reach, and removes it.
 fn probe(ipvs: &mut Socket, family: Family, scheduler: Scheduler) -> Result<(), OpenError> {
+    match refusal(ipvs, family, scheduler)? {
+        None => Ok(()),
+        Some(libc::ENOENT) => Err(OpenError::Scheduler(scheduler)),
+        Some(errno) => Err(OpenError::Family(family, std::io::Error::from_raw_os_error(errno))),
+    }
+}
+
+/// Makes a virtual server that no packet can reach, and removes it.
+fn refusal(
+    ipvs: &mut Socket,
+    family: Family,
+    scheduler: Scheduler,
+) -> Result<Option<i32>, ipvs_netlink::Error> {
     let key = ServiceKey::Mark { family: ipvs_family(family), mark: TAG | !TAG_MASK };
     let mut batch = Batch::new();
     batch.new_service(&Service::new(key, scheduler));
     batch.del_service(&key);
     let failures = ipvs.send(&mut batch)?;
-    match failures.first() {
-        Some(failure) if failure.index == 0 => match failure.errno {
-            libc::ENOENT => Err(OpenError::Scheduler(scheduler)),
-            // Somebody has just this virtual server: then it works.
-            libc::EEXIST => Ok(()),
-            errno => Err(OpenError::Family(family, std::io::Error::from_raw_os_error(errno))),
-        },
-        _ => Ok(()),
-    }
+    let of_new = failures.first().filter(|failure| failure.index == 0).map(|failure| failure.errno);
+    // Somebody has just this virtual server: then it works.
+    Ok(of_new.filter(|errno| *errno != libc::EEXIST))
 }
 
 fn set_timeouts(ipvs: &mut Socket, settings: &Settings) -> Result<(), OpenError> {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use ipvs_netlink::{Destination, Scheduler, ServiceKey};
+use ipvs_netlink::{Destination, Scheduler, ServiceFlags, ServiceKey};
 
 use crate::render::Server;
 
@@ -23,9 +23,11 @@ impl Order {
     }
 
     /// What must be put anew so that a table of Maglev does not depend on what was there before: everything from the
-    /// first addition on. Both lists are sorted; `None` where the scheduler does not care.
+    /// first addition on. Both lists are sorted; `None` where the order does not matter: to other schedulers, and to Maglev
+    /// by client address alone (without the second flag), which serves this node only.
     pub(crate) fn anew(after: &Server, added: &[(IpAddr, u16)]) -> Option<Box<[Destination]>> {
-        let first = added.iter().min().filter(|_| after.service.scheduler == Scheduler::MH)?;
+        let by_port = after.service.flags.contains(ServiceFlags::SCHEDULER_2);
+        let first = added.iter().min().filter(|_| after.service.scheduler == Scheduler::MH && by_port)?;
         let behind: Box<[Destination]> =
             after.destinations.iter().filter(|to| (to.address, to.port) >= *first).copied().collect();
         // One that is alone was put last just now.

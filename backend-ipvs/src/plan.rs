@@ -27,7 +27,7 @@ use crate::{
     op::{Op, Spot},
     options::Options,
     order::Order,
-    render::{OURS, Rendered, Server, claims, needs_mark, render},
+    render::{OURS, Rendered, Schedulers, Server, claims, needs_mark, render},
     settings::{Binding, Settings},
     state::State,
 };
@@ -35,6 +35,7 @@ use crate::{
 /// Decides for one family.
 pub struct IpvsPlanner {
     settings: Settings,
+    schedulers: Schedulers,
     state: State,
     /// The state before a full plan that is not settled yet.
     previous: Option<State>,
@@ -44,7 +45,15 @@ pub struct IpvsPlanner {
 impl IpvsPlanner {
     /// `reports` carries what the executor reaped.
     pub fn new(settings: Settings, reports: Receiver<Reaped>) -> Self {
-        Self { settings, state: State::default(), previous: None, reports }
+        let schedulers = Schedulers { default: settings.scheduler, by_client: Scheduler::MH };
+        Self { settings, schedulers, state: State::default(), previous: None, reports }
+    }
+
+    /// Where the kernel has no Maglev hashing.
+    #[must_use]
+    pub(crate) fn without_maglev(mut self) -> Self {
+        self.schedulers.by_client = Scheduler::SH;
+        self
     }
 
     /// Has destinations added in an order of this node's own. Without it they are added in one that is the same
@@ -185,7 +194,7 @@ impl Planner for IpvsPlanner {
             fresh.note_node_ports(name, Some(route));
             let mark = needs_mark(route).then(|| fresh.marks.assign(name));
             let is_claimed = |spot: &Spot| fresh.claims.get(spot).is_some();
-            let rendered = render(route, &environment, self.settings.scheduler, mark, is_claimed);
+            let rendered = render(route, &environment, self.schedulers, mark, is_claimed);
             net.plus(rendered, Some(owner));
         }
         let mut draft = Draft::default();
@@ -239,7 +248,7 @@ impl IpvsPlanner {
     /// What a route is while the claims are as they are now.
     fn render(&self, name: &ServicePortName, route: &Route, environment: &Environment) -> Rendered {
         let is_claimed = |spot: &Spot| self.state.claims.get(spot).is_some();
-        render(route, environment, self.settings.scheduler, self.state.marks.get(name), is_claimed)
+        render(route, environment, self.schedulers, self.state.marks.get(name), is_claimed)
     }
 
     /// Routes with NodePorts that are not among the changes, but whose node addresses or claims changed.

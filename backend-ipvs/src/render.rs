@@ -31,6 +31,14 @@ pub(crate) struct Server {
     pub(crate) drains: bool,
 }
 
+/// Which schedulers are used where a Service does not choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Schedulers {
+    pub(crate) default: Scheduler,
+    /// Keeps a client where persistence cannot, by a hash of its address.
+    pub(crate) by_client: Scheduler,
+}
+
 /// Everything that a route wants of the kernel.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rendered {
@@ -46,14 +54,15 @@ pub(crate) struct Rendered {
 pub(crate) fn render(
     route: &Route,
     environment: &Environment,
-    default: Scheduler,
+    schedulers: Schedulers,
     mark: Option<u32>,
     is_claimed: impl Fn(&Spot) -> bool,
 ) -> Rendered {
     let mut render = Renderer {
         route,
         environment,
-        options: Options::read(&route.options, default),
+        options: Options::read(&route.options, schedulers.default),
+        by_client: schedulers.by_client,
         mark,
         rendered: Rendered::default(),
         short_circuit: None,
@@ -125,6 +134,7 @@ struct Renderer<'a> {
     route: &'a Route,
     environment: &'a Environment,
     options: Options,
+    by_client: Scheduler,
     mark: Option<u32>,
     rendered: Rendered,
     short_circuit: Option<Server>,
@@ -198,9 +208,9 @@ impl Renderer<'_> {
             (None, _) => {}
             // Persistence by mark leaves the port as the client has it, and on the port of FTP it lets every higher port
             // of the address through to the endpoint (`ip_vs_sched_persist`, `ip_vs_service_find`). A hash of the
-            // client's address, with a fallback from unusable endpoints, does neither.
+            // client's address, with a fallback from unusable endpoints (the first flag), does neither.
             (Some(_), ServiceKey::Mark { .. } | ServiceKey::Address { port: FTP, .. }) => {
-                service.scheduler = Scheduler::SH;
+                service.scheduler = self.by_client;
                 service.flags = OURS.union(ServiceFlags::SCHEDULER_1);
             }
             (Some(seconds), ServiceKey::Address { .. }) => service = service.persistent(seconds),

@@ -1,5 +1,7 @@
 //! Traffic policies and Services without endpoints.
 
+use std::time::Duration;
+
 use backend_ipvs::Settings;
 use proxy_core::{
     environment::LocalPods,
@@ -90,6 +92,16 @@ fn affinity_holds_for_pods_and_the_node_under_external_policy_local_too() {
         driver.set("web", sticky(&all));
         for from in [POD, NODE, CLIENT] {
             let [first] = who(from, BALANCER).try_into().expect("one endpoint only");
+            // Others come and go, and it stays.
+            let others = [POD, NEIGHBOUR, REMOTE].into_iter().zip(all).filter(|(name, _)| *name != first);
+            for (_, other) in others {
+                let fewer: Vec<&str> = all.into_iter().filter(|addr| *addr != other).collect();
+                driver.set("web", sticky(&fewer));
+                driver.pass(Duration::from_secs(3600));
+                assert_eq!(who(from, BALANCER), std::slice::from_ref(&first), "{from} without {other}");
+                driver.set("web", sticky(&all));
+                assert_eq!(who(from, BALANCER), std::slice::from_ref(&first), "{from} with {other} again");
+            }
             let others: Vec<&str> = [POD, NEIGHBOUR, REMOTE]
                 .into_iter()
                 .zip(all)
