@@ -56,6 +56,7 @@ impl Options {
     pub(super) fn settings(&self) -> Settings {
         let iptables = matches!(self.mode, Mode::IptablesLegacy | Mode::IptablesNft);
         let words: Vec<&str> = self.node_port_addresses.iter().map(String::as_str).collect();
+        let everything_v4 = words.contains(&"0.0.0.0/0") || !words.iter().any(|word| word.contains('.'));
         Settings {
             mode: match self.mode {
                 Mode::Nftables => oracle::Mode::Nftables,
@@ -83,7 +84,7 @@ impl Options {
                 }
             },
             // On by default in iptables mode only; in nftables mode where the addresses name them; with IPVS never.
-            localhost_node_ports: (iptables && words.is_empty())
+            localhost_node_ports: (iptables && everything_v4 && words != ["primary"])
                 || (self.mode != Mode::Ipvs && words.iter().any(|network| network.starts_with("127."))),
             local_addresses: own_addresses(),
         }

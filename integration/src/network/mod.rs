@@ -11,6 +11,7 @@
 //! The node's default route leads to the client, which forwards nothing: what the node does not translate vanishes there.
 
 mod namespace;
+mod ping;
 mod probe;
 mod sctp;
 mod server;
@@ -22,6 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 pub use namespace::Namespace;
+pub use ping::Ping;
 pub use probe::{BRIEF, Outcome, PATIENT, Probe, UdpFlow};
 use server::Servers;
 pub use wire::{Answer, Protocol};
@@ -264,6 +266,11 @@ impl Network {
     /// Tries one.
     pub fn probe_one(&self, from: Place, probe: Probe) -> io::Result<Outcome> {
         Ok(self.probe(from, &[probe])?.remove(0))
+    }
+
+    /// Sends one echo request.
+    pub fn ping(&self, from: Place, to: IpAddr) -> io::Result<Ping> {
+        ping::send(self.namespace(from), to)
     }
 
     /// Opens a UDP socket that keeps its source port.

@@ -199,7 +199,14 @@ impl Oracle {
             && match &self.settings.node_ports {
                 NodePorts::Everywhere => true,
                 NodePorts::Primary => self.node_ips.contains(&address),
-                NodePorts::Within(networks) => networks.iter().any(|network| network.contains(&address)),
+                // A family that the list does not mention is not restricted.
+                NodePorts::Within(networks) => {
+                    let mut of_family = networks
+                        .iter()
+                        .filter(|network| network.addr().is_ipv4() == address.is_ipv4())
+                        .peekable();
+                    of_family.peek().is_none() || of_family.any(|network| network.contains(&address))
+                }
             }
     }
 

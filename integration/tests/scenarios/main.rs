@@ -13,12 +13,15 @@ mod external;
 mod lifecycle;
 mod living_objects;
 mod masquerade;
+mod matrix;
 mod node_changes;
 mod node_ports;
 mod odd_objects;
 mod policies;
 mod service_cidr;
 mod source_ranges;
+mod streams;
+mod surroundings;
 mod udp;
 
 use integration::lab::{Lab, Mode, Options};

@@ -1,9 +1,11 @@
 //! On which addresses node ports answer.
 
-use integration::lab::{Expect, Lab, Mode, Options, loopback, node_address, seen_as_node, service, slices};
+use integration::lab::{
+    Expect, Lab, Mode, Options, load_balancer, loopback, node_address, seen_as_node, service, slices,
+};
 use integration::network::Family;
 use integration::network::Place::{Client, Node, PodA, PodD};
-use integration::network::Protocol::{Tcp, Udp};
+use integration::network::Protocol::{Sctp, Tcp, Udp};
 
 crate::scenarios! {
     Options::default() =>
@@ -17,6 +19,15 @@ crate::scenarios! {
         ..Options::default()
     } =>
         loopback_among_the_networks_serves_the_node_itself;
+    Options { node_port_addresses: vec!["fd00:70::/64".to_owned()], ..Options::default() } =>
+        networks_of_one_family_leave_the_other_open;
+    Options { node_port_addresses: vec!["0.0.0.0/0".to_owned(), "fd00:50::/64".to_owned()], ..Options::default() } =>
+        the_network_of_everything_means_every_address;
+    Options { node_port_addresses: vec!["198.18.0.0/15".to_owned(), "fd00:99::/64".to_owned()], ..Options::default() } =>
+        networks_that_the_node_is_not_in_leave_no_address;
+    Options::default() =>
+        one_number_serves_two_protocols,
+        a_node_port_of_one_service_is_the_port_of_another;
 }
 
 fn web(lab: &mut Lab) {
@@ -64,4 +75,66 @@ fn loopback_among_the_networks_serves_the_node_itself(lab: &mut Lab) {
     let expect = if lab.mode() == Mode::Ipvs { Expect::NotTranslated } else { seen_as_node(&[PodA, PodD]) };
     lab.expect(Node, loopback(Tcp, 30080), &expect);
     lab.expect(Node, loopback(Udp, 30053), &expect);
+}
+
+fn networks_of_one_family_leave_the_other_open(lab: &mut Lab) {
+    web(lab);
+    let reached = seen_as_node(&[PodA, PodD]);
+    lab.only(&[Family::V6]);
+    lab.expect(Client, node_address(0, Tcp, 30080), &Expect::NotTranslated);
+    lab.expect(Client, node_address(1, Tcp, 30080), &reached);
+    lab.only(&[Family::V4]);
+    for address in 0..3 {
+        lab.expect(Client, node_address(address, Tcp, 30080), &reached);
+        lab.expect(Client, node_address(address, Udp, 30053), &reached);
+    }
+    lab.only(&Family::BOTH);
+    lab.sweep();
+}
+
+fn the_network_of_everything_means_every_address(lab: &mut Lab) {
+    web(lab);
+    let reached = seen_as_node(&[PodA, PodD]);
+    lab.sweep();
+    lab.only(&[Family::V4]);
+    for address in 0..3 {
+        lab.expect(Client, node_address(address, Tcp, 30080), &reached);
+    }
+    if matches!(lab.mode(), Mode::IptablesLegacy | Mode::IptablesNft) {
+        lab.expect(Node, loopback(Tcp, 30080), &reached);
+    }
+}
+
+fn networks_that_the_node_is_not_in_leave_no_address(lab: &mut Lab) {
+    web(lab);
+    for address in 0..3 {
+        lab.expect(Client, node_address(address, Tcp, 30080), &Expect::NotTranslated);
+    }
+    lab.sweep();
+}
+
+fn one_number_serves_two_protocols(lab: &mut Lab) {
+    let dns = service("dns", 1).port("t", 53, Tcp).node_port(30053).port("u", 53, Udp).node_port(30053);
+    lab.apply(dns.port("s", 53, Sctp).node_port(30053).load_balancer(1));
+    let endpoints = || slices("dns").port("u", 53, Udp).port("s", 53, Sctp);
+    lab.apply(endpoints().port("t", 8080, Tcp).ready(&[PodA, PodD]));
+    for protocol in [Tcp, Udp, Sctp] {
+        lab.expect(Client, node_address(0, protocol, 30053), &seen_as_node(&[PodA, PodD]));
+    }
+    lab.sweep();
+    // One of them loses its endpoints.
+    lab.apply(endpoints().ready(&[PodA]));
+    lab.expect(Client, node_address(0, Tcp, 30053), &Expect::Refused);
+    lab.expect(Client, node_address(0, Udp, 30053), &seen_as_node(&[PodA]));
+    lab.sweep();
+}
+
+fn a_node_port_of_one_service_is_the_port_of_another(lab: &mut Lab) {
+    lab.apply(service("one", 1).port("t", 80, Tcp).node_port(30080));
+    lab.apply(service("two", 2).port("t", 30080, Tcp).node_port(30081).load_balancer(2));
+    lab.apply(slices("one").port("t", 8080, Tcp).ready(&[PodA]));
+    lab.apply(slices("two").port("t", 8081, Tcp).ready(&[PodD]));
+    lab.expect(Client, node_address(0, Tcp, 30080), &seen_as_node(&[PodA]));
+    lab.expect(Client, load_balancer(2, Tcp, 30080), &seen_as_node(&[PodD]));
+    lab.sweep();
 }
