@@ -12,7 +12,7 @@ use integration::scale::contender::{Contender, Mode};
 use integration::scale::guest::{self, Guest};
 use integration::scale::machine::{Machine, has_ipvs};
 use integration::scale::matrix::{self, Plan};
-use integration::scale::panel::panels;
+use integration::scale::panel::topics;
 use integration::scale::results::Results;
 use integration::scale::server::ServerKind;
 use integration::scale::workload::Shape;
@@ -368,7 +368,7 @@ fn report(arguments: &ReportArguments) -> Result<()> {
         arguments.results.iter().map(|path| Results::read(path)).collect::<Result<_>>()?;
     write_reports(&all, &arguments.out)?;
     if arguments.charts {
-        for panel in panels(&all[0]) {
+        for panel in topics(&all[0]).iter().flat_map(|topic| &topic.panels) {
             let Some(chart) = panel.chart(&all[0]) else { continue };
             let path = arguments.out.join(format!("{}.svg", panel.slug()));
             fs::write(&path, chart).with_context(|| format!("writing {}", path.display()))?;

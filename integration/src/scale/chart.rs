@@ -1,4 +1,5 @@
-//! The chart of one question, as SVG: a row for each contender, a logarithmic axis, bars from the least to the most.
+//! The chart of one measure, as SVG: a row for each contender, a logarithmic axis, bars from the least to the most. Of
+//! several quantiles the first is a full mark, and the others are hollow ones.
 
 use std::fmt::Write as _;
 
@@ -16,7 +17,8 @@ const HEADING: f64 = 24.0;
 const AXIS: f64 = 26.0;
 
 enum Mark {
-    Figure(Summary),
+    /// For each question that has an answer its index.
+    Figures(Vec<(usize, Summary)>),
     /// There is no figure, and this is why.
     Missing(String),
 }
@@ -29,15 +31,21 @@ struct Row {
 }
 
 /// `None` where there is nothing to draw.
-pub(crate) fn svg(results: &Results, question: &Question) -> Option<String> {
+pub(crate) fn svg(results: &Results, same: &[Question]) -> Option<String> {
+    let question = same.first()?;
     let (names, present) = (results.all_names(), results.contenders_of(&question.measure));
     let mut groups: Vec<(&str, Vec<Row>)> = Vec::new();
     for workload in results.workloads_of(&question.measure) {
         let rows = names.iter().enumerate().filter(|(_, name)| present.contains(name));
         let rows = rows.filter_map(|(index, name)| {
-            let mark = match results.summary(question, workload, name) {
-                Some(summary) => Mark::Figure(summary),
-                None => Mark::Missing((*results.unfinished(question, workload, name).first()?).to_owned()),
+            let figures = same.iter().enumerate();
+            let figures: Vec<(usize, Summary)> = figures
+                .filter_map(|(index, one)| Some((index, results.summary(one, workload, name)?)))
+                .collect();
+            let mark = if figures.is_empty() {
+                Mark::Missing((*results.unfinished(question, workload, name).first()?).to_owned())
+            } else {
+                Mark::Figures(figures)
             };
             Some(Row { name: (*name).to_owned(), colour: COLOURS[index % COLOURS.len()], shape: index, mark })
         });
@@ -48,7 +56,9 @@ pub(crate) fn svg(results: &Results, question: &Question) -> Option<String> {
         return None;
     }
     let values = groups.iter().flat_map(|(_, rows)| rows).flat_map(|row| match &row.mark {
-        Mark::Figure(summary) => vec![summary.least, summary.median, summary.most],
+        Mark::Figures(figures) => {
+            figures.iter().flat_map(|(_, summary)| [summary.least, summary.median, summary.most]).collect()
+        }
         Mark::Missing(_) => Vec::new(),
     });
     let axis = Axis::around(values, LABELS, WIDTH - FIGURES);
@@ -62,7 +72,7 @@ pub(crate) fn svg(results: &Results, question: &Question) -> Option<String> {
         let _ =
             writeln!(out, "<text x=\"0\" y=\"{}\" font-weight=\"600\">{}</text>", y - 7.0, escape(workload));
         for row in rows {
-            draw_row(&mut out, row, &axis, question.unit, y + ROW / 2.0);
+            draw_row(&mut out, row, &axis, same, y + ROW / 2.0);
             y += ROW;
         }
     }
@@ -88,7 +98,7 @@ fn draw_axis(out: &mut String, axis: &Axis, unit: Unit, bottom: f64) {
     }
 }
 
-fn draw_row(out: &mut String, row: &Row, axis: &Axis, unit: Unit, y: f64) {
+fn draw_row(out: &mut String, row: &Row, axis: &Axis, same: &[Question], y: f64) {
     let base = y + 4.0;
     let _ = writeln!(
         out,
@@ -106,22 +116,49 @@ fn draw_row(out: &mut String, row: &Row, axis: &Axis, unit: Unit, y: f64) {
                 escape(&short)
             );
         }
-        Mark::Figure(summary) => {
-            let colour = row.colour;
-            let (least, median, most) =
-                (axis.at(summary.least), axis.at(summary.median), axis.at(summary.most));
-            let _ = writeln!(
-                out,
-                "<path d=\"M{least:.1} {y:.1}H{most:.1}M{least:.1} {0:.1}v8M{most:.1} {0:.1}v8\" stroke=\"{colour}\" stroke-width=\"1.5\" fill=\"none\"/>",
-                y - 4.0
-            );
-            out.push_str(&marker(row.shape, median, y, colour));
-            let _ = writeln!(
-                out,
-                "<text x=\"{:.1}\" y=\"{base:.1}\">{}</text>",
-                WIDTH - FIGURES + 14.0,
-                escape(&show(summary.median, unit))
-            );
+        Mark::Figures(figures) => {
+            // The first one last, above all others.
+            for (index, summary) in figures.iter().rev() {
+                draw_figure(out, row, axis, &same[*index], *index, summary, y);
+            }
+            if let Some((0, summary)) = figures.first() {
+                let _ = writeln!(
+                    out,
+                    "<text x=\"{:.1}\" y=\"{base:.1}\">{}</text>",
+                    WIDTH - FIGURES + 14.0,
+                    escape(&show(summary.median, same[0].unit))
+                );
+            }
         }
     }
+}
+
+fn draw_figure(
+    out: &mut String,
+    row: &Row,
+    axis: &Axis,
+    question: &Question,
+    index: usize,
+    summary: &Summary,
+    y: f64,
+) {
+    let colour = row.colour;
+    let (least, median, most) = (axis.at(summary.least), axis.at(summary.median), axis.at(summary.most));
+    let _ = writeln!(
+        out,
+        "<g><title>{}: {}</title>\n<path d=\"M{least:.1} {y:.1}H{most:.1}M{least:.1} {2:.1}v8M{most:.1} {2:.1}v8\" stroke=\"{colour}\" stroke-width=\"{3}\" fill=\"none\"/>",
+        escape(&question.title),
+        escape(&show(summary.median, question.unit)),
+        y - 4.0,
+        if index == 0 { 1.5 } else { 0.7 }
+    );
+    if index == 0 {
+        out.push_str(&marker(row.shape, median, y, colour));
+    } else {
+        let _ = writeln!(
+            out,
+            "<circle cx=\"{median:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"#fff\" stroke=\"{colour}\" stroke-width=\"1.5\"/>"
+        );
+    }
+    out.push_str("</g>\n");
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::axis::escape;
-use super::panel::{Panel, panels};
+use super::panel::{Panel, Topic, topics};
 use super::results::Results;
 use super::table::{cell, part, parts, preface};
 
@@ -25,7 +25,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top:
 .how { color: #555; margin: 0 0 .6rem; } .facts p { margin: .3rem 0; } .facts { background: #f5f6f8; padding: .6rem 1rem; border-radius: 6px; font-size: .9rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .85rem; margin: .6rem 0; } th, td { border: 1px solid #d8d8d8; padding: .25rem .5rem; text-align: left; vertical-align: top; }
 th { background: #f5f6f8; } .wide { overflow-x: auto; } ul.ratios { margin: .3rem 0; padding-left: 1.2rem; font-size: .9rem; }
-nav ol { columns: 2; column-gap: 2.5rem; font-size: .9rem; } svg { width: 100%; height: auto; }
+nav { columns: 2; column-gap: 2.5rem; font-size: .9rem; } nav h2 { column-span: all; } nav h4 { margin: .6rem 0 0; } nav ul { margin: .2rem 0; padding-left: 1.2rem; break-inside: avoid; } svg { width: 100%; height: auto; }
 @media print { body { max-width: none; margin: 0; font-size: 11px; } section { break-inside: avoid; } nav { display: none; } a { color: inherit; text-decoration: none; } }
 ";
 
@@ -58,19 +58,27 @@ fn write_results(out: &mut String, results: &Results, all: &[Results], index: us
         let _ = writeln!(out, "<p>{}</p>", inline(&line));
     }
     out.push_str("</div>\n");
-    let panels = panels(results);
-    write_key_table(out, results, &panels);
-    out.push_str("<nav><h2>Questions</h2><ol>\n");
-    for panel in &panels {
-        let _ = writeln!(out, "<li><a href=\"#{}-{index}\">{}</a></li>", panel.slug(), escape(panel.title()));
+    let topics = topics(results);
+    write_key_table(out, results, &topics);
+    out.push_str("<nav><h2>Questions</h2>\n");
+    for topic in &topics {
+        let _ = writeln!(out, "<h4>{}</h4>\n<ul>", escape(topic.title));
+        for panel in &topic.panels {
+            let (slug, title) = (panel.slug(), escape(panel.title()));
+            let _ = writeln!(out, "<li><a href=\"#{slug}-{index}\">{title}</a></li>");
+        }
+        out.push_str("</ul>\n");
     }
-    out.push_str("</ol></nav>\n");
-    for panel in &panels {
-        write_panel(out, results, all, panel, index);
+    out.push_str("</nav>\n");
+    for topic in &topics {
+        let _ = writeln!(out, "<h2>{}</h2>", escape(topic.title));
+        for panel in &topic.panels {
+            write_panel(out, results, all, panel, index);
+        }
     }
 }
 
-fn write_key_table(out: &mut String, results: &Results, panels: &[Panel]) {
+fn write_key_table(out: &mut String, results: &Results, topics: &[Topic]) {
     let Some(largest) =
         results.workloads.iter().max_by_key(|workload| workload.services + workload.endpoints)
     else {
@@ -88,9 +96,10 @@ fn write_key_table(out: &mut String, results: &Results, panels: &[Panel]) {
         let _ = write!(out, "<th>{}</th>", escape(name));
     }
     out.push_str("</tr>\n");
-    let questions = panels.iter().flat_map(Panel::questions);
-    for (rate, question) in questions.filter(|(_, question)| KEY_MEASURES.contains(&&*question.slug())) {
-        let _ = write!(out, "<tr><th>{}{}</th>", escape(&question.title), escape(&rate));
+    let asked = topics.iter().flat_map(|topic| &topic.panels).flat_map(Panel::questions);
+    for asked in asked.filter(|asked| KEY_MEASURES.contains(&&*asked.question.slug())) {
+        let question = asked.question;
+        let _ = write!(out, "<tr><th>{}</th>", escape(&asked.title));
         for name in &names {
             let _ = write!(out, "<td>{}</td>", escape(&cell(results, question, &largest.name, name)));
         }

@@ -1,4 +1,5 @@
-//! What a report shows as one: a question, a question at several rates, or the layers of a whole; each a chart and a table.
+//! What a report shows as one: a question with all its quantiles, a question at several rates, or the layers of a whole;
+//! each a chart and a table.
 
 use super::question::{
     CHANGING, CONNECTING, DISTURBANCES, FIRST_SYNC, FOOTPRINT, LIVE_CLUSTER, Question, RATES, Rate, STACKS,
@@ -11,10 +12,27 @@ use super::{chart, rate_chart, stack_chart};
 /// One chart, one table.
 #[derive(Debug)]
 pub enum Panel {
-    One(&'static Question),
+    /// The same measure in every question; the first names the panel.
+    One(&'static [Question]),
     /// With the question at each rate.
     Rates(&'static Rate, Vec<(u32, Question)>),
     Stack(&'static Stack),
+}
+
+/// One question of a panel.
+#[derive(Debug)]
+pub(crate) struct Asked<'a> {
+    /// What it adds to the name of its row: nothing, a quantile, or a rate.
+    row: String,
+    pub(crate) title: String,
+    pub(crate) question: &'a Question,
+}
+
+/// Panels about one thing.
+#[derive(Debug)]
+pub struct Topic {
+    pub(crate) title: &'static str,
+    pub panels: Vec<Panel>,
 }
 
 /// A table: what stands above its columns, and rows with what stands before them.
@@ -24,26 +42,35 @@ pub(crate) struct Grid {
     pub(crate) rows: Vec<(String, Vec<String>)>,
 }
 
-/// Those that these results have anything to say about, in the order of a report.
-pub fn panels(results: &Results) -> Vec<Panel> {
-    let one = |questions: &'static [Question]| {
-        questions.iter().flat_map(|question| {
-            let parts = STACKS.iter().filter(move |(of, _)| *of == question.measure);
-            std::iter::once(Panel::One(question)).chain(parts.map(|(_, stack)| Panel::Stack(stack)))
+/// All that these results have anything to say about, in the order of a report.
+pub fn topics(results: &Results) -> Vec<Topic> {
+    let ones = |questions: &'static [Question]| {
+        questions.chunk_by(|one, next| one.measure == next.measure).flat_map(|same| {
+            let parts = STACKS.iter().filter(move |(of, _)| *of == same[0].measure);
+            std::iter::once(Panel::One(same)).chain(parts.map(|(_, stack)| Panel::Stack(stack)))
         })
     };
     let rates = RATES.iter().map(|rate| Panel::Rates(rate, rate.points(results)));
-    let all = one(FIRST_SYNC).chain(one(CHANGING)).chain(rates);
-    let all = all.chain(one(FOOTPRINT)).chain(one(CONNECTING));
-    let all = all.chain(one(DISTURBANCES)).chain(one(LIVE_CLUSTER));
-    all.filter(|panel| !panel.grid(results).rows.is_empty()).collect()
+    let topics = [
+        ("From the start until everything works", ones(FIRST_SYNC).collect::<Vec<Panel>>()),
+        ("Changes", ones(CHANGING).chain(rates).collect()),
+        ("What it costs the node", ones(FOOTPRINT).collect()),
+        ("New connections", ones(CONNECTING).collect()),
+        ("Endpoints that end, restarts, changes of the mode", ones(DISTURBANCES).collect()),
+        ("The live cluster", ones(LIVE_CLUSTER).collect()),
+    ];
+    let answered = topics.into_iter().map(|(title, mut panels)| {
+        panels.retain(|panel| !panel.grid(results).rows.is_empty());
+        Topic { title, panels }
+    });
+    answered.filter(|topic| !topic.panels.is_empty()).collect()
 }
 
 impl Panel {
     /// A name for anchors and files.
     pub fn slug(&self) -> String {
         match self {
-            Self::One(question) => question.slug(),
+            Self::One(same) => same[0].slug(),
             Self::Rates(rate, _) => rate.slug(),
             Self::Stack(stack) => stack.slug.to_owned(),
         }
@@ -51,7 +78,7 @@ impl Panel {
 
     pub(crate) fn title(&self) -> &str {
         match self {
-            Self::One(question) => &question.title,
+            Self::One(same) => &same[0].title,
             Self::Rates(rate, _) => rate.title,
             Self::Stack(stack) => stack.title,
         }
@@ -59,7 +86,7 @@ impl Panel {
 
     pub(crate) fn how(&self) -> &str {
         match self {
-            Self::One(question) => question.how,
+            Self::One(same) => same[0].how,
             Self::Rates(rate, _) => rate.how,
             Self::Stack(stack) => stack.how,
         }
@@ -68,18 +95,33 @@ impl Panel {
     /// As SVG, to stand alone too.
     pub fn chart(&self, results: &Results) -> Option<String> {
         match self {
-            Self::One(question) => chart::svg(results, question),
+            Self::One(same) => chart::svg(results, same),
             Self::Rates(rate, points) => rate_chart::svg(results, rate, points),
             Self::Stack(stack) => stack_chart::svg(results, stack),
         }
     }
 
-    /// Each question of this with a name for its rows: nothing, or the rate.
-    pub(crate) fn questions(&self) -> Vec<(String, &Question)> {
+    /// Each question of this; the layers of a whole are none.
+    pub(crate) fn questions(&self) -> Vec<Asked<'_>> {
         match self {
-            Self::One(question) => vec![(String::new(), *question)],
-            Self::Rates(_, points) => {
-                points.iter().map(|(rate, question)| (format!(", {rate} a second"), question)).collect()
+            Self::One([only]) => {
+                vec![Asked { row: String::new(), title: only.title.clone().into_owned(), question: only }]
+            }
+            Self::One(same) => {
+                let asked = same.iter().enumerate().map(|(index, question)| {
+                    let quantile = if index == 0 { "median" } else { &question.title };
+                    let title = format!("{} ({quantile})", self.title());
+                    Asked { row: format!(", {quantile}"), title, question }
+                });
+                asked.collect()
+            }
+            Self::Rates(rate, points) => {
+                let asked = points.iter().map(|(per_second, question)| Asked {
+                    row: format!(", {per_second} a second"),
+                    title: format!("{} ({per_second})", rate.title),
+                    question,
+                });
+                asked.collect()
             }
             Self::Stack(_) => Vec::new(),
         }
@@ -91,7 +133,7 @@ impl Panel {
         }
         let questions = self.questions();
         let answers = |name: &&str| {
-            questions.iter().any(|(_, question)| results.contenders_of(&question.measure).contains(name))
+            questions.iter().any(|asked| results.contenders_of(&asked.question.measure).contains(name))
         };
         let names: Vec<&str> = results.all_names().into_iter().filter(answers).collect();
         let rows = rows(results, &questions).map(|(label, workload, question)| {
@@ -115,13 +157,13 @@ impl Panel {
 /// For each workload all its questions.
 fn rows<'a>(
     results: &'a Results,
-    questions: &'a [(String, &'a Question)],
+    questions: &'a [Asked<'a>],
 ) -> impl Iterator<Item = (String, &'a str, &'a Question)> {
     results.all_workloads().into_iter().flat_map(move |workload| {
         questions
             .iter()
-            .filter(move |(_, question)| results.workloads_of(&question.measure).contains(&workload))
-            .map(move |(rate, question)| (format!("{workload}{rate}"), workload, *question))
+            .filter(move |asked| results.workloads_of(&asked.question.measure).contains(&workload))
+            .map(move |asked| (format!("{workload}{}", asked.row), workload, asked.question))
     })
 }
 
@@ -143,9 +185,13 @@ fn stack_grid(results: &Results, stack: &Stack) -> Grid {
 mod tests {
     use std::collections::HashSet;
 
-    use super::{Panel, panels};
+    use super::{Panel, topics};
     use crate::scale::machine::Machine;
     use crate::scale::results::{Results, Sample};
+
+    fn panels(results: &Results) -> Vec<Panel> {
+        topics(results).into_iter().flat_map(|topic| topic.panels).collect()
+    }
 
     fn results(samples: &[(&str, &str, f64)]) -> Results {
         let mut results = Results::new(vec!["run".to_owned()], 1, 1, Machine::look());
@@ -183,6 +229,20 @@ mod tests {
     }
 
     #[test]
+    fn quantiles_of_one_measure_are_one_chart() {
+        let mut results = results(&[("one-change", "one", 0.0)]);
+        results.samples[0].values = (1..=101).map(f64::from).collect();
+        let panels = panels(&results);
+        let [panel] = &*panels else { panic!("one panel: {panels:?}") };
+        let rows = panel.grid(&results).rows;
+        let shown: Vec<(&str, &str)> = rows.iter().map(|(label, cells)| (&**label, &*cells[0])).collect();
+        assert_eq!(shown[0], ("10x1, median", "51.0 s (1 run)"));
+        assert_eq!(shown[3], ("10x1, the slowest", "101 s (1 run)"));
+        let chart = panel.chart(&results).expect("there is something to draw");
+        assert_eq!(chart.matches("<title>").count(), 1 + 4, "one for the chart, one for each mark");
+    }
+
+    #[test]
     fn layers_are_shown_as_shares_of_their_sum() {
         let results = results(&[("first-sync-list", "one", 0.3), ("first-sync-kernel", "one", 0.1)]);
         let panels = panels(&results);
@@ -215,6 +275,8 @@ mod tests {
         let slugs: HashSet<String> = panels.iter().map(Panel::slug).collect();
         let titles: HashSet<&str> = panels.iter().map(Panel::title).collect();
         assert_eq!((slugs.len(), titles.len()), (panels.len(), panels.len()));
-        assert!(panels.len() > crate::scale::question::questions().count() + 5);
+        let rows: HashSet<String> =
+            panels.iter().flat_map(Panel::questions).map(|asked| asked.title).collect();
+        assert_eq!(rows.len(), panels.iter().map(|panel| panel.questions().len()).sum::<usize>());
     }
 }

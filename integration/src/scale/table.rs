@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::panel::{Panel, panels};
+use super::panel::{Panel, topics};
 use super::quantity::{show, show_summary};
 use super::question::Question;
 use super::recorder::FLOORS;
@@ -13,6 +13,8 @@ use super::statistics::{Comparison, Summary};
 /// Several results in one text. The first contender of each is what the others are compared with.
 pub fn markdown(all: &[Results]) -> String {
     let mut out = String::new();
+    // Below the heading of a part, if there are several.
+    let heading = if all.len() > 1 { "###" } else { "##" };
     if all.len() > 1 {
         // Writing to a string does not fail.
         let _ = writeln!(out, "{}\n", parts(all));
@@ -25,8 +27,11 @@ pub fn markdown(all: &[Results]) -> String {
             // Writing to a string does not fail.
             let _ = writeln!(out, "{line}\n");
         }
-        for panel in panels(results) {
-            write_panel(&mut out, &panel, results, all);
+        for topic in topics(results) {
+            let _ = writeln!(out, "{heading} {}\n", topic.title);
+            for panel in &topic.panels {
+                write_panel(&mut out, panel, results, all);
+            }
         }
     }
     out
@@ -36,7 +41,7 @@ fn write_panel(out: &mut String, panel: &Panel, results: &Results, all: &[Result
     let grid = panel.grid(results);
     let head: String = grid.head.iter().map(|name| format!(" {name} |")).collect();
     let rule = "---|".repeat(grid.head.len());
-    let _ = writeln!(out, "### {}\n\n{}\n\n| |{head}\n|---|{rule}", panel.title(), panel.how());
+    let _ = writeln!(out, "**{}**\n\n{}\n\n| |{head}\n|---|{rule}", panel.title(), panel.how());
     for (label, cells) in grid.rows {
         let cells: String = cells.iter().map(|cell| format!(" {cell} |")).collect();
         let _ = writeln!(out, "| {label} |{cells}");

@@ -61,10 +61,10 @@ pub(crate) const QUESTIONS: &[Question] = &[
     ),
     question(
         "neighbour",
-        "How long does somebody else's nf_tables transaction take? (median)",
+        "How long does somebody else's nf_tables transaction take?",
         "One element added to or taken from a set in another table, contender idle.",
         Unit::Seconds,
         MEDIAN,
     ),
-    question("neighbour", "Somebody else's transaction, 99 % within", "As above.", Unit::Seconds, P99),
+    question("neighbour", "99 % within", "", Unit::Seconds, P99),
 ];
