@@ -207,11 +207,14 @@ impl backend::Executor for Executor {
     type Found = Found;
 
     fn survey(&mut self) -> Result<Found, ApplyError> {
+        let begun = now();
+        let counters = self.counters();
+        self.waited.set(self.waited.get() + begun.elapsed());
         let host = Host {
             tcp_be_liberal: fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
                 .is_ok_and(|value| value.trim() != "0"),
             random_fully: self.version.is_at_least((1, 6, 2)),
-            counters: self.counters(),
+            counters,
         };
         self.read_tables(host)
     }

@@ -6,7 +6,7 @@ use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use nft_netlink::monitor::NftMonitor;
@@ -47,6 +47,20 @@ impl Commits {
             }
         });
         Ok(Self { seen, stop, thread: Some(thread) })
+    }
+
+    /// Waits until a commit of somebody else after `from` was announced, so that it is not taken for a later one's.
+    pub(crate) fn wait(&self, from: Instant, patience: Duration) -> bool {
+        let begun = Instant::now();
+        while begun.elapsed() < patience {
+            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            if seen.iter().any(|commit| commit.at > from && commit.process != std::process::id()) {
+                return true;
+            }
+            drop(seen);
+            thread::sleep(Duration::from_millis(1));
+        }
+        false
     }
 
     /// The commit behind an effect that was seen at `seen`: the last one before it that was not made by this process,

@@ -114,7 +114,7 @@ fn write_panel(out: &mut String, results: &Results, all: &[Results], panel: &Pan
         "<section class=\"question\">\n<h3 id=\"{}-{index}\">{}</h3>\n<p class=\"how\">{}</p>\n",
         panel.slug(),
         escape(panel.title()),
-        inline(panel.how())
+        inline(&panel.how())
     );
     if let Some(chart) = panel.chart(results) {
         out.push_str(&chart);

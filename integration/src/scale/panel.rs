@@ -84,11 +84,15 @@ impl Panel {
         }
     }
 
-    pub(crate) fn how(&self) -> &str {
+    pub(crate) fn how(&self) -> String {
         match self {
-            Self::One(same) => same[0].how,
-            Self::Rates(rate, _) => rate.how,
-            Self::Stack(stack) => stack.how,
+            Self::One([only]) => only.how.to_owned(),
+            Self::One(same) => {
+                let hollow: Vec<&str> = same[1..].iter().map(|question| &*question.title).collect();
+                format!("{} Full marks are medians, hollow ones: {}.", same[0].how, hollow.join(", "))
+            }
+            Self::Rates(rate, _) => rate.how.to_owned(),
+            Self::Stack(stack) => stack.how.to_owned(),
         }
     }
 
@@ -143,12 +147,12 @@ impl Panel {
         Grid { head: names.into_iter().map(str::to_owned).collect(), rows }
     }
 
-    /// How the others stand to the first contender, line by line.
+    /// How the others stand to the first contender: a line for each row.
     pub(crate) fn comparisons(&self, results: &Results, all: &[Results]) -> Vec<String> {
         rows(results, &self.questions())
-            .flat_map(|(label, workload, question)| {
-                let lines = comparisons(results, all, question, workload);
-                lines.into_iter().map(move |line| format!("{label}: {line}"))
+            .filter_map(|(label, workload, question)| {
+                let others = comparisons(results, all, question, workload);
+                (!others.is_empty()).then(|| format!("{label}: {}", others.join("; ")))
             })
             .collect()
     }

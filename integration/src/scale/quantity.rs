@@ -25,7 +25,14 @@ pub(crate) fn show_summary(summary: &Summary, unit: Unit) -> String {
     if summary.runs == 1 {
         return format!("{median} (1 run)");
     }
-    format!("{median} ({}–{})", show(summary.least, unit), show(summary.most, unit))
+    let (least, most) = (show(summary.least, unit), show(summary.most, unit));
+    // A unit that both have is said once.
+    let unit_of = |shown: &str| shown.split_once(' ').map(|(_, unit)| unit.to_owned());
+    let least = match (unit_of(&least), unit_of(&most)) {
+        (Some(one), Some(other)) if one == other => least.trim_end_matches(&*one).trim_end().to_owned(),
+        _ => least,
+    };
+    format!("{median} ({least}–{most})")
 }
 
 fn digits(value: f64) -> String {
@@ -72,6 +79,8 @@ mod tests {
         let one = Summary::of(&[2.0]).expect("not empty");
         assert_eq!(show_summary(&one, Unit::Seconds), "2.00 s (1 run)");
         let three = Summary::of(&[2.0, 1.0, 3.0]).expect("not empty");
-        assert_eq!(show_summary(&three, Unit::Seconds), "2.00 s (1.00 s–3.00 s)");
+        assert_eq!(show_summary(&three, Unit::Seconds), "2.00 s (1.00–3.00 s)");
+        let apart = Summary::of(&[2.0, 0.1, 3.0]).expect("not empty");
+        assert_eq!(show_summary(&apart, Unit::Seconds), "2.00 s (100 ms–3.00 s)");
     }
 }

@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn clear_results_are_compared() {
         let text = markdown(&[results(None, &[("fast", &[1.0, 1.1, 1.2]), ("slow", &[20.0, 22.0, 25.0])])]);
-        assert!(text.contains("| 10x1 | 1.10 s (1.00 s–1.20 s) | 22.0 s (20.0 s–25.0 s) |"), "{text}");
+        assert!(text.contains("| 10x1 | 1.10 s (1.00–1.20 s) | 22.0 s (20.0–25.0 s) |"), "{text}");
         assert!(text.contains("slow is 20.0 × fast"), "{text}");
     }
 
