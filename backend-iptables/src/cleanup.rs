@@ -7,7 +7,9 @@ use proxy_core::{
 };
 
 use crate::{
-    chains::{FIXED_CHAINS, IPVS_CHAINS, IPVS_JUMPS, JUMPS, Role, ServiceChain, Table, is_service_chain},
+    chains::{
+        FIXED_CHAINS, IPVS_CHAINS, IPVS_JUMPS, JUMPS, Jump, Role, ServiceChain, Table, is_service_chain,
+    },
     kernel::Executor,
     restore::{BLOCK_CHAINS, Op},
     survey::{Found, Host},
@@ -49,9 +51,7 @@ pub(crate) fn plan(found: &Found) -> Plan<Op> {
         all.filter(|(table, chain)| found.has_chain(*table, chain))
     };
     let mut way_in = Step::default();
-    for jump in JUMPS.iter().chain(&IPVS_JUMPS).filter(|jump| found.has_jump(jump)) {
-        way_in.push(Op::Remove(*jump), None);
-    }
+    remove_jumps(&mut way_in, found, JUMPS.iter().chain(&IPVS_JUMPS));
     for (table, chain) in fixed() {
         way_in.push(Op::Declare { table, chain }, None);
     }
@@ -65,6 +65,15 @@ pub(crate) fn plan(found: &Found) -> Plan<Op> {
         chains.push(Op::DropNamed { table, chain: chain.into() }, None);
     }
     Plan { steps: [way_in, chains].into_iter().filter(|step| !step.ops.is_empty()).collect() }
+}
+
+/// Deletes jumps, each as often as it is there: one that stays keeps the chain that it leads to.
+pub(crate) fn remove_jumps<'a>(step: &mut Step<Op>, found: &Found, jumps: impl Iterator<Item = &'a Jump>) {
+    for jump in jumps {
+        for _ in 0..found.count_jumps(jump) {
+            step.push(Op::Remove(*jump), None);
+        }
+    }
 }
 
 /// Deletes chains, those first that lead to others: a chain cannot go while a rule leads to it, and many chains take

@@ -21,7 +21,7 @@ use crate::{
         CANARY, Dispatcher, IPVS_CHAINS, IPVS_JUMPS, JUMPS, KUBELET_FIREWALL, KUBELET_JUMPS, ServiceChain,
         Table, is_service_chain,
     },
-    cleanup::drop_service_chains,
+    cleanup::{drop_service_chains, remove_jumps},
     restore::{self, Op, Tally},
     rules::{self, Context, Dispatch, EndpointComments, Rules},
     scaffold,
@@ -426,9 +426,7 @@ fn write_fixed(step: &mut Step<Op>, fixed: scaffold::Fixed) {
 
 /// Inserts the jumps that are missing, and removes what kube-proxy's ipvs mode left.
 fn write_jumps(step: &mut Step<Op>, found: &Found) {
-    for jump in IPVS_JUMPS.iter().filter(|jump| found.has_jump(jump)) {
-        step.push(Op::Remove(*jump), None);
-    }
+    remove_jumps(step, found, IPVS_JUMPS.iter());
     for jump in JUMPS.iter().chain(&KUBELET_JUMPS).filter(|jump| !found.has_jump(jump)) {
         step.push(Op::Insert(*jump), None);
     }

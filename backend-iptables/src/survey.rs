@@ -2,7 +2,7 @@
 //! read from `iptables-save`, and some facts about the host.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     hash::{DefaultHasher, Hasher},
     io::{self, BufRead},
     mem,
@@ -20,8 +20,9 @@ pub struct Found {
     service_chains: HashMap<ServiceChain, u64>,
     /// All other chains whose name begins with `KUBE-`.
     other_chains: HashMap<(Table, Box<str>), u64>,
-    /// Rules of the kernel's own chains that lead to a chain whose name begins with `KUBE-`: chain and sorted words.
-    jumps: HashSet<(Table, Box<str>, Vec<Box<str>>)>,
+    /// How often there is each rule of the kernel's own chains that leads to a chain whose name begins with `KUBE-`: chain
+    /// and sorted words.
+    jumps: HashMap<(Table, Box<str>, Vec<Box<str>>), usize>,
     pub host: Host,
 }
 
@@ -119,7 +120,7 @@ impl Found {
             let chain = words.remove(1);
             words.remove(0);
             words.sort_unstable();
-            self.jumps.insert((table, chain, words));
+            *self.jumps.entry((table, chain, words)).or_default() += 1;
         }
     }
 
@@ -158,11 +159,16 @@ impl Found {
         self.other_chains.keys().filter(move |(of, _)| *of == table).map(|(_, chain)| &**chain)
     }
 
-    /// Whether there is such a rule. The order of its matches does not count: programs print it differently.
     pub fn has_jump(&self, jump: &Jump) -> bool {
+        self.count_jumps(jump) > 0
+    }
+
+    /// How often there is such a rule: who saves and restores the tables may have doubled it. The order of its matches
+    /// does not count: programs print it differently.
+    pub(crate) fn count_jumps(&self, jump: &Jump) -> usize {
         let mut words = words(&jump.rule());
         words.sort_unstable();
-        self.jumps.contains(&(jump.table, jump.from.into(), words))
+        self.jumps.get(&(jump.table, jump.from.into(), words)).copied().unwrap_or_default()
     }
 }
 

@@ -5,6 +5,7 @@ pub mod apiserver;
 mod connection;
 pub mod history;
 pub mod interrupt;
+pub mod kube_proxy_layouts;
 pub mod lab;
 pub mod manifest;
 pub mod network;

@@ -171,6 +171,10 @@ fn show_what_is_constant(settings: &Settings) {
         "platform" => format!("linux/{}", version::go_architecture()))
     .set(1.0);
     metrics::gauge!("switchyard_build_info", "version" => version::OWN).set(1.0);
+    // A series that appears with its first increment has not increased, as Prometheus sees it: no alert.
+    for result in ["applied", "restart", "invalid"] {
+        metrics::counter!("switchyard_config_changes_total", "result" => result).absolute(0);
+    }
     for (name, stage, enabled) in settings.feature_gates.all() {
         metrics::gauge!("kubernetes_feature_enabled", "name" => name, "stage" => stage.label())
             .set(f64::from(u8::from(enabled)));

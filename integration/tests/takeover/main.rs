@@ -268,12 +268,14 @@ fn has_virtual_servers(lab: &Lab) -> bool {
 }
 
 fn load_kube_proxys_ipvs(lab: &Lab) {
-    let layouts::Ipvs { links, servers, sets, rules } = layouts::IPVS;
     let sysctls = [("net/ipv4/vs/conntrack", "1"), ("net/ipv4/vs/expire_nodest_conn", "1")];
-    lab.network.namespace(Node).ip(links, &sysctls).expect("this kernel has IPVS and the dummy device");
-    feed_on_node(lab, "ipvsadm", &["-R"], servers);
-    feed_on_node(lab, "ipset", &["restore"], sets);
-    feed_on_node(lab, "iptables-nft-restore", &["--noflush"], rules);
+    lab.network
+        .namespace(Node)
+        .ip(layouts::IPVS_LINKS, &sysctls)
+        .expect("this kernel has IPVS and the dummy device");
+    feed_on_node(lab, "ipvsadm", &["-R"], layouts::IPVS_SERVERS);
+    feed_on_node(lab, "ipset", &["restore"], layouts::IPVS_SETS);
+    feed_on_node(lab, "iptables-nft-restore", &["--noflush"], layouts::IPVS_RULES);
 }
 
 /// The IPVS server of somebody else's is still there.

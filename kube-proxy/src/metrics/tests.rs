@@ -165,6 +165,8 @@ fn what_has_no_labels_is_there_before_anything_happened() {
     ] {
         assert_eq!(scraped[name].values, [(name.to_owned(), 0.0)]);
     }
+    let config = &scraped["switchyard_config_changes_total"].values;
+    assert_eq!(config.iter().map(|(_, value)| *value).collect::<Vec<_>>(), [0.0; 3]);
     assert!(!scraped.contains_key("kubeproxy_sync_proxy_rules_duration_seconds"));
     assert!(!scraped.contains_key("kubeproxy_iptables_ct_state_invalid_dropped_packets_total"));
 }
