@@ -111,7 +111,10 @@ impl Tables {
         for owned in ops {
             match &owned.op {
                 Op::AddElement(element) => *self.elements.entry(element::set(element)).or_default() += 1,
-                Op::DeleteElement(element) => *self.elements.entry(element::set(element)).or_default() -= 1,
+                Op::DeleteElement(element) => {
+                    let count = self.elements.entry(element::set(element)).or_default();
+                    *count = count.saturating_sub(1);
+                }
                 _ => {}
             }
         }

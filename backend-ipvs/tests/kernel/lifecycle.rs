@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::TcpStream, time::Duration};
 
-use backend_ipvs::{Settings, options};
+use backend_ipvs::{Binding, Settings, options};
 use ipvs_netlink::Scheduler;
 use proxy_core::{
     model::{Family, Protocol, TrafficPolicy},
@@ -331,6 +331,28 @@ fn a_single_object_that_somebody_changed_is_noticed_and_repaired() {
                     tcp(from, to).who();
                 }
             }
+        }
+    });
+}
+
+#[test]
+fn an_address_that_somebody_took_from_the_device_is_noticed() {
+    with_ipvs(|| {
+        rig::build();
+        let settings = || Settings { binding: Binding::Addresses, ..Settings::default() };
+        for (family, vip, other) in
+            [(Family::V4, "10.96.0.1", "10.96.0.2"), (Family::V6, "fd00:96::1", "fd00:96::2")]
+        {
+            let mut driver = Driver::start(family, settings());
+            driver.set("web", route(Protocol::Udp, vip, &[]));
+            driver.set("other", route(Protocol::Udp, other, &[]));
+            driver.remove("other", Protocol::Udp);
+            assert!(driver.is_intact(), "what we take away ourselves is no damage");
+            run(&format!("ip addr del {vip} dev kube-ipvs0"));
+            assert!(!driver.is_intact(), "{vip}");
+            driver.full();
+            assert!(driver.is_intact());
+            assert!(run("ip addr show dev kube-ipvs0").contains(vip));
         }
     });
 }
