@@ -24,7 +24,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; m
 h1 { font-size: 1.7rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } h3 { font-size: 1.05rem; margin: 2.2rem 0 .2rem; }
 .how { color: #555; margin: 0 0 .6rem; } .facts p { margin: .3rem 0; } .facts { background: #f5f6f8; padding: .6rem 1rem; border-radius: 6px; font-size: .9rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .85rem; margin: .6rem 0; } th, td { border: 1px solid #d8d8d8; padding: .25rem .5rem; text-align: left; vertical-align: top; }
-th { background: #f5f6f8; } .wide { overflow-x: auto; } ul.ratios { margin: .3rem 0; padding-left: 1.2rem; font-size: .9rem; }
+th { background: #f5f6f8; } small { color: #555; } .wide { overflow-x: auto; } ul.ratios { margin: .3rem 0; padding-left: 1.2rem; font-size: .9rem; }
 nav { columns: 2; column-gap: 2.5rem; font-size: .9rem; } nav h2 { column-span: all; } nav h4 { margin: .6rem 0 0; } nav ul { margin: .2rem 0; padding-left: 1.2rem; break-inside: avoid; } svg { width: 100%; height: auto; }
 @media print { body { max-width: none; margin: 0; font-size: 11px; } section { break-inside: avoid; } nav { display: none; } a { color: inherit; text-decoration: none; } }
 ";
@@ -101,7 +101,7 @@ fn write_key_table(out: &mut String, results: &Results, topics: &[Topic]) {
         let question = asked.question;
         let _ = write!(out, "<tr><th>{}</th>", escape(&asked.title));
         for name in &names {
-            let _ = write!(out, "<td>{}</td>", escape(&cell(results, question, &largest.name, name)));
+            let _ = write!(out, "<td>{}</td>", figure(&cell(results, question, &largest.name, name)));
         }
         out.push_str("</tr>\n");
     }
@@ -128,7 +128,7 @@ fn write_panel(out: &mut String, results: &Results, all: &[Results], panel: &Pan
     for (label, cells) in &grid.rows {
         let _ = write!(out, "<tr><th>{}</th>", escape(label));
         for cell in cells {
-            let _ = write!(out, "<td>{}</td>", escape(cell));
+            let _ = write!(out, "<td>{}</td>", figure(cell));
         }
         out.push_str("</tr>\n");
     }
@@ -142,6 +142,14 @@ fn write_panel(out: &mut String, results: &Results, all: &[Results], panel: &Pan
         out.push_str("</ul>\n");
     }
     out.push_str("</section>\n");
+}
+
+/// A cell of a table: its spread stands below the median.
+fn figure(cell: &str) -> String {
+    match escape(cell).split_once(" (") {
+        Some((median, spread)) => format!("{median}<br><small>({spread}</small>"),
+        None => escape(cell),
+    }
 }
 
 /// The little Markdown that our own lines use: `**bold**` and `code`.
