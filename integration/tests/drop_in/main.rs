@@ -71,6 +71,22 @@ fn a_node_that_is_being_deleted_gets_no_new_traffic_but_the_process_is_well() {
 }
 
 #[test]
+fn a_node_without_rules_gets_no_traffic_though_the_process_is_well() {
+    let mut rig = Rig::new();
+    rig.api.set_faults(|faults| {
+        faults.refuse.insert("services".into(), 500);
+    });
+    rig.config(&[nftables()]);
+    rig.start();
+    let codes = |rig: &Rig| (rig.code(HEALTH, "/healthz"), rig.code(HEALTH, "/livez"));
+    rig.eventually("the health server", |rig| codes(rig) == (Some(503), Some(200)));
+    sleep(Duration::from_secs(1));
+    assert_eq!(codes(&rig), (Some(503), Some(200)));
+    rig.api.set_faults(|faults| faults.refuse.clear());
+    rig.eventually("the first sync", |rig| codes(rig) == (Some(200), Some(200)));
+}
+
+#[test]
 fn health_check_node_ports_follow_the_endpoints_of_this_node() {
     let mut rig = running(&[nftables(), ("/nodePortAddresses", json!(["all"]))]);
     rig.api.load([balanced("web", 10, 30999), endpoints("web", 2, false)]).expect("complete objects");

@@ -2,7 +2,8 @@
 //!
 //! kube-proxy calls itself unhealthy when an update has waited for two sync periods. Here a write that is under way is
 //! given more time: a large first sync that goes on and on is not stuck. Where the last write failed it is not, so
-//! health turns bad as it should.
+//! health turns bad as it should. And until the first sync is done this node is nothing for load balancers, though the
+//! process is well.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,6 +19,8 @@ use serde::Serialize;
 struct Progress {
     /// The last success, or the start; `None`: this family is not served.
     updated: Option<Instant>,
+    /// There was a success since the start.
+    synced: bool,
     /// Since when the oldest update that is not in the kernel has waited.
     waiting: Option<Instant>,
     /// Since when an update is being written; `None` again once it ended, well or not.
@@ -94,7 +97,7 @@ impl HealthState {
     /// All that waited is in the kernel.
     pub(crate) fn updated(&self, family: Family, now: Instant) {
         let progress = &mut self.state().families[index(family)];
-        *progress = Progress { updated: Some(now), ..Progress::default() };
+        *progress = Progress { updated: Some(now), synced: true, ..Progress::default() };
     }
 
     /// Whether load balancers may send new connections to this node; not as long as the node is unknown.
@@ -108,11 +111,18 @@ impl HealthState {
         let of = |family: Family| {
             let progress = &state.families[index(family)];
             let updated = progress.updated?;
-            Some(FamilyHealth { updated, healthy: progress.healthy(now, state.limit) })
+            let healthy = progress.healthy(now, state.limit);
+            Some(FamilyHealth { updated, healthy, synced: progress.synced })
         };
         let (v4, v6) = (of(Family::V4), of(Family::V6));
-        let healthy = [v4, v6].iter().flatten().all(|family| family.healthy);
-        Health { healthy, eligible: state.eligible, v4, v6 }
+        let all = |holds: fn(&FamilyHealth) -> bool| [v4, v6].iter().flatten().all(holds);
+        Health {
+            healthy: all(|family| family.healthy),
+            synced: all(|family| family.synced),
+            eligible: state.eligible,
+            v4,
+            v6,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -132,6 +142,8 @@ fn index(family: Family) -> usize {
 pub(crate) struct Health {
     /// Every family that is served keeps up.
     pub(crate) healthy: bool,
+    /// The rules of every family that is served were written, at least once.
+    pub(crate) synced: bool,
     pub(crate) eligible: bool,
     v4: Option<FamilyHealth>,
     v6: Option<FamilyHealth>,
@@ -141,6 +153,7 @@ pub(crate) struct Health {
 struct FamilyHealth {
     updated: Instant,
     healthy: bool,
+    synced: bool,
 }
 
 #[derive(Serialize)]
@@ -172,13 +185,17 @@ struct FamilyReport {
 
 impl Health {
     /// The JSON that kube-proxy answers with. `good`: the code will be 200, and then "last updated" means now.
-    pub(crate) fn to_json(self, good: bool, with_eligibility: bool, now: Instant, wall: Timestamp) -> String {
+    /// `for_balancers`: to those who ask about new traffic; to them, a family without rules is not healthy.
+    pub(crate) fn to_json(self, good: bool, for_balancers: bool, now: Instant, wall: Timestamp) -> String {
         let text = |at: Instant| {
             let ago = SignedDuration::try_from(now.saturating_duration_since(at)).unwrap_or_default();
             (wall - ago).to_string()
         };
         let of = |family: Option<FamilyHealth>| {
-            family.map(|family| FamilyReport { last_updated: text(family.updated), healthy: family.healthy })
+            family.map(|family| FamilyReport {
+                last_updated: text(family.updated),
+                healthy: family.healthy && (family.synced || !for_balancers),
+            })
         };
         let last =
             if good { Some(now) } else { [self.v4, self.v6].iter().flatten().map(|one| one.updated).max() };
@@ -186,8 +203,8 @@ impl Health {
             // Go's zero time, where nothing was updated ever.
             last_updated: last.map_or_else(|| "0001-01-01T00:00:00Z".to_owned(), text),
             current_time: wall.to_string(),
-            node_eligible: with_eligibility.then_some(self.eligible),
-            healthy: self.healthy,
+            node_eligible: for_balancers.then_some(self.eligible),
+            healthy: self.healthy && (self.synced || !for_balancers),
             status: (self.v4.is_some() || self.v6.is_some())
                 .then(|| Status { v4: of(self.v4), v6: of(self.v6) }),
         };
@@ -226,6 +243,26 @@ mod tests {
             health.to_json(true, false, now, wall),
             r#"{"lastUpdated":"2026-11-21T01:26:13.2057Z","currentTime":"2026-11-21T01:26:13.2057Z","healthy":true}"#
         );
+    }
+
+    #[test]
+    fn before_its_first_sync_a_node_is_nothing_for_load_balancers() {
+        let (state, now) = begin();
+        state.updated(Family::V4, now);
+        let health = state.health(now);
+        assert!(health.healthy && !health.synced);
+        let report = |for_balancers| -> serde_json::Value {
+            serde_json::from_str(&health.to_json(false, for_balancers, now, Timestamp::UNIX_EPOCH))
+                .expect("JSON")
+        };
+        let healthy = |report: &serde_json::Value| {
+            [&report["healthy"], &report["status"]["IPv4"]["healthy"], &report["status"]["IPv6"]["healthy"]]
+                .map(|value| value == true)
+        };
+        assert_eq!(healthy(&report(true)), [false, true, false]);
+        assert_eq!(healthy(&report(false)), [true, true, true]);
+        state.updated(Family::V6, now);
+        assert!(state.health(now).synced);
     }
 
     #[test]
@@ -288,6 +325,7 @@ mod tests {
     fn the_report_is_byte_for_byte_that_of_kube_proxy() {
         let (state, now) = begin();
         state.updated(Family::V4, now + seconds(2));
+        state.updated(Family::V6, now);
         state.queued(Family::V6, now);
         let at = now + seconds(63);
         let wall: Timestamp = "2026-11-21T01:26:13.205707562Z".parse().expect("a timestamp");

@@ -34,11 +34,11 @@ fn respond(state: &HealthState, path: &str) -> Answer {
     };
     let now = Instant::now();
     let health = state.health(now);
-    let eligibility = path == HealthPath::Healthz;
-    let good = health.healthy && (health.eligible || !eligibility);
+    let for_balancers = path == HealthPath::Healthz;
+    let good = health.healthy && (!for_balancers || (health.eligible && health.synced));
     let code = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     metrics::health_answered(path, code.as_u16());
-    answer::json(code, health.to_json(good, eligibility, now, Timestamp::now()))
+    answer::json(code, health.to_json(good, for_balancers, now, Timestamp::now()))
 }
 
 #[cfg(test)]
@@ -75,6 +75,9 @@ mod tests {
         state.set_eligible(true);
         assert_eq!(codes().await, expect("200", "200"));
         state.started(Family::V4, Instant::now());
+        assert_eq!(codes().await, expect("503", "200"), "no rules yet");
+        state.updated(Family::V4, Instant::now());
+        assert_eq!(codes().await, expect("200", "200"));
         state.queued(Family::V4, Instant::now() - Duration::from_secs(61));
         assert_eq!(codes().await, expect("503", "503"), "stuck");
         state.writing(Family::V4, Instant::now());
