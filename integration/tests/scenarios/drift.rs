@@ -82,6 +82,12 @@ fn one_piece_deleted_comes_back(lab: &mut Lab) {
         Mode::Ipvs => &["ip link del kube-ipvs0"],
     };
     breaks_and_heals(lab, commands);
+    if lab.mode() == Mode::Ipvs {
+        for at in Family::BOTH.map(|family| cluster_ip(1, Tcp, 80).address(family)) {
+            breaks_and_heals(lab, &[&format!("ipvsadm -D -t {at}")]);
+            breaks_and_heals(lab, &[&format!("ip route del local {} dev kube-ipvs0 table local", at.ip())]);
+        }
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the time it takes is what is tested")]
