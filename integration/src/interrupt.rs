@@ -5,10 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// From one look at a dying child to the next.
+const DYING: Duration = Duration::from_millis(20);
 
 static CHILDREN: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
@@ -22,7 +26,7 @@ pub(crate) fn forget(child: u32) {
     CHILDREN.lock().unwrap_or_else(PoisonError::into_inner).retain(|known| *known != child);
 }
 
-/// A folder of temporary files.
+/// A folder of temporary files, or a control group.
 pub(crate) fn remember_folder(folder: &Path) {
     FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).push(folder.to_owned());
 }
@@ -45,8 +49,17 @@ pub fn end_children_too() -> io::Result<()> {
             let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
         }
         for folder in FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            // What a dying child still holds open goes with it.
-            drop(std::fs::remove_dir_all(folder));
+            // What a dying child still holds open goes with it; a control group goes after its last process, and cannot
+            // be emptied file by file.
+            if std::fs::remove_dir_all(folder).is_err() {
+                let gone = || std::fs::remove_dir(folder).is_ok();
+                let _ = (0..50).any(|_| {
+                    gone() || {
+                        thread::sleep(DYING);
+                        false
+                    }
+                });
+            }
         }
         std::process::exit(128 + signal);
     })

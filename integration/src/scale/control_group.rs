@@ -6,6 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::interrupt;
+
 /// Removed when dropped.
 #[derive(Debug)]
 pub(crate) struct ControlGroup {
@@ -41,6 +43,7 @@ impl ControlGroup {
         let name = format!("scale-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         let group = Self { folder: hierarchy.parent()?.join(name), version: hierarchy.version };
         fs::create_dir(&group.folder).ok()?;
+        interrupt::remember_folder(&group.folder);
         group.kernel_bytes().is_ok().then_some(group)
     }
 
@@ -70,6 +73,7 @@ impl Drop for ControlGroup {
     fn drop(&mut self) {
         // Whoever is still in it keeps it.
         drop(fs::remove_dir(&self.folder));
+        interrupt::forget_folder(&self.folder);
     }
 }
 

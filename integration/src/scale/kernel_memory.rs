@@ -39,11 +39,15 @@ pub(crate) struct Charges {
 }
 
 impl Charges {
-    /// From the start of a process on. Of IPVS the kernel charges nobody, and not every machine lets itself be asked.
-    pub(crate) fn begin(mode: Mode, running: &Running) -> Self {
+    /// Of IPVS the kernel charges nobody, and not every machine lets itself be asked.
+    pub(crate) fn of(mode: Mode) -> Self {
         let group = if mode == Mode::Ipvs { None } else { ControlGroup::create() };
-        let group = group.filter(|group| group.add(running.id()).is_ok());
         Self { group, with_rules: None }
+    }
+
+    /// What the kernel holds for this process is charged from now on.
+    pub(crate) fn follow(&mut self, running: &Running) {
+        self.group = self.group.take().filter(|group| group.add(running.id()).is_ok());
     }
 
     pub(crate) fn are_known(&self) -> bool {

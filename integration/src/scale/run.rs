@@ -50,8 +50,10 @@ impl Run<'_> {
         self.floors(&site, recorder)?;
 
         (recorder.say)("first sync");
+        // Before the process, which must be gone when its control group is removed.
+        let mut charges = Charges::of(self.contender.mode);
         let mut running = self.contender.start(&site, self.folder, &api)?;
-        let mut charges = Charges::begin(self.contender.mode, &running);
+        charges.follow(&running);
         let peak = PeakMemory::watch(running.id());
         let completion = completeness::wait(&site, workload, &mut running, &mut self.seed, plan.limit)?;
         let usage = running.usage()?;

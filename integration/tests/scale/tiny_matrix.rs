@@ -1,7 +1,7 @@
 //! Everything that is measured, in every mode, on a cluster of ten Services; then the report in a browser.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -202,6 +202,8 @@ fn an_interrupted_comparison_leaves_no_process_behind() {
         children(child.id()).first().copied()
     });
     let contender = contender.expect("a contender is started");
+    std::thread::sleep(Duration::from_millis(300));
+    let groups = control_groups(contender);
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it runs");
     let status = child.wait().expect("it ends");
@@ -211,7 +213,17 @@ fn an_interrupted_comparison_leaves_no_process_behind() {
         !Path::new(&format!("/proc/{contender}")).exists() || is_dead(contender)
     });
     assert!(gone, "process {contender} is still there");
+    assert!(!groups.iter().any(|group| group.is_dir()), "a control group is still there: {groups:?}");
     fs::remove_dir_all(folder).expect("the folder is ours");
+}
+
+/// The groups below our own that a process is in.
+fn control_groups(process: u32) -> Vec<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
+    let own =
+        text.lines().filter_map(|line| line.splitn(3, ':').nth(2)).filter(|path| path.contains("/scale-"));
+    let tops = ["/sys/fs/cgroup", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified"].map(Path::new);
+    own.flat_map(|path| tops.map(|top| top.join(path.trim_start_matches('/')))).collect()
 }
 
 fn children(process: u32) -> Vec<u32> {
