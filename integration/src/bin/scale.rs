@@ -16,7 +16,7 @@ use integration::scale::panel::topics;
 use integration::scale::results::Results;
 use integration::scale::server::ServerKind;
 use integration::scale::workload::Shape;
-use integration::scale::{html, table};
+use integration::scale::{document, html, table};
 use integration::{interrupt, real_apiserver};
 
 #[derive(Parser)]
@@ -176,6 +176,9 @@ struct ReportArguments {
     /// Also write each chart of the first results as an SVG file.
     #[arg(long)]
     charts: bool,
+    /// Also write tables and charts into the documents of this project's repository; the README shows the first results.
+    #[arg(long, value_name = "REPOSITORY")]
+    docs: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
@@ -367,6 +370,9 @@ fn report(arguments: &ReportArguments) -> Result<()> {
     let all: Vec<Results> =
         arguments.results.iter().map(|path| Results::read(path)).collect::<Result<_>>()?;
     write_reports(&all, &arguments.out)?;
+    if let Some(root) = &arguments.docs {
+        document::write(root, &all)?;
+    }
     if arguments.charts {
         for panel in topics(&all[0]).iter().flat_map(|topic| &topic.panels) {
             let Some(chart) = panel.chart(&all[0]) else { continue };

@@ -18,6 +18,7 @@ mod connecting;
 pub mod contender;
 mod control_group;
 mod disturbance;
+pub mod document;
 mod exposition;
 mod first_packet;
 mod flood;

@@ -72,6 +72,26 @@ pub(crate) fn part(index: usize, results: &Results) -> String {
 
 /// What must be known before the figures. The first line names a VM, if one was used.
 pub(crate) fn preface(results: &Results, all: &[Results]) -> Vec<String> {
+    let mut lines = setting(results, all);
+    if results.ended.is_none() {
+        lines.push("**This comparison was interrupted: runs are missing.**".to_owned());
+    }
+    lines.extend(results.notes.iter().map(|note| format!("**Note:** {note}")));
+    let aborted = results.samples.iter().filter(|sample| sample.measure == "run");
+    lines.extend(aborted.map(|sample| {
+        format!(
+            "**Unfinished:** {} on {}, run {}: {}",
+            sample.contender,
+            sample.workload,
+            sample.repetition,
+            sample.unfinished.as_deref().unwrap_or_default()
+        )
+    }));
+    lines
+}
+
+/// Where, with what and how it was measured.
+pub(crate) fn setting(results: &Results, all: &[Results]) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(guest) = &results.machine.guest {
         let ratios = if ratios_allowed(results, all) {
@@ -105,20 +125,6 @@ pub(crate) fn preface(results: &Results, all: &[Results]) -> Vec<String> {
     ));
     lines.extend(results.server.iter().map(|server| format!("API server: {server}.")));
     lines.push(format!("Command: `scale {}`", results.command.join(" ")));
-    if results.ended.is_none() {
-        lines.push("**This comparison was interrupted: runs are missing.**".to_owned());
-    }
-    lines.extend(results.notes.iter().map(|note| format!("**Note:** {note}")));
-    let aborted = results.samples.iter().filter(|sample| sample.measure == "run");
-    lines.extend(aborted.map(|sample| {
-        format!(
-            "**Unfinished:** {} on {}, run {}: {}",
-            sample.contender,
-            sample.workload,
-            sample.repetition,
-            sample.unfinished.as_deref().unwrap_or_default()
-        )
-    }));
     lines
 }
 
@@ -157,6 +163,26 @@ pub(crate) fn comparisons(
         .filter_map(|name| Some((*name, results.summary(question, workload, name)?)));
     let Some((reference, of_reference)) = measured.next() else { return Vec::new() };
     measured.map(|(name, summary)| compare(name, &summary, reference, &of_reference, question)).collect()
+}
+
+/// For a cell: how often the first contender's figure this one is; `≈` where their runs overlap.
+pub(crate) fn ratio_to_first(
+    results: &Results,
+    all: &[Results],
+    question: &Question,
+    workload: &str,
+    name: &str,
+) -> Option<String> {
+    let first = results.contenders_of(&question.measure).into_iter().find(|one| !FLOORS.contains(one))?;
+    if first == name || !ratios_allowed(results, all) {
+        return None;
+    }
+    let [one, other] = [name, first].map(|name| results.summary(question, workload, name));
+    match one?.compare(&other?) {
+        Comparison::Ratio(ratio) => Some(format!("{}×", factor(ratio))),
+        Comparison::WithinNoise(_) => Some("≈".to_owned()),
+        Comparison::TooFewRuns(_) | Comparison::Undefined => None,
+    }
 }
 
 fn compare(name: &str, one: &Summary, reference: &str, other: &Summary, question: &Question) -> String {
