@@ -38,7 +38,8 @@ pub fn service(name: &str, number: u8) -> Service {
 
 impl Service {
     pub fn port(mut self, name: &str, port: u16, protocol: Protocol) -> Self {
-        let port = json!({"name": name, "port": port, "protocol": protocol.name(), "targetPort": name});
+        // No target port is looked up here: the slices say where the endpoints listen.
+        let port = json!({"name": name, "port": port, "protocol": protocol.name(), "targetPort": port});
         self.ports().push(port);
         self
     }

@@ -5,21 +5,26 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use integration::lab::{
-    FAR_CLIENT, Lab, Mode, Options, Origin, To, cluster_ip, load_balancer, seen_as_node, service, slices,
+    FAR_CLIENT, Lab, Mode, Options, Origin, To, cluster_ip, load_balancer, node_address, seen_as_node,
+    service, slices,
 };
 use integration::network::Place::{Client, PodA, PodB, PodC, PodD, PodE};
 use integration::network::Protocol::{Tcp, Udp};
-use integration::network::{Family, Outcome};
+use integration::network::{Family, Outcome, Place};
 
 crate::scenarios! {
     Options::default() =>
         a_client_stays_with_its_endpoint,
         clients_are_spread,
         an_endpoint_that_goes_loses_its_clients,
-        stickiness_ends_when_idle_and_is_renewed_by_use;
+        stickiness_ends_when_idle_and_is_renewed_by_use,
+        a_client_that_had_to_move_stays_where_it_went,
+        stickiness_keeps_to_local_endpoints,
+        a_stuck_client_leaves_an_endpoint_that_terminates,
+        every_port_has_stickiness_of_its_own;
 }
 
-const ALL: [integration::network::Place; 5] = [PodA, PodB, PodC, PodD, PodE];
+const ALL: [Place; 5] = [PodA, PodB, PodC, PodD, PodE];
 
 fn answered(lab: &mut Lab, from: impl Into<Origin>, to: To, family: Family) -> String {
     match lab.ask(from, to, family) {
@@ -133,4 +138,78 @@ fn stickiness_ends_when_idle_and_is_renewed_by_use(lab: &mut Lab) {
         same += usize::from(draw(lab) == first);
     }
     assert!(same < 3, "nobody ever left {first:?}");
+}
+
+fn a_client_that_had_to_move_stays_where_it_went(lab: &mut Lab) {
+    sticky(lab, 600);
+    let to = cluster_ip(1, Tcp, 80);
+    for family in Family::BOTH {
+        let endpoints = || slices("web").port("t", 8080, Tcp).port("u", 53, Udp);
+        lab.apply(endpoints().ready(&ALL));
+        let first = answered(lab, Client, to, family);
+        let (gone, left): (Vec<Place>, Vec<Place>) = ALL.into_iter().partition(|place| place.name() == first);
+        lab.apply(endpoints().ready(&left).unready(&gone));
+        let second = answered(lab, Client, to, family);
+        assert_ne!(second, first);
+        // The first one is ready again.
+        lab.apply(endpoints().ready(&ALL));
+        for _ in 0..8 {
+            assert_eq!(answered(lab, Client, to, family), second, "{family:?}");
+        }
+    }
+}
+
+fn stickiness_keeps_to_local_endpoints(lab: &mut Lab) {
+    let web = service("web", 1).port("t", 80, Tcp).node_port(30080).load_balancer(1).affinity(600);
+    lab.apply(web.external_local().internal_local());
+    lab.apply(slices("web").port("t", 8080, Tcp).ready(&[PodA, PodB, PodD, PodE]));
+    for family in Family::BOTH {
+        for to in [node_address(0, Tcp, 30080), load_balancer(1, Tcp, 80), cluster_ip(1, Tcp, 80)] {
+            for from in [Origin::from(Client), FAR_CLIENT, Origin::from(PodC)] {
+                let first = answered(lab, from, to, family);
+                for _ in 0..8 {
+                    assert_eq!(answered(lab, from, to, family), first, "{family:?} {from:?} {to:?}");
+                }
+            }
+        }
+        assert!(
+            ["pod-a", "pod-b"].contains(&answered(lab, Client, load_balancer(1, Tcp, 80), family).as_str())
+        );
+    }
+    lab.sweep();
+}
+
+fn a_stuck_client_leaves_an_endpoint_that_terminates(lab: &mut Lab) {
+    sticky(lab, 600);
+    let to = cluster_ip(1, Tcp, 80);
+    for family in Family::BOTH {
+        let endpoints = || slices("web").port("t", 8080, Tcp).port("u", 53, Udp);
+        lab.apply(endpoints().ready(&ALL));
+        let first = answered(lab, Client, to, family);
+        let (leaving, left): (Vec<Place>, Vec<Place>) =
+            ALL.into_iter().partition(|place| place.name() == first);
+        lab.apply(endpoints().ready(&left).terminating(&leaving));
+        assert_ne!(answered(lab, Client, to, family), first, "{family:?}");
+        // With nobody else left it serves again.
+        lab.apply(endpoints().terminating(&leaving));
+        assert_eq!(answered(lab, Client, to, family), first, "{family:?}");
+    }
+}
+
+fn every_port_has_stickiness_of_its_own(lab: &mut Lab) {
+    let mut web = service("web", 1).affinity(600);
+    let mut endpoints = slices("web");
+    for port in 0..12 {
+        web = web.port(&format!("p{port}"), 100 + port, Tcp);
+        endpoints = endpoints.port(&format!("p{port}"), 8080, Tcp);
+    }
+    lab.apply(web);
+    lab.apply(endpoints.ready(&ALL));
+    for family in Family::BOTH {
+        let draw = |lab: &mut Lab| -> Vec<String> {
+            (0..12).map(|port| answered(lab, Client, cluster_ip(1, Tcp, 100 + port), family)).collect()
+        };
+        let first = draw(lab);
+        assert_eq!(draw(lab), first, "{family:?}");
+    }
 }

@@ -16,7 +16,11 @@ crate::scenarios! {
         a_service_gains_and_loses_a_family,
         a_slice_passes_to_another_service,
         an_endpoint_listed_twice_lives_as_long_as_either,
-        stickiness_is_taken_away_again;
+        stickiness_is_taken_away_again,
+        a_service_changes_its_type_back_and_forth,
+        a_service_of_ipv6_only_and_one_of_ipv6_first,
+        a_slice_is_hidden_and_shown_by_its_labels,
+        a_service_is_deleted_and_made_anew_while_its_slices_stay;
 }
 
 fn unallocated(lab: &Lab) -> Expect {
@@ -121,5 +125,83 @@ fn stickiness_is_taken_away_again(lab: &mut Lab) {
         }
         lab.apply(web());
         lab.expect(PodB, to, &seen_as_sent(&[PodA, PodD]));
+    }
+}
+
+fn a_service_changes_its_type_back_and_forth(lab: &mut Lab) {
+    let plain = || service("web", 1).port("t", 80, Tcp).port("u", 53, Udp);
+    let node_port =
+        || service("web", 1).port("t", 80, Tcp).node_port(30080).port("u", 53, Udp).node_port(30053);
+    lab.apply(slices("web").port("t", 8080, Tcp).port("u", 53, Udp).ready(&[PodA, PodD]));
+    for service in [
+        plain(),
+        node_port(),
+        node_port().load_balancer(1),
+        plain().load_balancer(1).set("/spec/allocateLoadBalancerNodePorts", json!(false)),
+        node_port().external_local(),
+        plain().external_ip(1),
+        node_port().load_balancer(2).external_ip(1).external_local().internal_local(),
+        plain(),
+    ] {
+        lab.apply(service);
+        lab.sweep();
+    }
+    for to in [node_address(0, Tcp, 30080), load_balancer(1, Tcp, 80), load_balancer(2, Tcp, 80)] {
+        lab.expect(Client, to, &Expect::NotTranslated);
+    }
+}
+
+fn a_service_of_ipv6_only_and_one_of_ipv6_first(lab: &mut Lab) {
+    let [v4, v6] = [Family::V4, Family::V6].map(|family| json!(family.service(1)));
+    let only = || {
+        service("web", 1)
+            .port("t", 80, Tcp)
+            .node_port(30080)
+            .set("/spec/clusterIP", v6.clone())
+            .set("/spec/clusterIPs", json!([v6]))
+            .set("/spec/ipFamilies", json!(["IPv6"]))
+            .set("/spec/ipFamilyPolicy", json!("SingleStack"))
+    };
+    lab.apply(slices("web").port("t", 8080, Tcp).ready(&[PodA, PodD]));
+    lab.apply(only());
+    lab.only(&[Family::V6]);
+    lab.expect(PodB, cluster_ip(1, Tcp, 80), &seen_as_sent(&[PodA, PodD]));
+    lab.expect(Client, node_address(0, Tcp, 30080), &seen_as_node(&[PodA, PodD]));
+    lab.only(&[Family::V4]);
+    lab.expect(PodB, cluster_ip(1, Tcp, 80), &unallocated(lab));
+    lab.expect(Client, node_address(0, Tcp, 30080), &Expect::NotTranslated);
+    lab.only(&Family::BOTH);
+    let first = only()
+        .set("/spec/clusterIPs", json!([v6, v4]))
+        .set("/spec/ipFamilies", json!(["IPv6", "IPv4"]))
+        .set("/spec/ipFamilyPolicy", json!("PreferDualStack"));
+    lab.apply(first);
+    lab.expect(PodB, cluster_ip(1, Tcp, 80), &seen_as_sent(&[PodA, PodD]));
+    lab.expect(Client, node_address(0, Tcp, 30080), &seen_as_node(&[PodA, PodD]));
+    lab.sweep();
+}
+
+fn a_slice_is_hidden_and_shown_by_its_labels(lab: &mut Lab) {
+    lab.apply(service("web", 1).port("t", 80, Tcp));
+    let shown = || slices("web").port("t", 8080, Tcp).ready(&[PodA]);
+    lab.apply(slices("web").named("other").port("t", 8080, Tcp).ready(&[PodD]));
+    for _ in 0..2 {
+        lab.apply(shown());
+        lab.expect(PodB, cluster_ip(1, Tcp, 80), &seen_as_sent(&[PodA, PodD]));
+        lab.apply(shown().label("service.kubernetes.io/headless", ""));
+        lab.expect(PodB, cluster_ip(1, Tcp, 80), &seen_as_sent(&[PodD]));
+    }
+}
+
+fn a_service_is_deleted_and_made_anew_while_its_slices_stay(lab: &mut Lab) {
+    lab.apply(slices("web").port("t", 8080, Tcp).ready(&[PodA, PodD]));
+    for number in [1, 2, 1] {
+        lab.apply(service("web", number).port("t", 80, Tcp).node_port(30080).load_balancer(number));
+        lab.expect(PodB, cluster_ip(number, Tcp, 80), &seen_as_sent(&[PodA, PodD]));
+        lab.expect(Client, node_address(0, Tcp, 30080), &seen_as_node(&[PodA, PodD]));
+        lab.delete("Service", "web");
+        lab.expect(PodB, cluster_ip(number, Tcp, 80), &unallocated(lab));
+        lab.expect(Client, node_address(0, Tcp, 30080), &Expect::NotTranslated);
+        lab.expect(Client, load_balancer(number, Tcp, 80), &Expect::NotTranslated);
     }
 }

@@ -10,6 +10,7 @@ mod conflicts;
 mod drift;
 mod endpoints;
 mod external;
+mod large;
 mod lifecycle;
 mod living_objects;
 mod masquerade;

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use integration::lab::{Lab, Mode, Options, cluster_ip, directly, node_address, service, slices};
+use integration::lab::{
+    Lab, Mode, Options, cluster_ip, directly, external_ip, load_balancer, node_address, service, slices,
+};
 use integration::network::Place::{Client, Node, Node2, PodA, PodB, PodD};
 use integration::network::Protocol::Udp;
 use integration::network::{BRIEF, Family, Outcome};
@@ -15,7 +17,8 @@ crate::scenarios! {
         a_flow_leaves_an_endpoint_that_goes,
         a_flow_recovers_after_all_endpoints_went,
         a_flow_stays_with_an_endpoint_that_terminates,
-        flows_of_others_are_left_alone;
+        flows_of_others_are_left_alone,
+        flows_by_every_way_in_leave_an_endpoint_that_goes;
 }
 
 fn answered_by(outcome: &Outcome) -> Option<&str> {
@@ -152,5 +155,33 @@ fn flows_of_others_are_left_alone(lab: &mut Lab) {
         assert_eq!(answered_by(&moved), Some("pod-d"), "{family:?}: {moved}");
         assert_eq!(others.map(|to| flows(lab, to)), before, "{family:?}");
         drop(asked);
+    }
+}
+
+fn flows_by_every_way_in_leave_an_endpoint_that_goes(lab: &mut Lab) {
+    let dns = || service("dns", 1).port("u", 53, Udp).node_port(30053).load_balancer(1).external_ip(1);
+    let endpoints = || slices("dns").port("u", 53, Udp);
+    for web in [dns(), dns().external_local()] {
+        lab.apply(web);
+        for family in Family::BOTH {
+            lab.apply(endpoints().ready(&[PodA]));
+            lab.settle();
+            let ways = [node_address(0, Udp, 30053), load_balancer(1, Udp, 53), external_ip(1, Udp, 53)];
+            let flows = ways.map(|to| {
+                let flow = lab.network.udp_flow(Client, to.address(family)).expect("a socket");
+                for _ in 0..3 {
+                    assert_eq!(answered_by(&flow.ask(Duration::from_secs(2))), Some("pod-a"), "{to:?}");
+                }
+                flow
+            });
+            lab.apply(endpoints().ready(&[PodB]));
+            lab.settle();
+            for (flow, to) in flows.iter().zip(ways) {
+                let moved = flow.ask_until(20, Duration::from_millis(250), |outcome| {
+                    answered_by(outcome) == Some("pod-b")
+                });
+                assert_eq!(answered_by(&moved), Some("pod-b"), "{family:?} {to:?}: {moved}");
+            }
+        }
     }
 }
