@@ -8,7 +8,7 @@ use backend_nft::{Found, Op, Planner};
 use proxy_core::{
     backend::{Change, Effect, Plan, Planned, Planner as _},
     model::{Family, ServicePortName, TrafficPolicy},
-    route::Route,
+    route::{Named, Route},
 };
 use support::routes::{Build, environment, local, name, now, route, target};
 
@@ -45,6 +45,14 @@ fn sticky(mut route: Route) -> Route {
 #[test]
 fn a_first_service_makes_its_chains_then_its_elements() {
     insta::assert_snapshot!(from_to(None, Some(web())));
+}
+
+#[test]
+fn an_endpoint_that_cannot_be_used_writes_nothing() {
+    for before in [web(), sticky(web())] {
+        let named = Named { endpoints: 3, ..before.named.clone() };
+        assert_eq!(from_to(Some(before.clone()), Some(Route { named, ..before })), "");
+    }
 }
 
 #[test]

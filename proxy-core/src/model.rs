@@ -161,15 +161,6 @@ pub struct Service {
     pub options: Box<[(Box<str>, Box<str>)]>,
 }
 
-impl Service {
-    /// Whether anything outside the cluster may reach it: a node port, an external IP or a load balancer IP.
-    pub fn externally_accessible(&self) -> bool {
-        !self.external_ips.is_empty()
-            || !self.load_balancer_ips.is_empty()
-            || self.ports.iter().any(|port| port.node_port.is_some())
-    }
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {
     pub name: Arc<str>,

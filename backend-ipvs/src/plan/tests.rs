@@ -179,6 +179,14 @@ fn one_endpoint_more_and_one_less_are_two_operations() {
 }
 
 #[test]
+fn an_endpoint_that_cannot_be_used_writes_nothing() {
+    let before = load_balancer();
+    let after = Route { named: Named { endpoints: 3, ..Named::default() }, ..before.clone() };
+    let mut planner = planner(&[("a", &before)]);
+    assert!(plan(&mut planner, &[("a", Some(&before), Some(&after))]).is_empty());
+}
+
+#[test]
 fn an_endpoint_that_returns_while_it_drains_is_restored() {
     let less = Route { cluster: [target("10.2.0.2", false)].into(), ..route() };
     let mut planner = planner(&[("web", &route())]);
