@@ -82,6 +82,16 @@ fn one_piece_deleted_comes_back(lab: &mut Lab) {
         Mode::Ipvs => &["ip link del kube-ipvs0"],
     };
     breaks_and_heals(lab, commands);
+    if lab.mode() == Mode::Nftables {
+        for map in ["vips", "nodeports", "endpoints", "dispatch"] {
+            let flush = |family| {
+                format!(
+                    "name=$(nft list maps {family} | grep -o ' {map}-[0-9][0-9]*') && nft flush map {family} kube-proxy $name"
+                )
+            };
+            breaks_and_heals(lab, &[&flush("ip"), &flush("ip6")]);
+        }
+    }
     if lab.mode() == Mode::Ipvs {
         for at in Family::BOTH.map(|family| cluster_ip(1, Tcp, 80).address(family)) {
             breaks_and_heals(lab, &[&format!("ipvsadm -D -t {at}")]);
