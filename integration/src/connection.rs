@@ -39,13 +39,14 @@ impl Connection {
         match self.send(Method::GET, path, None) {
             Ok(found) => Ok(Some(found)),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("GET {path}")),
+            Err(error) => Err(plain(error)).with_context(|| format!("GET {path}")),
         }
     }
 
     pub(crate) fn create(&self, path: &str, object: &Value) -> Result<Value> {
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         self.send(Method::POST, path, Some((object, "application/json")))
+            .map_err(plain)
             .with_context(|| format!("creating {name} at {path}"))
     }
 
@@ -54,12 +55,13 @@ impl Connection {
         match self.send(Method::PUT, path, Some((object, "application/json"))) {
             Ok(replaced) => Ok(Some(replaced)),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("replacing {path}")),
+            Err(error) => Err(plain(error)).with_context(|| format!("replacing {path}")),
         }
     }
 
     pub(crate) fn patch(&self, path: &str, patch: &Value) -> Result<()> {
         self.send(Method::PATCH, path, Some((patch, "application/merge-patch+json")))
+            .map_err(plain)
             .with_context(|| format!("changing {path}"))?;
         Ok(())
     }
@@ -68,7 +70,7 @@ impl Connection {
     pub(crate) fn delete(&self, path: &str) -> Result<()> {
         match self.send(Method::DELETE, path, None) {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            other => other.map(drop).with_context(|| format!("deleting {path}")),
+            other => other.map(drop).map_err(plain).with_context(|| format!("deleting {path}")),
         }
     }
 
@@ -88,6 +90,14 @@ impl Connection {
         }
         let request = request.body(bytes).map_err(kube::Error::HttpError)?;
         self.runtime.block_on(self.client.request::<Value>(request))
+    }
+}
+
+/// What the server says is all that a reader needs.
+fn plain(error: kube::Error) -> anyhow::Error {
+    match error {
+        kube::Error::Api(status) => anyhow::Error::msg(status.message),
+        other => other.into(),
     }
 }
 

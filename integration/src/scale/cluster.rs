@@ -90,6 +90,12 @@ pub fn clean_up(kubeconfig: &Path, namespace: &str) -> Result<Removed> {
 fn refuse_what_could_hurt(plan: &ClusterPlan, connection: &Connection) -> Result<()> {
     if let Some(found) = connection.get(&format!("/api/v1/namespaces/{}", plan.namespace))? {
         if found["metadata"]["labels"][LABEL] == LABEL_VALUE {
+            if !found["metadata"]["deletionTimestamp"].is_null() {
+                bail!(
+                    "namespace {} of an earlier comparison is still being removed by the cluster: wait, or name another one with --namespace",
+                    plan.namespace
+                );
+            }
             bail!(
                 "namespace {} is left from an earlier comparison: run `scale cleanup` first",
                 plan.namespace

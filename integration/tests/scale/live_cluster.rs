@@ -172,4 +172,13 @@ fn what_could_hurt_is_refused_unless_told() {
     let (done, text) = cluster.say(&mut cluster.command("1"));
     assert!(!done && text.contains("not of this program's making"), "{text}");
     assert_eq!(cluster.left(), [0, 0, 1]);
+    // Of this program's making, but a cleanup cannot hasten what the cluster is about.
+    let leaving = json!({"name": "switchyard-scale", "deletionTimestamp": "2026-01-01T00:00:00Z",
+        "finalizers": ["kubernetes"], "labels": {"app.kubernetes.io/managed-by": "switchyard-scale"}});
+    cluster
+        .api
+        .load([json!({"apiVersion": "v1", "kind": "Namespace", "metadata": leaving})])
+        .expect("a namespace");
+    let (done, text) = cluster.say(&mut cluster.command("1"));
+    assert!(!done && text.contains("still being removed by the cluster"), "{text}");
 }
