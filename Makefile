@@ -1,6 +1,6 @@
 # The two commands of the README, and the smaller steps they are made of.
 
-.PHONY: all demo test lint build bench bench-quick bench-build image image-test clean
+.PHONY: all demo test lint build bench bench-quick bench-docs bench-build image image-test clean
 
 all: build
 
@@ -44,17 +44,37 @@ image-test:
 	cargo build --locked -p kube-proxy -p integration --bin kube-proxy --bin apiserver
 	deploy/image-test
 
-# How the modes scale, in under five minutes on two cores; another kube-proxy takes part with PEER=path PEER_MODES=nftables,iptables.
-BENCH = target/release/scale run --vm-run integration/vm/vm-run --vm-repetitions 1 --out target/bench \
-	$(if $(PEER),--kube-proxy target/release/kube-proxy --peer $(PEER) --peer-mode $(or $(PEER_MODES),nftables))
+# How the modes scale; another kube-proxy takes part with PEER=path, and KUBEBUILDER_ASSETS=folder has a real API server serve it.
+SCALE = target/release/scale
+BENCH = $(SCALE) run --kube-proxy target/release/kube-proxy
+PEER_IN = $(if $(PEER),--peer $(PEER) --peer-mode $(1))
+COMMA = ,
+IN_VM = --vm-run integration/vm/vm-run
 
 bench-build:
 	@tools/setup test
 	cargo build --release --locked -p kube-proxy -p integration --bin kube-proxy --bin scale
 
+# In under five minutes on two cores.
 bench-quick: bench-build
-	$(BENCH) --workloads 100x10,1000x10 --changes 30 --changes-seconds 5 --churn 100 --churn-seconds 2 --first-packets 100 --connections-seconds 1 --limit 60
+	$(BENCH) $(call PEER_IN,$(or $(PEER_MODES),nftables)) $(IN_VM) --repetitions 3 --vm-repetitions 1 --workloads 100x10,1000x10 \
+	    --changes 30 --changes-seconds 3 --churn 100 --churn-seconds 2 --first-packets 100 --connections-seconds 1 --limit 60 \
+	    --out target/bench-quick
 
-# The figures of docs/benchmarks.md, without those of the VM; takes the better part of an hour.
+# All figures of docs/benchmarks.md, some 25 minutes on four idle cores; `make bench-docs` then writes them there.
 bench: bench-build
-	$(BENCH) --modes nftables,iptables --workloads 100x10,1000x10,10kx10 --repetitions 5 --churn 10,100,1000 --limit 300
+	$(BENCH) $(call PEER_IN,nftables$(COMMA)iptables) --modes nftables,iptables --workloads 1000x10 --repetitions 3 \
+	    --changes 60 --changes-seconds 6 --churn 1,10,100,1000 --churn-seconds 3 --connections-seconds 1 --out target/bench/1000
+	$(BENCH) $(call PEER_IN,nftables) --modes nftables,iptables --workloads 10kx10 --repetitions 3 \
+	    --changes 40 --changes-seconds 6 --churn 100 --churn-seconds 5 --connections-seconds 1 --out target/bench/10k
+	$(BENCH) --api-server embedded --modes nftables --repetitions 3 --changes 40 --changes-seconds 4 --churn 100 --churn-seconds 3 \
+	    --workloads issue-139513,issue-135639,k8s-blog-5k,k8s-blog-30k,one-big-service,rolling-update,mixed \
+	    --first-packets 200 --connections-seconds 1 --out target/bench/named
+	$(BENCH) --modes nftables,ipvs,iptables $(IN_VM) --vm both --vm-only --workloads 100x10 --repetitions 3 \
+	    --changes 20 --changes-seconds 5 --churn 10 --churn-seconds 3 --first-packets 50 --connections-seconds 1 --out target/bench/vm
+	$(SCALE) report $(BENCH_RESULTS) --out target/bench
+
+BENCH_RESULTS = $(patsubst %,target/bench/%/results.json,1000 10k named vm/uml vm/qemu)
+
+bench-docs:
+	$(SCALE) report $(BENCH_RESULTS) --out target/bench --docs .

@@ -106,8 +106,11 @@ struct GuestArguments {
     #[arg(long, value_name = "PATH")]
     vm_run: Option<PathBuf>,
     /// Kinds of VM: uml, qemu, or both; ratios between backends are given only when both were run.
-    #[arg(long, value_delimiter = ',', default_value = "uml")]
+    #[arg(long, value_delimiter = ',', default_value = "uml", value_parser = ["uml", "qemu", "both"])]
     vm: Vec<String>,
+    /// Leave out the modes outside the VM.
+    #[arg(long)]
+    vm_only: bool,
     #[arg(long, default_value_t = 2)]
     vm_cpus: usize,
     /// How often everything is repeated in the VM; as often as outside unless given.
@@ -220,7 +223,7 @@ fn run(arguments: &RunArguments) -> Result<()> {
         arguments.guest.vm_run()?;
         here.contenders.retain(|one| one.mode != Mode::Ipvs);
     }
-    if !here.contenders.is_empty() {
+    if !here.contenders.is_empty() && !(elsewhere && arguments.guest.vm_only) {
         let command = std::env::args().skip(1).collect();
         if let (true, Some(repetitions)) = (inside, arguments.guest.vm_repetitions) {
             here.repetitions = repetitions.max(1);
@@ -239,11 +242,11 @@ fn run_in_guests(arguments: &RunArguments) -> Result<Vec<Results>> {
     fs::create_dir_all(&arguments.out).with_context(|| format!("creating {}", arguments.out.display()))?;
     let folder = fs::canonicalize(&arguments.out)?;
     let mut all = Vec::new();
-    for kind in &arguments.guest.vm {
+    for kind in arguments.guest.kinds() {
         let within = folder.join(kind);
         let guest = Guest {
             program: arguments.guest.vm_run()?.to_owned(),
-            kind: kind.clone(),
+            kind: kind.to_owned(),
             processors: arguments.guest.vm_cpus,
             memory: arguments.guest.vm_memory.clone(),
             timeout: arguments.guest.vm_timeout,
@@ -266,6 +269,11 @@ fn run_in_guests(arguments: &RunArguments) -> Result<Vec<Results>> {
 }
 
 impl GuestArguments {
+    fn kinds(&self) -> Vec<&str> {
+        let asked = |kind: &&str| self.vm.iter().any(|one| one == kind || one == "both");
+        ["uml", "qemu"].into_iter().filter(asked).collect()
+    }
+
     fn vm_run(&self) -> Result<&Path> {
         self.vm_run.as_deref().context(
             "this kernel has no IPVS: leave the mode out with --modes nftables,iptables, or name integration/vm/vm-run with --vm-run",

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::both_guests;
 use super::contender::{Contender, Mode};
 use super::panel::topics;
 use super::quantity::{show, show_summary};
@@ -59,7 +60,7 @@ const RATE_ROWS: &[(&str, &str)] = &[
 ];
 /// The row after which the rates stand.
 const BEFORE_RATES: &str = "one-change-commit-50";
-/// What the README shows of the first results.
+/// What the README shows.
 const SUMMARY: &[(&str, &str)] = &[
     ("first-sync-50", "start until every Service works"),
     ("restart-50", "restart over its own rules"),
@@ -67,7 +68,7 @@ const SUMMARY: &[(&str, &str)] = &[
     ("memory-50", "memory of the process"),
     ("mode-change-failed-50", "new connections that fail while the mode is changed, of a million"),
 ];
-/// Charts of the first results, and what the documents call them.
+/// Charts, and what the documents call them.
 const CHARTS: &[(&str, &str)] =
     &[("first-sync-50", "docs/first-sync.svg"), ("one-change-50", "docs/one-change.svg")];
 
@@ -75,14 +76,32 @@ const CHARTS: &[(&str, &str)] =
 pub fn write(root: &Path, all: &[Results]) -> Result<()> {
     let Some(first) = all.first() else { bail!("there are no results to write about") };
     replace(&root.join("docs/benchmarks.md"), &tables(all))?;
-    replace(&root.join("README.md"), &summary(first))?;
-    for panel in topics(first).iter().flat_map(|topic| &topic.panels) {
+    let beside = beside_others(all).unwrap_or_else(|| first.clone());
+    replace(&root.join("README.md"), &summary(&beside))?;
+    for panel in topics(&beside).iter().flat_map(|topic| &topic.panels) {
         let Some((_, file)) = CHARTS.iter().find(|(slug, _)| *slug == panel.slug()) else { continue };
         let path = root.join(file);
-        let chart = panel.chart(first).with_context(|| format!("nothing to draw for {file}"))?;
+        let chart = panel.chart(&beside).with_context(|| format!("nothing to draw for {file}"))?;
         fs::write(&path, chart).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
+}
+
+/// All results with another binary, outside a VM, as one: sizes that took different binaries stand in one chart.
+fn beside_others(all: &[Results]) -> Option<Results> {
+    let asked = |one: &&Results| one.machine.guest.is_none() && one.contenders.iter().any(|one| one.peer);
+    let mut found = all.iter().filter(asked);
+    let mut merged = found.next()?.clone();
+    for other in found {
+        for contender in &other.contenders {
+            if !merged.contenders.contains(contender) {
+                merged.contenders.push(contender.clone());
+            }
+        }
+        merged.workloads.extend(other.workloads.iter().cloned());
+        merged.samples.extend(other.samples.iter().cloned());
+    }
+    Some(merged)
 }
 
 fn replace(path: &Path, text: &str) -> Result<()> {
@@ -115,6 +134,9 @@ fn tables(all: &[Results]) -> String {
         for workload in &results.workloads {
             write_table(&mut out, results, all, workload);
         }
+    }
+    if let Some(text) = both_guests::markdown(all) {
+        let _ = writeln!(out, "### {}\n\n{text}", both_guests::TITLE);
     }
     out
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::axis::escape;
+use super::both_guests;
 use super::panel::{Panel, Topic, topics};
 use super::results::Results;
 use super::table::{cell, part, parts, preface};
@@ -47,8 +48,26 @@ pub fn page(all: &[Results]) -> String {
         }
         write_results(&mut out, results, all, index);
     }
+    write_both_guests(&mut out, all);
     out.push_str("</body>\n</html>\n");
     out
+}
+
+fn write_both_guests(out: &mut String, all: &[Results]) {
+    let rows = both_guests::rows(all);
+    if rows.is_empty() {
+        return;
+    }
+    let (title, how) = (both_guests::TITLE, both_guests::EXPLANATION);
+    let _ = writeln!(
+        out,
+        "<h2>{title}</h2>\n<p class=\"how\">{how}</p>\n<table>\n<tr><th></th><th>uml</th><th>qemu</th></tr>"
+    );
+    for row in rows {
+        let label = escape(&row.label);
+        let _ = writeln!(out, "<tr><th>{label}</th><td>{}</td><td>{}</td></tr>", row.uml, row.qemu);
+    }
+    out.push_str("</table>\n");
 }
 
 fn write_results(out: &mut String, results: &Results, all: &[Results], index: usize) {

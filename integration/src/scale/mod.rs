@@ -7,6 +7,7 @@
 
 mod answering;
 mod axis;
+mod both_guests;
 mod census;
 mod changes;
 mod chart;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::both_guests;
 use super::panel::{Panel, topics};
 use super::quantity::{show, show_summary};
 use super::question::Question;
@@ -34,6 +35,9 @@ pub fn markdown(all: &[Results]) -> String {
             }
         }
     }
+    if let Some(text) = both_guests::markdown(all) {
+        let _ = writeln!(out, "## {}\n\n{text}", both_guests::TITLE);
+    }
     out
 }
 
@@ -56,8 +60,14 @@ fn write_panel(out: &mut String, panel: &Panel, results: &Results, all: &[Result
 /// The first line of a report that holds several comparisons.
 pub(crate) fn parts(all: &[Results]) -> String {
     let parts: Vec<String> = all.iter().enumerate().map(|(index, results)| part(index, results)).collect();
+    let guests: Vec<&str> = all.iter().filter_map(|one| one.machine.guest.as_deref()).collect();
+    let vm = if guests.is_empty() {
+        String::new()
+    } else {
+        format!("IPVS ran inside a virtual machine ({}). ", guests.join(", "))
+    };
     format!(
-        "This report has {} parts, whose figures must not be compared with each other: {}.",
+        "{vm}This report has {} parts, whose figures must not be compared with each other: {}.",
         all.len(),
         parts.join("; ")
     )
@@ -124,8 +134,14 @@ pub(crate) fn setting(results: &Results, all: &[Results]) -> Vec<String> {
         versions.join("; ")
     ));
     lines.extend(results.server.iter().map(|server| format!("API server: {server}.")));
-    lines.push(format!("Command: `scale {}`", results.command.join(" ")));
+    let command: Vec<&str> = results.command.iter().map(|word| without_folder(word)).collect();
+    lines.push(format!("Command: `scale {}`", command.join(" ")));
     lines
+}
+
+/// Where a program lies on somebody's machine is nobody else's business.
+fn without_folder(word: &str) -> &str {
+    if word.starts_with('/') { word.rsplit('/').next().unwrap_or(word) } else { word }
 }
 
 /// A VM distorts each backend in its own way; two kinds of VM at least show how far.
@@ -241,7 +257,10 @@ mod tests {
 
     #[test]
     fn clear_results_are_compared() {
-        let text = markdown(&[results(None, &[("fast", &[1.0, 1.1, 1.2]), ("slow", &[20.0, 22.0, 25.0])])]);
+        let mut all = [results(None, &[("fast", &[1.0, 1.1, 1.2]), ("slow", &[20.0, 22.0, 25.0])])];
+        all[0].command = ["run", "--peer", "/home/me/kube-proxy"].map(str::to_owned).to_vec();
+        let text = markdown(&all);
+        assert!(text.contains("`scale run --peer kube-proxy`"), "{text}");
         assert!(text.contains("| 10x1 | 1.10 s (1.00–1.20 s) | 22.0 s (20.0–25.0 s) |"), "{text}");
         assert!(text.contains("slow is 20.0 × fast"), "{text}");
     }
@@ -259,6 +278,10 @@ mod tests {
         let one = markdown(&[results(Some("uml"), runs)]);
         assert!(one.lines().next().is_some_and(|line| line.contains("virtual machine (uml)")), "{one}");
         assert!(!one.contains('×'), "{one}");
+        let beside = markdown(&[results(None, runs), results(Some("uml"), runs)]);
+        let first = beside.lines().next().unwrap_or_default();
+        assert!(first.starts_with("IPVS ran inside a virtual machine (uml)."), "{beside}");
+        assert_eq!(beside.matches("slow is 22.0 × fast").count(), 1, "outside the VM alone: {beside}");
         let both = markdown(&[results(Some("uml"), runs), results(Some("qemu"), runs)]);
         assert!(both.contains("slow is 22.0 × fast"), "{both}");
     }
