@@ -107,6 +107,12 @@ fn changes() {
         }
         println!("one endpoint changed at {services} services: {}", spread(&mut times));
         checks(&mut proxy, services);
+        if services == 100 {
+            println!("beside 10,000 chains of others:");
+            crowd(true);
+            checks(&mut proxy, services);
+            crowd(false);
+        }
         backend_nft::cleanup(Family::V4).expect("the table is there");
     }
 }
@@ -130,6 +136,22 @@ fn checks(proxy: &mut Proxy, services: usize) {
         spread(&mut idle),
         spread(&mut disturbed)
     );
+}
+
+/// Somebody who has very many chains of their own.
+fn crowd(there: bool) {
+    let mut socket = Socket::open(netlink::Protocol::Netfilter).expect("a socket can be opened");
+    let mut batch = nft_netlink::Batch::new();
+    let table = Table::new(nft_netlink::Family::Ip, "crowd");
+    if there {
+        batch.add_table(table, None);
+        for number in 0..10_000 {
+            batch.add_chain(table, &nft_netlink::Chain::regular(&format!("chain-{number}")));
+        }
+    } else {
+        batch.delete_table(table);
+    }
+    batch.commit(&mut socket).expect("the kernel accepts it");
 }
 
 fn somebody_commits() {

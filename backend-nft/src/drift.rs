@@ -145,31 +145,25 @@ impl Drift {
         Ok(self.elements_stand())
     }
 
-    // Where others commit all the time, a list may lack some of what is there. So what a list says is wrong is asked for
-    // by its name before it counts as damage.
-
+    /// Chains are asked for by name: a list would be of all tables, and there are nodes with tens of thousands.
     fn chains_stand(&self, socket: &mut Socket) -> Result<bool, netlink::Error> {
         let table = table(self.family);
         let tables = list::tables(socket, table.family)?;
         if !tables.iter().any(|found| *found.name == *table.name && !found.dormant) {
             return Ok(false);
         }
-        let chains = list::chains(socket, table)?;
-        let found: HashMap<&str, &list::FoundChain> =
-            chains.iter().map(|chain| (&*chain.name, chain)).collect();
-        for (name, uses) in self.census.uses() {
-            let stands = |chain: &list::FoundChain| {
+        let (names, uses): (Vec<&str>, Vec<u32>) = self.census.uses().into_iter().unzip();
+        let found = list::chains_named(socket, table, &names)?;
+        Ok(names.iter().zip(uses).zip(&found).all(|((name, uses), chain)| {
+            chain.as_ref().is_some_and(|chain| {
                 let hooked = Place::base(name).is_none_or(|base| hook_of(chain) == Some(base.hook()));
                 chain.uses == uses && hooked
-            };
-            if !found.get(name).is_some_and(|chain| stands(chain))
-                && !list::chain(socket, table, name)?.as_ref().is_some_and(stands)
-            {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+            })
+        }))
     }
+
+    // Where others commit all the time, a list may lack some of what is there. So what a list says is wrong is asked for
+    // by its name before it counts as damage.
 
     fn rules_stand(&self, socket: &mut Socket) -> Result<bool, netlink::Error> {
         let none = Vec::new();

@@ -169,8 +169,7 @@ fn networks_side_by_side_and_at_the_end_of_all_addresses_are_counted_right() {
 #[test]
 fn beside_somebody_who_commits_all_the_time_nothing_seems_damaged_and_damage_is_noticed() {
     enter_node();
-    // A list of chains takes several datagrams, and begins with those that come and go. Somewhere here one of the
-    // datagrams ends among our chains, so that some of them are left out when others before them go.
+    // Lists take several datagrams, and begin with what comes and goes: what stands behind it may be left out.
     for others in (200..440).step_by(40) {
         run("nft flush ruleset");
         let chains: String =

@@ -263,6 +263,51 @@ impl Socket {
         }
     }
 
+    /// Sends many requests and hands the one answer of each to `each`, by its place: a message, or why it was refused. They
+    /// go out some at a time, so that their answers fit into the smallest receive buffer.
+    pub fn ask_each(
+        &mut self,
+        kind: u16,
+        count: usize,
+        mut fill: impl FnMut(usize, &mut Writer),
+        mut each: impl FnMut(usize, Result<&Message<'_>, Failure>),
+    ) -> Result<(), Error> {
+        const AT_ONCE: usize = 64;
+        for begin in (0..count).step_by(AT_ONCE) {
+            let end = count.min(begin + AT_ONCE);
+            let first = self.reserve((end - begin) as u32);
+            let mut writer = Writer::with_capacity(64 * (end - begin));
+            for (sequence, at) in (begin..end).enumerate() {
+                let start = writer.begin_message(kind, 0);
+                let offset = start.offset();
+                fill(at, &mut writer);
+                writer.pad();
+                writer.end_message(start);
+                writer.number_message(offset, first.wrapping_add(sequence as u32));
+            }
+            if writer.overflowed() {
+                return Err(Error::TooLong);
+            }
+            self.send(&[writer.as_bytes()])?;
+            let mut answered = vec![false; end - begin];
+            while answered.contains(&false) {
+                for message in self.receive()? {
+                    let index = message.sequence.wrapping_sub(first) as usize;
+                    let Some(known) = answered.get_mut(index) else { continue };
+                    if std::mem::replace(known, true) {
+                        continue;
+                    }
+                    match message.answer() {
+                        Some(0) => return Err(Error::Malformed("an ACK in place of an answer")),
+                        Some(errno) => each(begin + index, Err(failure(&message, begin + index, errno))),
+                        None => each(begin + index, Ok(&message)),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Asks for a dump and hands each message of it to `each`, as they come.
     pub fn dump(
         &mut self,

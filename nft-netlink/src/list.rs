@@ -112,7 +112,7 @@ pub fn tables(socket: &mut Socket, family: Family) -> Result<Vec<FoundTable>, Er
 }
 
 /// The chains of a table; none if there is no such table. While others change chains all the time, some may be missing:
-/// ask for [`chain`] where that matters.
+/// ask for [`chain`] or [`chains_named`] where that matters.
 pub fn chains(socket: &mut Socket, of: Table<'_>) -> Result<Vec<FoundChain>, Error> {
     // The kernel cannot select chains by table.
     collect(
@@ -127,6 +127,32 @@ pub fn chains(socket: &mut Socket, of: Table<'_>) -> Result<Vec<FoundChain>, Err
 /// One chain of a table, at a cost that does not depend on how many others there are.
 pub fn chain(socket: &mut Socket, of: Table<'_>, name: &str) -> Result<Option<FoundChain>, Error> {
     one(socket, message::GET_CHAIN, of, (chain::TABLE, chain::NAME, name), FoundChain::decode)
+}
+
+/// These chains of a table, in their order; `None` for one that is not there. The cost depends on these alone, and each is
+/// seen whole, whatever others commit meanwhile.
+pub fn chains_named(
+    socket: &mut Socket,
+    of: Table<'_>,
+    names: &[&str],
+) -> Result<Vec<Option<FoundChain>>, Error> {
+    let mut found: Vec<Option<FoundChain>> = names.iter().map(|_| None).collect();
+    let mut refused = None;
+    socket.ask_each(
+        message_kind(message::GET_CHAIN),
+        names.len(),
+        |at, writer| {
+            header(writer, of.family);
+            writer.str(chain::TABLE, of.name);
+            writer.str(chain::NAME, names[at]);
+        },
+        |at, answer| match answer {
+            Ok(message) => found[at] = FoundChain::decode(message),
+            Err(failure) if failure.errno == ENOENT => {}
+            Err(failure) => refused = Some(failure),
+        },
+    )?;
+    refused.map_or(Ok(found), |failure| Err(Error::Refused(failure)))
 }
 
 /// One set of a table, at a cost that does not depend on how many others there are.

@@ -435,6 +435,12 @@ fn what_somebody_else_did_to_a_table_shows_in_counts_rules_and_the_generation() 
     let chain = list::chain(&mut socket, TABLE, "c").expect("answered").expect("it is there");
     assert_eq!((&*chain.name, chain.uses, chain.hook), ("c", 2, None));
     assert_eq!(list::chain(&mut socket, TABLE, "d").expect("answered"), None);
+    // More than go into one datagram.
+    let names: Vec<&str> = (0..200).map(|at| if at % 3 == 0 { "c" } else { "d" }).collect();
+    let found = list::chains_named(&mut socket, TABLE, &names).expect("answered");
+    assert_eq!(found.len(), 200);
+    assert!(found.iter().enumerate().all(|(at, found)| found.is_some() == (at % 3 == 0)));
+    assert!(found.iter().flatten().all(|found| *found == chain));
 
     let handle = first.handle.to_string();
     nft(&["replace", "rule", "ip", "t", "c", "handle", &handle, "drop"]);
