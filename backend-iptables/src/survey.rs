@@ -13,6 +13,9 @@ use crate::{
     chains::{Jump, ServiceChain, Table},
 };
 
+/// A rule's table, chain, and words in order of the alphabet.
+type JumpRule = (Table, Box<str>, Vec<Box<str>>);
+
 /// The kernel's tables as far as they concern us, and the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
@@ -20,9 +23,8 @@ pub struct Found {
     service_chains: HashMap<ServiceChain, u64>,
     /// All other chains whose name begins with `KUBE-`.
     other_chains: HashMap<(Table, Box<str>), u64>,
-    /// How often there is each rule of the kernel's own chains that leads to a chain whose name begins with `KUBE-`: chain
-    /// and sorted words.
-    jumps: HashMap<(Table, Box<str>, Vec<Box<str>>), usize>,
+    /// How often there is each rule of the kernel's own chains that leads to a chain whose name begins with `KUBE-`.
+    jumps: HashMap<JumpRule, usize>,
     pub host: Host,
 }
 

@@ -33,7 +33,8 @@ pub(super) fn from_environment(
 /// Whether the server is spoken to without a proxy: it is this machine, or the list of exceptions names it.
 fn is_direct(server: &Uri, exceptions: &str) -> bool {
     let host = server.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_lowercase();
-    let port = server.port_u16().unwrap_or(if server.scheme_str() == Some("https") { 443 } else { 80 });
+    let usual = if server.scheme_str() == Some("https") { 443 } else { 80 };
+    let port = server.port_u16().unwrap_or(usual);
     let ip: Option<IpAddr> = host.parse().ok();
     host == "localhost"
         || ip.is_some_and(|ip| ip.is_loopback())

@@ -80,7 +80,7 @@ impl FlagValue for f32 {
     }
 
     fn set(&mut self, text: &str, _: bool) -> Result<(), String> {
-        let number = text.parse().ok().filter(|number: &f32| number.is_finite());
+        let number = text.parse().ok().filter(|number: &Self| number.is_finite());
         *self = number.ok_or_else(|| format!("{text:?} is not a number"))?;
         Ok(())
     }
