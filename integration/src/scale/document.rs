@@ -10,7 +10,7 @@ use super::both_guests;
 use super::contender::{Contender, Mode};
 use super::panel::topics;
 use super::quantity::{show, show_summary};
-use super::question::{Question, RATES, questions};
+use super::question::{Question, RATES, Unit, questions};
 use super::recorder::FLOORS;
 use super::results::{Results, WorkloadFacts};
 use super::table::{ratio_to_first, setting};
@@ -147,8 +147,8 @@ fn write_table(out: &mut String, results: &Results, all: &[Results], workload: &
         out,
         "| {}: {} Services, {} endpoints |{}",
         workload.name,
-        workload.services,
-        workload.endpoints,
+        show(workload.services as f64, Unit::Count),
+        show(workload.endpoints as f64, Unit::Count),
         names.iter().map(|name| format!(" {name} |")).collect::<String>()
     );
     let _ = writeln!(out, "|---|{}", "---|".repeat(names.len()));
