@@ -242,19 +242,17 @@ pub(crate) fn synced(sample: SyncSample, unix_now: f64) {
 
 /// The first lists are there, after so long a wait for them and so long a time to decode them.
 pub(crate) fn first_lists(waiting: Duration, decoding: Duration) {
-    first_sync_phase("list").set(waiting.as_secs_f64());
-    first_sync_phase("decode").set(decoding.as_secs_f64());
-}
-
-/// A family's first sync ended, or a try at it.
-pub(crate) fn first_sync(phases: Phases) {
-    for (phase, took) in [("plan", phases.plan), ("encode", phases.encode), ("kernel", phases.kernel)] {
-        first_sync_phase(phase).increment(took.as_secs_f64());
+    for (phase, took) in [("list", waiting), ("decode", decoding)] {
+        metrics::gauge!("switchyard_first_sync_seconds", "phase" => phase).set(took.as_secs_f64());
     }
 }
 
-fn first_sync_phase(phase: &'static str) -> metrics::Gauge {
-    metrics::gauge!("switchyard_first_sync_seconds", "phase" => phase)
+/// A family's first sync ended, or a try at it.
+pub(crate) fn first_sync(family: Family, phases: Phases) {
+    for (phase, took) in [("plan", phases.plan), ("encode", phases.encode), ("kernel", phases.kernel)] {
+        metrics::gauge!("switchyard_first_sync_seconds", "phase" => phase, "ip_family" => label(family))
+            .increment(took.as_secs_f64());
+    }
 }
 
 /// A change came that the family's kernel state has to follow.

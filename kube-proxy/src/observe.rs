@@ -174,7 +174,7 @@ where
         self.tell(&report, took);
         self.measure(&report, took);
         if !self.synced.contains(&report.family) {
-            metrics::first_sync(report.phases);
+            metrics::first_sync(report.family, report.phases);
         }
         if report.error.is_some() {
             return;

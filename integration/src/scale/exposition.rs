@@ -34,14 +34,16 @@ impl Snapshot {
         snapshot
     }
 
-    /// The values of a metric by its one label.
-    pub(crate) fn by_label(text: &str, name: &str) -> Vec<(String, f64)> {
+    /// The values of a metric by one of its labels, without those of IPv6.
+    pub(crate) fn of_ipv4(text: &str, name: &str, label: &str) -> Vec<(String, f64)> {
         let lines = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{'));
+        let lines = lines.filter(|line| !line.contains("ip_family=\"IPv6\""));
+        let key = format!("{label}=\"");
         lines
             .filter_map(|line| {
-                let (label, value) = line.rsplit_once("} ")?;
-                let (_, label) = label.trim_end_matches('"').split_once("=\"")?;
-                Some((label.to_owned(), value.parse().ok()?))
+                let (labels, value) = line.rsplit_once("} ")?;
+                let (_, rest) = labels.split_once(&*key)?;
+                Some((rest.split('"').next()?.to_owned(), value.parse().ok()?))
             })
             .collect()
     }
@@ -110,10 +112,11 @@ mod tests {
     }
 
     #[test]
-    fn values_are_told_apart_by_their_label() {
-        let text =
-            "# TYPE m gauge\nm{phase=\"list\"} 0.5\nm{phase=\"plan\"} 2e-3\nm_other{phase=\"x\"} 1\nm 7\n";
-        assert_eq!(Snapshot::by_label(text, "m"), [("list".to_owned(), 0.5), ("plan".to_owned(), 0.002)]);
+    fn values_are_told_apart_by_their_label_and_those_of_ipv6_left_out() {
+        let text = "# TYPE m gauge\nm{phase=\"list\"} 0.5\nm{phase=\"plan\",ip_family=\"IPv4\"} 2e-3\n\
+                    m{phase=\"plan\",ip_family=\"IPv6\"} 9\nm_other{phase=\"x\"} 1\nm 7\n";
+        let found = Snapshot::of_ipv4(text, "m", "phase");
+        assert_eq!(found, [("list".to_owned(), 0.5), ("plan".to_owned(), 0.002)]);
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl Run<'_> {
         if let Ok(text) = site.node.run(|| fetch(METRICS))? {
             let own_account = Snapshot::parse(&text).value("kubeproxy_sync_proxy_rules_duration_seconds_sum");
             recorder.note("first-sync-in-syncs", own_account.into_iter().collect());
-            let phases = Snapshot::by_label(&text, "switchyard_first_sync_seconds");
+            let phases = Snapshot::of_ipv4(&text, "switchyard_first_sync_seconds", "phase");
             recorder.note_phases(&phases, elapsed.as_secs_f64());
         }
 

@@ -275,7 +275,8 @@ fn a_first_sync_that_waits_for_the_api_server_says_so_and_tells_all_its_phases()
         rig.start_and_settle();
         let text = rig.get(METRICS, "/metrics").expect("an answer").body;
         let phase = |name: &str| -> f64 {
-            let series = format!("switchyard_first_sync_seconds{{phase=\"{name}\"}} ");
+            let family = if ["list", "decode"].contains(&name) { "" } else { ",ip_family=\"IPv4\"" };
+            let series = format!("switchyard_first_sync_seconds{{phase=\"{name}\"{family}}} ");
             let value = text.lines().find_map(|line| line.strip_prefix(&*series));
             value.unwrap_or_else(|| panic!("{mode}: {name} is not told")).parse().expect("a number")
         };

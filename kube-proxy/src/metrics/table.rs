@@ -122,7 +122,7 @@ pub(super) const TABLE: &[Metric] = &[
     metric("switchyard_build_info", Gauge, &["version"], ALL, "A constant 1, labeled by the release of Switchyard"),
     metric("switchyard_service_ports", Gauge, FAMILY, ALL, "Service ports that are installed in the kernel"),
     metric("switchyard_change_to_kernel_seconds", Kind::Histogram(Buckets::Fine), FAMILY, ALL, "Time from the arrival of the oldest change of a sync until it was in the kernel"),
-    metric("switchyard_first_sync_seconds", Gauge, &["phase"], ALL, "Where the time of the first sync went: list, decode, plan, encode or kernel"),
+    metric("switchyard_first_sync_seconds", Gauge, &["phase", "ip_family"], ALL, "Where the time of the first sync went: list, decode, plan, encode or kernel"),
     metric("switchyard_sync_failures_total", Counter, FAMILY, ALL, "Syncs that failed as a whole and are tried again"),
     metric("switchyard_set_aside_service_ports", Gauge, FAMILY, ALL, "Service ports that the kernel refused and that keep their last good state"),
     metric("switchyard_address_conflicts", Gauge, FAMILY, ALL, "Addresses and ports claimed by more than one Service"),

@@ -71,8 +71,8 @@ pub(crate) fn recorded(work: impl FnOnce()) -> String {
 fn exercise(mode: Mode) {
     let second = Duration::from_secs(1);
     first_lists(second, second);
-    first_sync(Phases { plan: second, encode: second, kernel: second });
     for family in Family::BOTH {
+        first_sync(family, Phases { plan: second, encode: second, kernel: second });
         for (full, succeeded) in [(true, true), (false, true), (false, false)] {
             synced(
                 SyncSample { family, mode, full, succeeded, took: second, since_change: Some(second) },

@@ -22,7 +22,7 @@ pub(crate) const STACKS: &[(&str, Stack)] = &[
         Stack {
             slug: "first-sync-phases",
             title: "First sync: where does the time go?",
-            how: "The process's own account (switchyard_first_sync_seconds), taken off the time until every Service works: waiting for the API server's lists and decoding them (of Services or EndpointSlices, whichever took longer), planning, encoding for the kernel, waiting for the kernel or for iptables-restore. The rest is starting, taking in what was decoded, and waiting for a CPU. kube-proxy keeps no such account.",
+            how: "The process's own account (switchyard_first_sync_seconds) of the time until every Service works: waiting for the API server's lists and decoding them (of Services or EndpointSlices, whichever took longer), planning, encoding for the kernel, waiting for the kernel or for iptables-restore. The rest is starting, reading the Node, taking in what was decoded, and waiting for a CPU. kube-proxy keeps no such account.",
             layers: &[
                 layer("first-sync-list", "list"),
                 layer("first-sync-decode", "decode"),
