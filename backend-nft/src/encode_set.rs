@@ -27,7 +27,7 @@ pub(crate) fn fields(set: Set, v4: bool) -> (Vec<Field>, Option<Vec<Field>>) {
         }
         Set::ClusterIps | Set::ServiceCidrs | Set::NodeAddrs => (vec![address], None),
         Set::RefuseVips | Set::DropVips | Set::RestrictedVips => (vec![address, protocol, port], None),
-        Set::RefuseNodePorts | Set::DropNodePorts => (vec![protocol, port], None),
+        Set::RefuseNodePorts => (vec![protocol, port], None),
         Set::Hairpin => (vec![address, address, protocol, port], None),
         Set::EndpointSources => (vec![address, port], None),
         Set::AllowedSources => (vec![address, protocol, port, address], None),

@@ -26,7 +26,6 @@ pub(crate) enum Set {
     RefuseVips,
     DropVips,
     RefuseNodePorts,
-    DropNodePorts,
     Hairpin,
     EndpointSources,
     RestrictedVips,
@@ -44,7 +43,7 @@ pub(crate) enum Set {
 }
 
 impl Set {
-    pub(crate) const ALL: [Self; 25] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::Vips,
         Self::NodePorts,
         Self::Endpoints,
@@ -56,7 +55,6 @@ impl Set {
         Self::RefuseVips,
         Self::DropVips,
         Self::RefuseNodePorts,
-        Self::DropNodePorts,
         Self::Hairpin,
         Self::EndpointSources,
         Self::RestrictedVips,
@@ -100,7 +98,6 @@ impl Set {
             Self::RefuseVips => "refuse-vips",
             Self::DropVips => "drop-vips",
             Self::RefuseNodePorts => "refuse-nodeports",
-            Self::DropNodePorts => "drop-nodeports",
             Self::Hairpin => "hairpin",
             Self::EndpointSources => "endpoint-sources",
             Self::RestrictedVips => "restricted-vips",

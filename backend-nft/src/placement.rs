@@ -147,10 +147,8 @@ fn derived_from_frontend(
     let way = way(route, frontend);
     match way {
         Way::Reject => elements.push(Element::member(refuse, key)),
-        Way::Drop => {
-            let set = if by_address { Set::DropVips } else { Set::DropNodePorts };
-            elements.push(Element::member(set, key));
-        }
+        // A cluster IP under internal policy Local: nothing else is dropped for want of endpoints.
+        Way::Drop => elements.push(Element::member(Set::DropVips, key)),
         Way::To(_) | Way::ExternalLocal { .. } => {
             if way == (Way::ExternalLocal { refuse: true }) {
                 // Only this node and its pods get there untranslated.

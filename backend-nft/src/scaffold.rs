@@ -198,33 +198,17 @@ impl Scaffold<'_> {
 
     fn input(&self) -> Vec<Vec<Statement>> {
         let refuse = Statement::Goto(self.chain(Place::Refuse));
-        let to_node_port = |set, verdict| {
-            let mut rule = vec![Statement::In { key: node_port(), set: self.set(set), not: false }];
-            rule.extend(self.node_port_match());
-            rule.push(verdict);
-            rule
-        };
+        let refused = || Statement::In { key: node_port(), set: self.set(Set::RefuseNodePorts), not: false };
+        let mut refuse_node_port = vec![refused()];
+        refuse_node_port.extend(self.node_port_match());
+        refuse_node_port.push(refuse.clone());
         let mut untranslated = self.node_port_match();
         untranslated.extend([self.look_up(node_port(), Set::NodePorts), Statement::Drop]);
         let mut rules = self.only_new();
-        rules.extend([
-            vec![Statement::Translated, Statement::Accept],
-            to_node_port(Set::RefuseNodePorts, refuse.clone()),
-            to_node_port(Set::DropNodePorts, Statement::Drop),
-        ]);
+        rules.extend([vec![Statement::Translated, Statement::Accept], refuse_node_port]);
         if self.environment.localhost_node_ports && self.is_v4() {
             let loopback = Statement::Destination { net: self.loopback(), not: false };
-            let key = node_port;
-            rules.push(vec![
-                loopback.clone(),
-                Statement::In { key: key(), set: self.set(Set::RefuseNodePorts), not: false },
-                refuse,
-            ]);
-            rules.push(vec![
-                loopback,
-                Statement::In { key: key(), set: self.set(Set::DropNodePorts), not: false },
-                Statement::Drop,
-            ]);
+            rules.push(vec![loopback, refused(), refuse]);
         }
         rules.extend([
             vec![Statement::Jump(self.chain(Place::NoEndpointsCheck))],

@@ -280,8 +280,7 @@ fn an_element_that_goes_and_a_set_that_is_emptied_are_noticed_in_every_set() {
     let mut proxy = Proxy::new(Family::V4);
     proxy.full(some_routes());
     let sets = filled_sets();
-    // All but clients, the addresses of NodePorts, which this environment does not list, and NodePorts that drop, which
-    // no policy leads to; but two of allowed sources.
+    // All but clients, and the addresses of NodePorts, which this environment does not list; but two of allowed sources.
     assert_eq!(sets.len(), 23, "{sets:?}");
     for at in 0..sets.len() {
         for emptied in [false, true] {
