@@ -71,8 +71,10 @@ impl Drift {
 
     /// Forgets what was written: all of it is about to be written again.
     pub(crate) fn forget(&mut self) {
-        let own = self.watch.own();
-        *self = Self { read_after: self.read_after, ..Self::new(self.family, own) };
+        let new = Self::new(self.family, self.watch.own());
+        // A reading that is under way goes on, so that there is never more than one; what it finds is out of date.
+        let (reading, writes) = (self.reading.take(), self.writes + 1);
+        *self = Self { reading, writes, read_after: self.read_after, ..new };
     }
 
     /// Names of our chains that begin so.
