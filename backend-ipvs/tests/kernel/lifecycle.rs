@@ -1,17 +1,17 @@
 //! Endpoints that come and go, restarts, damage, and other proxies.
 
-use std::{collections::BTreeSet, net::TcpStream, time::Duration};
+use std::{collections::BTreeSet, net::TcpStream, sync::Arc, time::Duration};
 
 use backend_ipvs::{Binding, Settings, options};
 use ipvs_netlink::Scheduler;
 use proxy_core::{
     model::{Family, Protocol, TrafficPolicy},
-    route::Route,
+    route::{AllowedSources, Route},
 };
 use vm_test::{run, with_ipvs};
 
 use crate::{
-    driver::{Driver, exposed, route},
+    driver::{Driver, exposed, ip, route},
     rig::{self, CLIENT, NEIGHBOUR, NODE, POD, REMOTE, Reply, ask, connect, tcp, udp},
 };
 
@@ -217,10 +217,10 @@ fn no_connection_is_lost_during_restarts() {
             "lb",
             exposed(route(Protocol::Tcp, "10.96.0.2", &PODS), "198.51.100.1", TrafficPolicy::Local),
         );
-        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let clients = [VIP, "198.51.100.1:80"].map(|to| {
             let stop = stop.clone();
-            let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+            let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
             let counted = count.clone();
             let thread = std::thread::spawn(move || {
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
@@ -362,9 +362,18 @@ fn neither_our_own_changes_nor_those_of_others_are_damage() {
     with_ipvs(|| {
         let mut driver = start(&PODS);
         let (connection, _) = held(CLIENT);
-        let exposed =
-            || exposed(route(Protocol::Tcp, "10.96.0.2", &PODS), "198.51.100.1", TrafficPolicy::Local);
+        // An element of an interval set, one of a map, and some of each other kind.
+        let exposed = || {
+            let mut of =
+                exposed(route(Protocol::Tcp, "10.96.0.2", &PODS), "198.51.100.1", TrafficPolicy::Local);
+            let ranges = ["192.168.7.0/24", "203.0.113.0/25", "203.0.113.7/32", "10.0.0.0/8"];
+            let ranges = ranges.map(|range| range.parse().expect("a network")).into();
+            let sources = AllowedSources { ranges, own_vips: [ip("198.51.100.1")].into() };
+            of.frontends[1].sources = Some(Arc::new(sources));
+            of
+        };
         driver.set("lb", exposed());
+        run("nft add table ip another");
         assert!(driver.is_intact(), "added");
         driver.set("web", web(&PODS[1..]));
         assert!(driver.is_intact(), "an endpoint drains");
