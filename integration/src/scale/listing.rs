@@ -89,7 +89,7 @@ mod tests {
         let script = ["sh", "-c", "sleep 0.3; echo done"];
         let (text, seconds) = print(&site, &script, Duration::from_secs(5)).expect("it ends in time");
         assert_eq!(text, "done\n");
-        assert!((0.3..0.6).contains(&seconds), "{seconds} s, not 0.3");
+        assert!((0.3..1.0).contains(&seconds), "{seconds} s, not 0.3");
         let begun = Instant::now();
         assert_eq!(print(&site, &["sleep", "20"], Duration::from_secs(1)), None);
         assert!(begun.elapsed() < Duration::from_secs(5));

@@ -17,7 +17,7 @@ const HEIGHT: f64 = 170.0;
 /// Below a picture: rates, and what they are.
 const BOTTOM: f64 = 40.0;
 const LEGEND: f64 = 22.0;
-const LEGEND_COLUMN: f64 = 215.0;
+const LEGEND_COLUMNS: usize = 4;
 
 struct Curve {
     colour: &'static str,
@@ -45,13 +45,14 @@ pub(crate) fn svg(results: &Results, rate: &Rate, points: &[(u32, Question)]) ->
     if pictures.is_empty() {
         return None;
     }
-    let legend_rows = present.len().div_ceil((WIDTH / LEGEND_COLUMN) as usize);
+    let legend_rows = present.len().div_ceil(LEGEND_COLUMNS);
     let legend = legend_rows as f64 * LEGEND;
     let each = HEADING + HEIGHT + BOTTOM;
     let mut out = open_svg(rate.title, WIDTH, legend + pictures.len().div_ceil(2) as f64 * each);
     for (place, index) in present.iter().enumerate() {
-        let column = place % (WIDTH / LEGEND_COLUMN) as usize;
-        let (x, y) = (column as f64 * LEGEND_COLUMN + 10.0, (place / 4) as f64 * LEGEND + 12.0);
+        let (column, row) = (place % LEGEND_COLUMNS, place / LEGEND_COLUMNS);
+        let x = column as f64 * WIDTH / LEGEND_COLUMNS as f64 + 10.0;
+        let y = row as f64 * LEGEND + 12.0;
         out.push_str(&marker(*index, x, y, COLOURS[index % COLOURS.len()]));
         // Writing to a string does not fail.
         let _ = writeln!(

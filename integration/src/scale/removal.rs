@@ -125,6 +125,6 @@ mod tests {
         let removed = removed_under(false);
         assert_eq!((removed.broken, removed.flooded.failed), (0, 0));
         let Completion::After(took) = removed.completion else { panic!("{removed:?}") };
-        assert!(took >= DELAY && took < 2 * DELAY + Duration::from_millis(200), "{took:?}");
+        assert!(took >= DELAY && took < 5 * DELAY, "{took:?}");
     }
 }
