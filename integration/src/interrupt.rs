@@ -7,9 +7,9 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
+
+use crate::process_tree;
 
 /// From one look at a dying child to the next.
 const DYING: Duration = Duration::from_millis(20);
@@ -44,9 +44,7 @@ pub fn asked() -> bool {
 pub fn end_children_too() -> io::Result<()> {
     watch(|signal| {
         for child in CHILDREN.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            let Ok(child) = i32::try_from(*child) else { continue };
-            // It may have ended just now.
-            let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
+            process_tree::kill_all(*child);
         }
         for folder in FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             // What a dying child still holds open goes with it; a control group goes after its last process, and cannot

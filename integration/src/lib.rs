@@ -10,5 +10,6 @@ pub mod lab;
 pub mod manifest;
 pub mod network;
 pub mod oracle;
+mod process_tree;
 pub mod real_apiserver;
 pub mod scale;

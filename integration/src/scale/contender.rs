@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::interrupt;
+use crate::{interrupt, process_tree};
 
 use super::process_usage;
 use super::server::Server;
@@ -162,7 +162,9 @@ impl Running {
         let pid = Pid::from_raw(i32::try_from(self.id()).context("a process id")?);
         kill(pid, Signal::SIGTERM).context("ending the contender")?;
         let begun = Instant::now();
+        let mut started = process_tree::descendants(self.id());
         while self.child.try_wait()?.is_none() {
+            started.extend(process_tree::descendants(self.id()));
             if begun.elapsed() > patience {
                 self.child.kill()?;
                 self.child.wait()?;
@@ -170,6 +172,8 @@ impl Running {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
+        // A pod that ends leaves no process either.
+        process_tree::kill_orphans(&started);
         Ok(())
     }
 
@@ -189,8 +193,10 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         interrupt::forget(self.child.id());
-        // It may have ended long ago.
-        drop(self.child.kill());
+        // It may have ended long ago, and its number may be another's.
+        if let Ok(None) = self.child.try_wait() {
+            process_tree::kill_all(self.child.id());
+        }
         drop(self.child.wait());
     }
 }
