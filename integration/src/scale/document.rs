@@ -10,7 +10,7 @@ use super::both_guests;
 use super::contender::{Contender, Mode};
 use super::panel::topics;
 use super::quantity::{show, show_summary};
-use super::question::{Question, RATES, Unit, questions};
+use super::question::{Question, RATES, STACKS, Unit, questions};
 use super::recorder::FLOORS;
 use super::results::{Results, WorkloadFacts};
 use super::table::{ratio_to_first, setting};
@@ -23,6 +23,11 @@ const ROWS: &[(&str, &str)] = &[
     ("first-sync-50", "start until every Service works"),
     ("first-sync-user-50", "… CPU time in programs"),
     ("first-sync-system-50", "… CPU time in the kernel"),
+    ("first-sync-list-50", "… by its own account: waiting for lists"),
+    ("first-sync-decode-50", "… decoding them"),
+    ("first-sync-plan-50", "… planning"),
+    ("first-sync-encode-50", "… encoding"),
+    ("first-sync-kernel-50", "… waiting for the kernel or for iptables-restore"),
     ("restart-50", "restart over its own rules"),
     ("one-change-50", "one endpoint change reaches packets"),
     ("one-change-99", "… 99 % within"),
@@ -33,6 +38,7 @@ const ROWS: &[(&str, &str)] = &[
     ("memory-50", "memory of the process after the first sync"),
     ("memory-peak-100", "… and of its children, at most"),
     ("kernel-memory-50", "memory of the rules in the kernel"),
+    ("kernel-memory-machine-50", "memory of the whole machine that the rules' removal gives back"),
     ("objects-50", "objects in the kernel"),
     ("listing-50", "listing by the administrator's tool"),
     ("neighbour-50", "somebody else's nf_tables transaction"),
@@ -44,6 +50,7 @@ const ROWS: &[(&str, &str)] = &[
     ("connections-50", "new connections a second, one client"),
     ("removal-50", "endpoints end: new connections go elsewhere"),
     ("removal-broken-100", "… open connections broken, of 64"),
+    ("removal-failed-50", "… new connections that fail, of a million"),
     ("restart-broken-100", "restart: open connections broken, of 50"),
     ("restart-failed-50", "… new connections that fail, of a million"),
     ("mode-change-50", "change to this mode"),
@@ -186,7 +193,8 @@ fn rate_rows(results: &Results) -> Vec<(String, Question)> {
 }
 
 fn find(slug: &str) -> Option<Question> {
-    questions().find(|question| question.slug() == slug).cloned()
+    let layers = STACKS.iter().flat_map(|(_, stack)| stack.layers);
+    questions().chain(layers).find(|question| question.slug() == slug).cloned()
 }
 
 /// Median and spread, and what that is of the first contender's.
