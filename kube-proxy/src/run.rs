@@ -112,7 +112,7 @@ async fn start(
             "Can't determine this node's IP, assuming loopback; if this is incorrect, please set the --bind-address flag"
         );
     } else {
-        tracing::info!(nodeIPs = ?ips, "Successfully retrieved NodeIPs");
+        tracing::info!(NodeIPs = ?ips, "Successfully retrieved NodeIPs");
     }
     let pod_cidrs = match settings.detect_local {
         DetectLocal::NodeCidr => {

@@ -39,6 +39,8 @@ pub(crate) fn engine(
     fits: &dyn Fn(&[Family]) -> anyhow::Result<()>,
 ) -> anyhow::Result<EngineEnded> {
     let start = Start { environment, pace: pace(settings), inbox, observations, health, fits };
+    // By this line people and scripts tell the mode of a node.
+    tracing::info!("Using {} Proxier", settings.mode.as_str());
     match settings.mode {
         Mode::Nftables => {
             let commits = backend_nft::OwnCommits::default();

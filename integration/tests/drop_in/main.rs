@@ -29,6 +29,7 @@ fn it_runs_with_the_files_and_the_command_line_of_kubeadm() {
     // kubeadm's mode "" is iptables.
     let mode = rig.get(METRICS, "/proxyMode").expect("an answer");
     assert_eq!((mode.code, mode.body.as_str()), (200, "iptables"));
+    assert!(rig.log().contains("\"Using iptables Proxier\""), "{}", rig.log());
     let config = rig.get(METRICS, "/configz").expect("an answer");
     let config: Value = serde_json::from_str(&config.body).expect("JSON");
     let config = &config["kubeproxy.config.k8s.io"];
