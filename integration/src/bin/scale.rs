@@ -223,7 +223,8 @@ fn run(arguments: &RunArguments) -> Result<()> {
         arguments.guest.vm_run()?;
         here.contenders.retain(|one| one.mode != Mode::Ipvs);
     }
-    if !here.contenders.is_empty() && !(elsewhere && arguments.guest.vm_only) {
+    let left_out = elsewhere && arguments.guest.vm_only;
+    if !left_out && !here.contenders.is_empty() {
         let command = std::env::args().skip(1).collect();
         if let (true, Some(repetitions)) = (inside, arguments.guest.vm_repetitions) {
             here.repetitions = repetitions.max(1);
