@@ -19,6 +19,7 @@ use crate::{
     events::{Event, Events},
     http::health::HealthState,
     observe::Observations,
+    watch::chain,
     watched::Watched,
 };
 
@@ -91,8 +92,8 @@ fn open_families<P, X>(
         match open(family) {
             Ok((planner, executor)) => opened.push((family, planner, executor)),
             Err(error) => {
-                tracing::error!(%family, error = %format!("{error:#}"), "This family cannot be served");
-                failed = Some(error.context(format!("{family} cannot be served")));
+                tracing::error!(%family, error = chain(error.as_ref()), "This family cannot be served");
+                failed.get_or_insert_with(|| error.context(format!("{family} cannot be served")));
             }
         }
     }
