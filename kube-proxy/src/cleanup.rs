@@ -74,24 +74,33 @@ pub(crate) fn everything(excluded: &[IpNet]) -> anyhow::Result<()> {
 }
 
 /// Removes what other modes have left, on a thread of its own. Call it after the first successful sync and not before:
-/// until then these are the rules that Services work by.
-pub(crate) fn leftovers(mode: Mode, excluded: Vec<IpNet>) -> io::Result<()> {
+/// until then these are the rules that Services work by. `then` follows on that thread.
+pub(crate) fn leftovers(
+    mode: Mode,
+    excluded: Vec<IpNet>,
+    then: impl FnOnce() + Send + 'static,
+) -> io::Result<()> {
     let work = move || {
-        let mut parts = parts_foreign_to(Some(mode));
-        for attempt in 1..=TRIES {
-            let failures = remove(&parts, &excluded, IPVS_DRAIN);
-            for (part, error) in &failures {
-                tracing::warn!(%part, attempt, error, "Could not remove what another mode has left");
-            }
-            if failures.is_empty() {
-                tracing::debug!(mode = mode.as_str(), "Nothing of other modes is left");
-                return;
-            }
-            parts = failures.into_iter().map(|(part, _)| part).collect();
-            thread::sleep(PAUSE);
-        }
+        remove_leftovers(mode, &excluded);
+        then();
     };
     thread::Builder::new().name("cleanup".to_owned()).spawn(work).map(drop)
+}
+
+fn remove_leftovers(mode: Mode, excluded: &[IpNet]) {
+    let mut parts = parts_foreign_to(Some(mode));
+    for attempt in 1..=TRIES {
+        let failures = remove(&parts, excluded, IPVS_DRAIN);
+        for (part, error) in &failures {
+            tracing::warn!(%part, attempt, error, "Could not remove what another mode has left");
+        }
+        if failures.is_empty() {
+            tracing::debug!(mode = mode.as_str(), "Nothing of other modes is left");
+            return;
+        }
+        parts = failures.into_iter().map(|(part, _)| part).collect();
+        thread::sleep(PAUSE);
+    }
 }
 
 /// Returns the parts that could not be removed, and why.

@@ -10,6 +10,7 @@ mod events;
 mod feature_gates;
 mod first_sync;
 mod flags;
+mod forwarding;
 mod http;
 mod interfaces;
 mod ipvs;

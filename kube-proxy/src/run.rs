@@ -21,6 +21,7 @@ use crate::{
     events::{Event, Events},
     feature_gates::Feature,
     first_sync::FirstLists,
+    forwarding,
     http::{
         health::HealthState,
         healthz,
@@ -195,8 +196,14 @@ fn set_conntrack(settings: &Settings, events: &Events) {
 /// What other modes, or kube-proxy in another mode, have left: removed once ours is in force.
 fn remove_leftovers(settings: &Settings) -> AfterFirstSync {
     let (mode, excluded) = (settings.mode, settings.ipvs.exclude_cidrs.clone());
+    let period = settings.sync_period;
+    let then = move || {
+        if mode == Mode::Ipvs {
+            forwarding::keep_accepting(period);
+        }
+    };
     Box::new(move || {
-        if let Err(error) = cleanup::leftovers(mode, excluded) {
+        if let Err(error) = cleanup::leftovers(mode, excluded, then) {
             tracing::error!(%error, "What other modes have left cannot be removed");
         }
     })

@@ -3,12 +3,12 @@
 use std::process::Command;
 
 use integration::lab::{
-    Expect, Lab, Mode, Options, cluster_ip, load_balancer, node_address, seen_as_node, seen_as_sent, service,
-    slices,
+    Expect, Lab, Mode, Options, To, cluster_ip, load_balancer, node_address, seen_as_node, seen_as_sent,
+    service, slices,
 };
 use integration::network::Place::{Client, Node, PodA, PodB, PodC, PodD};
 use integration::network::Protocol::{Tcp, Udp};
-use integration::network::{BRIEF, Family, Outcome, Ping, Probe};
+use integration::network::{BRIEF, Family, Outcome, Ping, Place, Probe};
 use serde_json::json;
 
 crate::scenarios! {
@@ -18,7 +18,8 @@ crate::scenarios! {
         pings_are_answered_as_the_mode_does,
         strict_source_checks_are_no_obstacle,
         a_load_balancer_address_may_be_the_nodes_own,
-        the_node_may_have_the_load_balancers_address_bound;
+        the_node_may_have_the_load_balancers_address_bound,
+        a_firewall_that_forwards_nothing_lets_through_what_the_mode_accepts;
     Options {
         config: vec![("/iptables/masqueradeBit", json!(5)), ("/nftables", json!({"masqueradeBit": 5}))],
         ..Options::default()
@@ -85,7 +86,7 @@ fn masqueraded_connections_get_ports_by_chance(lab: &mut Lab) {
     }
 }
 
-fn to_protocol(to: integration::lab::To) -> integration::network::Protocol {
+fn to_protocol(to: To) -> integration::network::Protocol {
     if to.address(Family::V4).port() == 53 { Udp } else { Tcp }
 }
 
@@ -182,4 +183,46 @@ fn another_bit_masquerades_as_well(lab: &mut Lab) {
     }
     lab.expect(PodC, cluster_ip(1, Tcp, 80), &seen_as_sent(&[PodA, PodD]));
     lab.sweep();
+}
+
+fn a_firewall_that_forwards_nothing_lets_through_what_the_mode_accepts(lab: &mut Lab) {
+    web(lab);
+    lab.settle();
+    // In ipvs mode the rule follows the removal of what other modes have left.
+    let forwards = || {
+        let save = lab.network.namespace(Node).output(&mut Command::new("ip6tables-nft-save"));
+        String::from_utf8_lossy(&save.expect("iptables is installed").stdout).contains("KUBE-FORWARD")
+    };
+    if lab.mode() == Mode::Ipvs {
+        crate::eventually(forwards);
+    }
+    let programs = match lab.mode() {
+        Mode::IptablesLegacy => ["iptables-legacy", "ip6tables-legacy"],
+        Mode::IptablesNft | Mode::Nftables | Mode::Ipvs => ["iptables-nft", "ip6tables-nft"],
+    };
+    for program in programs {
+        let mut command = Command::new(program);
+        command.args(["-w", "-P", "FORWARD", "DROP"]);
+        lab.network.namespace(Node).output(&mut command).expect("a firewall of somebody else");
+    }
+    // The iptables mode accepts what it has marked, and answers; in ipvs mode answers are all that is forwarded. In
+    // nftables nobody can accept for another table.
+    let accepts = lab.mode() != Mode::Nftables;
+    for family in Family::BOTH {
+        for to in [node_address(0, Tcp, 30080), load_balancer(1, Udp, 53), cluster_ip(1, Tcp, 80)] {
+            let outcome = quickly(lab, Client, to, family);
+            assert_eq!(matches!(outcome, Outcome::Answered { .. }), accepts, "{family:?} {to:?}: {outcome}");
+            // What the node itself sends is not forwarded.
+            let outcome = quickly(lab, Node, to, family);
+            assert!(matches!(outcome, Outcome::Answered { .. }), "{family:?} {to:?}: {outcome}");
+        }
+        let unmarked = quickly(lab, PodC, cluster_ip(1, Tcp, 80), family);
+        let answered = matches!(unmarked, Outcome::Answered { .. });
+        assert_eq!(answered, lab.mode() == Mode::Ipvs, "{family:?}: {unmarked}");
+    }
+}
+
+fn quickly(lab: &Lab, from: Place, to: To, family: Family) -> Outcome {
+    let probe = Probe::new(to_protocol(to), to.address(family)).patience(BRIEF * 3);
+    lab.network.probe_one(from, probe).expect("sockets can be made")
 }
