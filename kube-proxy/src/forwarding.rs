@@ -47,7 +47,8 @@ fn accept_answers() -> io::Result<()> {
     };
     let mut first_failure = Ok(());
     for family in Family::BOTH {
-        first_failure = first_failure.and(accept_in(family, chosen));
+        let outcome = accept_in(family, chosen);
+        first_failure = first_failure.and(outcome);
     }
     first_failure
 }
