@@ -58,19 +58,22 @@ bench-build:
 # In under five minutes on two cores.
 bench-quick: bench-build
 	$(BENCH) $(call PEER_IN,$(or $(PEER_MODES),nftables)) $(IN_VM) --repetitions 3 --vm-repetitions 1 --workloads 100x10,1000x10 \
-	    --changes 30 --changes-seconds 3 --churn 100 --churn-seconds 2 --first-packets 100 --connections-seconds 1 --limit 60 \
+	    --changes 20 --changes-seconds 2 --churn 100 --churn-seconds 2 --first-packets 50 --connections-seconds 1 --limit 60 \
 	    --out target/bench-quick
 
-# All figures of docs/benchmarks.md, some 25 minutes on four idle cores; `make bench-docs` then writes them there.
+# All figures of docs/benchmarks.md, some 25 minutes on four idle cores with a peer, or a third of that and no
+# ratios with REPETITIONS=1; `make bench-docs` then writes them there.
+REPETITIONS = 3
+
 bench: bench-build
-	$(BENCH) $(call PEER_IN,nftables$(COMMA)iptables) --modes nftables,iptables --workloads 1000x10 --repetitions 3 \
+	$(BENCH) $(call PEER_IN,nftables$(COMMA)iptables) --modes nftables,iptables --workloads 1000x10 --repetitions $(REPETITIONS) \
 	    --changes 60 --changes-seconds 6 --churn 1,10,100,1000 --churn-seconds 3 --connections-seconds 1 --out target/bench/1000
-	$(BENCH) $(call PEER_IN,nftables) --modes nftables,iptables --workloads 10kx10 --repetitions 3 \
+	$(BENCH) $(call PEER_IN,nftables) --modes nftables,iptables --workloads 10kx10 --repetitions $(REPETITIONS) \
 	    --changes 40 --changes-seconds 6 --churn 100 --churn-seconds 5 --connections-seconds 1 --out target/bench/10k
-	$(BENCH) --api-server embedded --modes nftables --repetitions 3 --changes 40 --changes-seconds 4 --churn 100 --churn-seconds 3 \
+	$(BENCH) --api-server embedded --modes nftables --repetitions $(REPETITIONS) --changes 40 --changes-seconds 4 --churn 100 --churn-seconds 3 \
 	    --workloads issue-139513,issue-135639,k8s-blog-5k,k8s-blog-30k,one-big-service,rolling-update,mixed \
 	    --first-packets 200 --connections-seconds 1 --out target/bench/named
-	$(BENCH) --modes nftables,ipvs,iptables $(IN_VM) --vm both --vm-only --workloads 100x10 --repetitions 3 \
+	$(BENCH) --modes nftables,ipvs,iptables $(IN_VM) --vm both --vm-only --workloads 100x10 --repetitions $(REPETITIONS) \
 	    --changes 20 --changes-seconds 5 --churn 10 --churn-seconds 3 --first-packets 50 --connections-seconds 1 --out target/bench/vm
 	$(SCALE) report $(BENCH_RESULTS) --out target/bench
 
