@@ -19,7 +19,7 @@ use crate::{
 const REQUESTS_AT_ONCE: usize = 256;
 
 /// Compared with the kernel at each check for drift: some milliseconds.
-const AUDITED_AT_ONCE: usize = 128;
+const AUDITED_AT_ONCE: usize = 256;
 
 pub(crate) struct Servers {
     pub(crate) socket: Socket,
