@@ -43,8 +43,9 @@ struct Rules {
 pub struct Encoded {
     /// Where each operation begins, and which it is.
     positions: Vec<(Position, usize)>,
-    /// The rules are written anew, and with them all sets emptied.
+    /// The rules are written anew.
     rules: bool,
+    /// And all sets emptied.
     rebuilt: bool,
 }
 

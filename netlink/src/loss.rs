@@ -101,8 +101,18 @@ mod tests {
     use std::process::Command;
 
     use nix::sched::{CloneFlags, unshare};
+    use proptest::prelude::*;
 
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_payload_is_read_without_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            for kind in [kind::NEW_LINK, kind::DELETE_LINK, kind::DELETE_ADDRESS, kind::DELETE_ROUTE] {
+                let _ = read(&Message { kind, flags: 0, sequence: 0, payload: &payload });
+            }
+        }
+    }
 
     fn ip(arguments: &str) {
         let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip runs");
