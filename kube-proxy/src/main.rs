@@ -46,8 +46,13 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Logging may not be up yet, and what ends the process must be seen at any verbosity.
-            let _ = writeln!(std::io::stderr(), "kube-proxy: {}", watch::chain(error.as_ref()));
+            let reason = watch::chain(error.as_ref());
+            // What ends the process is seen at any verbosity, in the log's format as soon as there is a log.
+            if tracing::dispatcher::has_been_set() {
+                tracing::error!(err = reason, "command failed");
+            } else {
+                let _ = writeln!(std::io::stderr(), "kube-proxy: {reason}");
+            }
             ExitCode::FAILURE
         }
     }
