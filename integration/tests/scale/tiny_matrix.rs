@@ -197,7 +197,8 @@ fn an_interrupted_comparison_leaves_no_process_behind() {
         .arg(&folder)
         .spawn()
         .expect("scale starts");
-    let contender = (0..200).find_map(|_| {
+    // A real API server, where one is named, takes a while to start.
+    let contender = (0..1_200).find_map(|_| {
         std::thread::sleep(Duration::from_millis(50));
         children(child.id()).first().copied()
     });
