@@ -61,7 +61,7 @@ bench-quick: bench-build
 	    --changes 20 --changes-seconds 2 --churn 100 --churn-seconds 2 --first-packets 50 --connections-seconds 1 --limit 60 \
 	    --out target/bench-quick
 
-# All figures of docs/benchmarks.md, some 25 minutes on four idle cores with a peer, or a third of that and no
+# All figures of docs/benchmarks.md, some 25 minutes on four cores with a peer, or half of that and no
 # ratios with REPETITIONS=1; `make bench-docs` then writes them there.
 REPETITIONS = 3
 

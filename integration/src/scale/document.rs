@@ -138,6 +138,10 @@ fn tables(all: &[Results]) -> String {
         for line in setting(results, all) {
             let _ = writeln!(out, "{line}\n");
         }
+        if let ([only], [_, _, ..]) = (&*results.contenders, &*results.workloads) {
+            write_workloads(&mut out, results, all, &only.name);
+            continue;
+        }
         for workload in &results.workloads {
             write_table(&mut out, results, all, workload);
         }
@@ -162,6 +166,27 @@ fn write_table(out: &mut String, results: &Results, all: &[Results], workload: &
     for (label, question) in rows(results) {
         let cells: Vec<String> =
             names.iter().map(|name| cell(results, all, &question, &workload.name, name)).collect();
+        if cells.iter().any(|cell| !cell.is_empty()) {
+            let cells: String = cells.iter().map(|cell| format!(" {cell} |")).collect();
+            let _ = writeln!(out, "| {label} |{cells}");
+        }
+    }
+    out.push('\n');
+}
+
+/// Of a single contender: a column for each workload.
+fn write_workloads(out: &mut String, results: &Results, all: &[Results], name: &str) {
+    let heads = results.workloads.iter().map(|workload| {
+        let [services, endpoints] =
+            [workload.services, workload.endpoints].map(|count| show(count as f64, Unit::Count));
+        format!(" {}: {services} Services, {endpoints} endpoints |", workload.name)
+    });
+    let _ = writeln!(out, "| {name} |{}", heads.collect::<String>());
+    let _ = writeln!(out, "|---|{}", "---|".repeat(results.workloads.len()));
+    for (label, question) in rows(results) {
+        let cells = results.workloads.iter();
+        let cells: Vec<String> =
+            cells.map(|workload| cell(results, all, &question, &workload.name, name)).collect();
         if cells.iter().any(|cell| !cell.is_empty()) {
             let cells: String = cells.iter().map(|cell| format!(" {cell} |")).collect();
             let _ = writeln!(out, "| {label} |{cells}");
@@ -250,6 +275,7 @@ fn summary(results: &Results) -> String {
 #[cfg(test)]
 mod tests {
     use super::{BEGIN, END, ROWS, SUMMARY, between, find, tables};
+    use crate::scale::contender::{Contender, Mode};
     use crate::scale::machine::Machine;
     use crate::scale::results::{Results, Sample, WorkloadFacts};
 
@@ -268,6 +294,37 @@ mod tests {
         assert!(new.contains("new") && !new.contains("old"), "{new}");
         assert_eq!(between(&new, "new\n"), Some(new));
         assert_eq!(between("no marks", "new"), None);
+    }
+
+    #[test]
+    fn one_contender_has_a_column_for_each_workload() {
+        let mut results = Results::new(vec!["run".to_owned()], 1, 1, Machine::look());
+        results.contenders = vec![Contender {
+            name: "one".to_owned(),
+            program: "/bin/true".into(),
+            mode: Mode::Nftables,
+            version: String::new(),
+            peer: false,
+        }];
+        for (name, value) in [("small", 1.0), ("large", 2.0)] {
+            let (source, services, endpoints) = (String::new(), 10, 1_000);
+            results.workloads.push(WorkloadFacts { name: name.to_owned(), source, services, endpoints });
+            results.samples.push(Sample {
+                measure: "first-sync".to_owned(),
+                contender: "one".to_owned(),
+                workload: name.to_owned(),
+                repetition: 1,
+                values: vec![value],
+                unfinished: None,
+                load: 0.5,
+            });
+        }
+        let text = tables(&[results]);
+        assert!(text.contains("| one | small: 10 Services, 1,000 endpoints | large: 10"), "{text}");
+        assert!(
+            text.contains("| start until every Service works | 1.00 s (1 run) | 2.00 s (1 run) |"),
+            "{text}"
+        );
     }
 
     #[test]
