@@ -472,9 +472,8 @@ where
             }
         }
         report.full = self.full;
-        let found = stopwatch
-            .time(|| self.executor.survey())
-            .map_err(|error| Failure { error, culprit: None })?;
+        let found =
+            stopwatch.time(|| self.executor.survey()).map_err(|error| Failure { error, culprit: None })?;
         let mut routes: Vec<(ServicePortName, Arc<Route>)> = self
             .installed
             .iter()
