@@ -12,8 +12,7 @@ use proxy_core::{
 
 use crate::{
     chains::{CANARY, JUMPS, KUBELET_JUMPS, Table},
-    kernel::LOCK_WAIT,
-    process::{is_of_the_moment, message, run_restore},
+    process::{LOCK_WAIT, is_of_the_moment, message, run_restore},
     restore::{self, Op},
     variant::Variant,
 };

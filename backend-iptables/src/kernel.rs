@@ -17,15 +17,12 @@ use crate::{
     accounting::{self, Counters},
     drift::Standing,
     limits::AffinityLists,
-    process::{collect, is_of_the_moment, message, not_run, now, run_restore, start_restore},
+    process::{LOCK_WAIT, collect, is_of_the_moment, message, not_run, now, run_restore, start_restore},
     restore::{self, Line, Op, Tally},
     survey::{Found, Host},
     trial,
     variant::{self, Machine, Programs, Variant, Version},
 };
-
-/// How long a program waits for others that hold /run/xtables.lock, in seconds.
-pub(crate) const LOCK_WAIT: &str = "5";
 
 const WRITE: [&str; 4] = ["-w", LOCK_WAIT, "--noflush", "--counters"];
 

@@ -12,6 +12,9 @@ use std::{
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use proxy_core::backend::ApplyError;
 
+/// How long a program waits for others that hold /run/xtables.lock, in seconds.
+pub(crate) const LOCK_WAIT: &str = "5";
+
 /// How a run ended.
 pub(crate) struct Run {
     pub(crate) status: ExitStatus,

@@ -3,9 +3,9 @@
 use std::{collections::HashSet, net::IpAddr};
 
 use netlink::{
-    Pipeline, Socket, address, link,
+    Dump, Pipeline, Socket, address, link,
     loss::{Loss, LossMonitor},
-    route::Route,
+    route::{self, AddressFamily, Filter, Route},
 };
 use nix::libc;
 use proxy_core::{
@@ -14,14 +14,16 @@ use proxy_core::{
 };
 
 use crate::{
-    kernel::{lost, refused, rejection},
     op::Op,
+    refusal::{lost, refused, rejection},
     settings::{Binding, DEVICE, ROUTE_PROTOCOL},
-    survey,
 };
 
 /// The index of `lo` in every network namespace.
 const LOOPBACK: u32 = 1;
+
+/// Times that a dump is repeated because something changed meanwhile.
+const TRIES: usize = 5;
 
 /// As many as the monitor's receive buffer holds the news of.
 const OPERATIONS_AT_ONCE: usize = 4096;
@@ -41,6 +43,17 @@ impl Bindings {
     pub(crate) fn open(family: Family, binding: Binding, socket: Socket) -> Result<Self, netlink::Error> {
         let monitor = LossMonitor::open(ROUTE_PROTOCOL)?;
         Ok(Self { family, binding, socket, device: None, monitor, damaged: false })
+    }
+
+    /// What is bound at present: by local routes, and as addresses of the device.
+    pub(crate) fn standing(&mut self) -> Result<(HashSet<IpAddr>, HashSet<IpAddr>), ApplyError> {
+        let device = link::find(&mut self.socket, DEVICE).map_err(lost)?.map(|device| device.index);
+        let routes = routes(&mut self.socket, self.family)?;
+        let addresses = match device {
+            Some(device) => addresses(&mut self.socket, self.family, device)?,
+            None => HashSet::new(),
+        };
+        Ok((routes, addresses))
     }
 
     /// Everything is about to be read: what went before is no news then.
@@ -111,7 +124,7 @@ impl Bindings {
         }
         // With the last IPv4 address of a device the kernel takes all its routes away (`fib_inetaddr_event` calls
         // `fib_disable_ip`): loopback stands in for it meanwhile.
-        let standing = survey::routes(&mut self.socket, self.family)?;
+        let standing = routes(&mut self.socket, self.family)?;
         let again = |output| move |addr: &IpAddr| Route::local(*addr, output, ROUTE_PROTOCOL);
         self.append(standing.iter().map(again(LOOPBACK)))?;
         self.bind(ops, device, outcome)?;
@@ -195,4 +208,35 @@ fn removed(op: &Op) -> Option<IpAddr> {
         Op::Unbind(addr) | Op::DropAddress(addr) | Op::DropRoute(addr) => Some(*addr),
         _ => None,
     }
+}
+
+/// The addresses that local routes of ours bind.
+fn routes(socket: &mut Socket, family: Family) -> Result<HashSet<IpAddr>, ApplyError> {
+    let family = match family {
+        Family::V4 => AddressFamily::V4,
+        Family::V6 => AddressFamily::V6,
+    };
+    let filter = Filter { family, table: Some(route::table::LOCAL), protocol: Some(ROUTE_PROTOCOL) };
+    let mut found = HashSet::new();
+    for _ in 0..TRIES {
+        found.clear();
+        let dump = route::list(socket, filter, |route| {
+            found.insert(route.destination);
+        });
+        if dump.map_err(lost)? == Dump::Complete {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+fn addresses(socket: &mut Socket, family: Family, device: u32) -> Result<HashSet<IpAddr>, ApplyError> {
+    let all = address::list(socket).map_err(lost)?;
+    let ours = |addr: &IpAddr| {
+        Family::of(*addr) == family
+            // The kernel's own link-local address is no virtual IP.
+            && !matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local())
+    };
+    let on_device = all.into_iter().filter(|found| found.interface == device);
+    Ok(on_device.map(|found| found.address).filter(ours).collect())
 }

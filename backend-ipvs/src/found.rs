@@ -4,6 +4,7 @@ use std::{collections::HashSet, net::IpAddr};
 
 use ipnet::IpNet;
 use ipvs_netlink::{Destination, Service, ServiceFlags, ServiceKey};
+use proxy_core::model::Family;
 
 use crate::{
     marks::{TAG, TAG_MASK},
@@ -47,4 +48,11 @@ pub(crate) fn is_ours(service: &Service) -> bool {
 
 pub(crate) fn is_excluded(address: IpAddr, excluded: &[IpNet]) -> bool {
     excluded.iter().any(|net| net.contains(&address))
+}
+
+pub(crate) fn ipvs_family(family: Family) -> ipvs_netlink::Family {
+    match family {
+        Family::V4 => ipvs_netlink::Family::V4,
+        Family::V6 => ipvs_netlink::Family::V6,
+    }
 }

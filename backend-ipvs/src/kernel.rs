@@ -1,18 +1,25 @@
 //! Operations -> the kernel: who carries each step out, in the order of the plan, and whether all of it still stands.
 
-use std::{io, sync::mpsc::Sender, time::Duration};
+use std::{sync::mpsc::Sender, time::Duration};
 
 use ipvs_netlink::ServiceKey;
 use nft_netlink::generation::OwnCommits;
-use nix::libc;
 use proxy_core::{
-    backend::{ApplyError, Executor, Outcome, Plan, Rejection},
+    backend::{ApplyError, Executor, Outcome, Plan},
     model::Family,
 };
 
 use crate::{
-    bindings::Bindings, drain::Reaped, found::Found, marks::SENTINEL, op::Op, servers::Servers,
-    settings::Settings, survey, sysctl, tables::Tables,
+    bindings::Bindings,
+    drain::Reaped,
+    found::{Found, ipvs_family},
+    marks::SENTINEL,
+    op::Op,
+    refusal::lost,
+    servers::Servers,
+    settings::Settings,
+    survey, sysctl,
+    tables::Tables,
 };
 
 /// Programs one family. It belongs to the network namespace in which it was opened.
@@ -57,7 +64,9 @@ impl Executor for IpvsExecutor {
 
     fn survey(&mut self) -> Result<Found, ApplyError> {
         self.bindings.begin_survey()?;
-        let found = survey::survey(self)?;
+        let excluded = &self.settings.exclude_cidrs;
+        let found =
+            survey::survey(self.family, excluded, &mut self.servers, &mut self.bindings, &mut self.tables)?;
         self.servers.learn(&found.servers);
         Ok(found)
     }
@@ -129,52 +138,4 @@ fn changed(plan: &Plan<Op>, at: usize) -> bool {
         .iter()
         .flat_map(|step| &step.ops)
         .any(|owned| Subsystem::of(&owned.op) != Subsystem::Device)
-}
-
-/// What is to be said of an operation that the kernel refused, if a Service can be blamed for it.
-pub(crate) fn rejection(op: &Op, owner: Option<u32>, errno: i32) -> Result<Rejection, ApplyError> {
-    let error = io::Error::from_raw_os_error(errno);
-    // A virtual server that should be there is not: what else is missing must be read.
-    let astray = matches!((op, errno), (Op::SetServer(_) | Op::SetDestination { .. }, libc::ESRCH));
-    if astray || owner.is_none() || !is_an_objects_fault(errno) {
-        return Err(lost(format!("{op}: {error}")));
-    }
-    let reason = match (op, errno) {
-        (Op::NewServer(service, _) | Op::SetServer(service), libc::ENOENT) => {
-            format!("{op}: this kernel has no scheduler {0} (module ip_vs_{0})", service.scheduler)
-        }
-        _ => format!("{op}: {error}"),
-    };
-    Ok(Rejection { owner, reason })
-}
-
-/// Some errors are nobody's fault but the kernel's.
-pub(crate) fn is_an_objects_fault(errno: i32) -> bool {
-    !matches!(
-        errno,
-        libc::ENOMEM
-            | libc::ENOBUFS
-            | libc::EBUSY
-            | libc::EAGAIN
-            | libc::ENFILE
-            | libc::EINTR
-            | libc::ENODEV
-            | libc::ENETDOWN
-            | libc::EPERM
-    )
-}
-
-pub(crate) fn refused(reason: String) -> ApplyError {
-    ApplyError::Refused { reason, culprit: None }
-}
-
-pub(crate) fn lost(error: impl ToString) -> ApplyError {
-    ApplyError::Lost(io::Error::other(error.to_string()))
-}
-
-pub(crate) fn ipvs_family(family: Family) -> ipvs_netlink::Family {
-    match family {
-        Family::V4 => ipvs_netlink::Family::V4,
-        Family::V6 => ipvs_netlink::Family::V6,
-    }
 }

@@ -23,6 +23,7 @@ mod journal;
 #[cfg(test)]
 mod model;
 mod order;
+mod refusal;
 mod render;
 mod scaffold;
 mod state;

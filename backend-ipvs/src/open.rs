@@ -8,7 +8,8 @@ use nix::libc;
 use proxy_core::model::Family;
 
 use crate::{
-    kernel::{IpvsExecutor, ipvs_family},
+    found::ipvs_family,
+    kernel::IpvsExecutor,
     marks::{TAG, TAG_MASK},
     plan::IpvsPlanner,
     settings::Settings,

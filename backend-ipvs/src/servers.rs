@@ -10,8 +10,8 @@ use crate::{
     audit::Audit,
     drain::Reaped,
     found::FoundServer,
-    kernel::{lost, rejection},
     op::Op,
+    refusal::{lost, rejection},
     sysctl,
 };
 

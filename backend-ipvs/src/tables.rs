@@ -15,8 +15,8 @@ use proxy_core::{
 
 use crate::{
     element,
-    kernel::{is_an_objects_fault, lost},
     op::Op,
+    refusal::{is_an_objects_fault, lost},
     scaffold::{self, BASE_CHAINS, CHAINS, PREFIX, VIPS},
 };
 
