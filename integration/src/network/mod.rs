@@ -19,6 +19,8 @@ mod wire;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use ipnet::IpNet;
 
@@ -27,6 +29,9 @@ pub use ping::Ping;
 pub use probe::{BRIEF, Outcome, PATIENT, Probe, UdpFlow};
 use server::Servers;
 pub use wire::{Answer, Protocol};
+
+/// Below those that the kernel chooses from.
+const OWN_PORTS: Range<u16> = 12_000..30_000;
 
 /// Ports on which every endpoint answers.
 pub const PORTS: [u16; 4] = [8080, 8081, 9090, 53];
@@ -68,6 +73,8 @@ pub enum Wiring {
 #[derive(Debug)]
 pub struct Network {
     namespaces: Vec<(Place, Namespace)>,
+    /// How many probes were sent alone.
+    alone: AtomicU16,
     _servers: Servers,
 }
 
@@ -251,7 +258,7 @@ impl Network {
                 servers.add(find(place), place.name(), place.address(family), &PORTS, true)?;
             }
         }
-        Ok(Self { namespaces, _servers: servers })
+        Ok(Self { namespaces, alone: AtomicU16::new(0), _servers: servers })
     }
 
     pub fn namespace(&self, place: Place) -> &Namespace {
@@ -263,8 +270,13 @@ impl Network {
         probe::send(self.namespace(from), probes)
     }
 
-    /// Tries one.
-    pub fn probe_one(&self, from: Place, probe: Probe) -> io::Result<Outcome> {
+    /// Tries one, from a port of its own: a port that is used again within minutes is no new connection to IPVS, which
+    /// leaves it with its endpoint if the Service has affinity (`is_new_conn_expected` in ip_vs_core.c).
+    pub fn probe_one(&self, from: Place, mut probe: Probe) -> io::Result<Outcome> {
+        if probe.from.port() == 0 {
+            let turn = self.alone.fetch_add(1, Ordering::Relaxed);
+            probe.from.set_port(OWN_PORTS.start + turn % (OWN_PORTS.end - OWN_PORTS.start));
+        }
         Ok(self.probe(from, &[probe])?.remove(0))
     }
 
