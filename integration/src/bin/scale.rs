@@ -18,6 +18,7 @@ use integration::scale::server::ServerKind;
 use integration::scale::workload::Shape;
 use integration::scale::{document, html, table};
 use integration::{interrupt, real_apiserver};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 #[derive(Parser)]
 #[command(version, about = "Compares service proxies on the same cluster, judged by packets")]
@@ -209,7 +210,14 @@ fn main() -> Result<()> {
     }
 }
 
+/// Sockets by the hundred are held open at once; a machine may allow 1,024 unless asked.
+fn raise_open_files() -> Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("cannot raise the limit of open files")
+}
+
 fn run(arguments: &RunArguments) -> Result<()> {
+    raise_open_files()?;
     if !nix::unistd::geteuid().is_root() {
         bail!("scale run makes network namespaces: run it as root");
     }
