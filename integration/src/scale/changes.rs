@@ -148,6 +148,7 @@ pub(crate) fn measure(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
     use std::time::Duration;
 
@@ -156,32 +157,10 @@ mod tests {
     use crate::scale::seed::Seed;
     use crate::scale::server::Server;
     use crate::scale::site::Site;
+    use crate::scale::slow_proxy;
     use crate::scale::workload::Workload;
 
     const DELAY: Duration = Duration::from_millis(250);
-
-    /// Writes what the API server holds into the kernel, a fixed time after each change of it.
-    fn slow_proxy(site: &Site, api: &ApiServer, workload: &Workload, until: impl Fn() -> bool) {
-        let mut known = 0;
-        while !until() {
-            if api.version() == known {
-                thread::sleep(Duration::from_micros(200));
-                continue;
-            }
-            known = api.version();
-            thread::sleep(DELAY);
-            let mut rules = "table ip slow\ndelete table ip slow\ntable ip slow {\nchain nat {\n\
-                             type nat hook prerouting priority -100\n"
-                .to_owned();
-            for (canary, service) in workload.canaries.iter().enumerate() {
-                let slice = api.object("EndpointSlice", "scale", &format!("canary-{canary:02}-0"));
-                let Some(slice) = slice else { continue };
-                let endpoint = slice["endpoints"][0]["addresses"][0].as_str().expect("an address").to_owned();
-                rules += &format!("ip daddr {} tcp dport 80 dnat to {endpoint}:8080\n", service.ip());
-            }
-            site.node.nft(&(rules + "}\n}\n")).expect("the rules are valid");
-        }
-    }
 
     #[test]
     fn a_proxy_with_a_known_delay_is_measured_to_have_it() {
@@ -191,16 +170,14 @@ mod tests {
         api.load(workload.objects()).expect("the objects are valid");
         let server = Server::Embedded(api);
         let Server::Embedded(api) = &server else { panic!("it was just made") };
-        let done = std::sync::atomic::AtomicBool::new(false);
+        let done = AtomicBool::new(false);
         let latencies = thread::scope(|scope| {
-            scope.spawn(|| {
-                slow_proxy(&site, api, &workload, || done.load(std::sync::atomic::Ordering::Relaxed))
-            });
+            scope.spawn(|| slow_proxy::follow(&site, api, &workload, DELAY, &done, || ()));
             thread::sleep(2 * DELAY);
             let mut canaries = Canaries::new(&workload);
             let time = Duration::from_secs(20);
             let latencies = measure(&site, &server, &mut canaries, &mut Seed::new(1), 10, time, time);
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            done.store(true, Ordering::Relaxed);
             latencies.expect("it can be measured")
         });
         assert_eq!((latencies.effect.len(), latencies.commit.len(), latencies.lost), (10, 10, 0));

@@ -44,6 +44,8 @@ mod run;
 mod seed;
 pub mod server;
 mod site;
+#[cfg(test)]
+mod slow_proxy;
 mod stack_chart;
 pub mod statistics;
 pub mod table;

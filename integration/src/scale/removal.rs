@@ -63,36 +63,9 @@ mod tests {
 
     use super::{Canaries, Completion, HELD, Removed, Server, Site, Workload, measure};
     use crate::apiserver::ApiServer;
+    use crate::scale::slow_proxy;
 
     const DELAY: Duration = Duration::from_millis(200);
-
-    /// Leads every canary to its ready endpoint, a fixed time after each change; a careless one forgets all connections.
-    fn proxy(site: &Site, api: &ApiServer, workload: &Workload, careless: bool, stop: &AtomicBool) {
-        let mut known = 0;
-        while !stop.load(Ordering::Relaxed) {
-            if api.version() == known {
-                thread::sleep(Duration::from_millis(1));
-                continue;
-            }
-            known = api.version();
-            thread::sleep(DELAY);
-            let mut rules = "table ip slow\ndelete table ip slow\ntable ip slow {\nchain nat {\n\
-                             type nat hook prerouting priority -100\n"
-                .to_owned();
-            for (canary, service) in workload.canaries.iter().enumerate() {
-                let slice = api.object("EndpointSlice", "scale", &format!("canary-{canary:02}-0"));
-                let Some(slice) = slice else { continue };
-                let endpoints = slice["endpoints"].as_array().expect("a list");
-                let ready = endpoints.iter().find(|endpoint| endpoint["conditions"]["ready"] == true);
-                let ready = ready.expect("one is ready")["addresses"][0].as_str().expect("an address");
-                rules += &format!("ip daddr {} tcp dport 80 dnat to {ready}:8080\n", service.ip());
-            }
-            site.node.nft(&(rules + "}\n}\n")).expect("the rules are valid");
-            if careless {
-                site.node.output(Command::new("conntrack").arg("-F")).expect("conntrack runs");
-            }
-        }
-    }
 
     fn removed_under(careless: bool) -> Removed {
         let site = Site::build().expect("a network; run as root");
@@ -103,7 +76,13 @@ mod tests {
         let Server::Embedded(api) = &server else { unreachable!("made above") };
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
-            scope.spawn(|| proxy(&site, api, &workload, careless, &stop));
+            scope.spawn(|| {
+                slow_proxy::follow(&site, api, &workload, DELAY, &stop, || {
+                    if careless {
+                        site.node.output(Command::new("conntrack").arg("-F")).expect("conntrack runs");
+                    }
+                });
+            });
             thread::sleep(2 * DELAY);
             let mut canaries = Canaries::new(&workload);
             let limit = Duration::from_secs(20);
