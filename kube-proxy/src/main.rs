@@ -1,52 +1,32 @@
 //! The `kube-proxy` program: reads what it is asked to do, and does it.
 
-mod cleanup;
-mod client;
-mod config;
-mod conntrack;
+mod api;
 mod engine;
-mod environment;
-mod events;
-mod feature_gates;
-mod first_sync;
-mod flags;
-mod forwarding;
-mod http;
-mod interfaces;
-mod ipvs;
-mod logging;
-mod metrics;
-mod node;
-mod node_watch;
-mod observe;
-mod open_load_balancers;
-mod plausibility;
+mod host;
 mod reload;
 mod run;
-mod slim;
-mod start;
-mod sysctl;
-mod version;
-mod watch;
-mod watched;
+mod serve;
+mod settings;
+mod sync;
+mod telemetry;
 
 use std::{io::Write as _, process::ExitCode};
 
 use anyhow::Context as _;
-use config::{Command, Loaded, settings::Settings};
-use logging::LogControl;
+use settings::{Command, Loaded, effective::Settings};
+use telemetry::logging::{self, LogControl};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> =
         std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
-    let result = match config::load(&arguments) {
+    let result = match settings::load(&arguments) {
         Ok(loaded) => carry_out(loaded, arguments),
         Err(error) => Err(error.into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let reason = watch::chain(error.as_ref());
+            let reason = api::watch::chain(error.as_ref());
             // What ends the process is seen at any verbosity, in the log's format as soon as there is a log.
             if tracing::dispatcher::has_been_set() {
                 tracing::error!(err = reason, "command failed");
@@ -66,7 +46,7 @@ fn carry_out(loaded: Loaded, arguments: Vec<String>) -> anyhow::Result<()> {
         }
         Command::Cleanup(settings) => {
             let _log = start_log(&settings, loaded.notices)?;
-            cleanup::everything(&settings.ipvs.exclude_cidrs)
+            host::cleanup::everything(&settings.ipvs.exclude_cidrs)
         }
         Command::InitOnly(settings) => {
             let _log = start_log(&settings, loaded.notices)?;

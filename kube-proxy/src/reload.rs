@@ -5,13 +5,13 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 use crate::{
-    config::{
+    settings::{
         self, Command,
-        reload::{Differences, differences},
-        settings::Settings,
-        watch::ConfigWatch,
+        differences::{Differences, differences},
+        effective::Settings,
+        file_watch::ConfigWatch,
     },
-    metrics,
+    telemetry::metrics,
 };
 
 /// How often the file is looked at.
@@ -77,7 +77,7 @@ pub(crate) async fn follow(
 }
 
 fn reread(arguments: &[String], before: &serde_json::Value) -> Result<(Settings, Differences), String> {
-    let loaded = config::load(arguments).map_err(|error| error.to_string())?;
+    let loaded = settings::load(arguments).map_err(|error| error.to_string())?;
     for notice in loaded.notices {
         tracing::info!("{notice}");
     }
@@ -116,7 +116,7 @@ mod tests {
             let path = std::env::temp_dir().join(format!("switchyard-reload-{name}-{}", std::process::id()));
             fs::write(&path, HEAD).expect("a file");
             let arguments = vec![format!("--config={}", path.display()), "--hostname-override=n".to_owned()];
-            let Command::Run(settings) = config::load(&arguments).expect("good arguments").command else {
+            let Command::Run(settings) = settings::load(&arguments).expect("good arguments").command else {
                 panic!("not to be run");
             };
             let (current, _) = watch::channel(Arc::new(*settings));
@@ -205,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_file_there_is_nothing_to_follow() {
-        let Command::Run(settings) = config::load(&["--mode=nftables"]).expect("good arguments").command
+        let Command::Run(settings) = settings::load(&["--mode=nftables"]).expect("good arguments").command
         else {
             panic!("not to be run");
         };

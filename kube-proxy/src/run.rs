@@ -13,31 +13,36 @@ use tokio::{
 };
 
 use crate::{
-    cleanup, client,
-    config::settings::{DetectLocal, Mode, Settings},
-    conntrack::{self, ConntrackReconciler, Pass},
+    api::{
+        client,
+        events::{Event, Events},
+        node::{self, Node},
+        node_watch, watch as watches,
+    },
     engine::Message,
-    environment,
-    events::{Event, Events},
-    feature_gates::Feature,
-    first_sync::FirstLists,
-    forwarding,
-    http::{
-        health::HealthState,
+    host::{
+        cleanup,
+        conntrack::{self, ConntrackReconciler, Pass},
+        forwarding, interfaces,
+        sysctl::{self, Sysctl},
+    },
+    reload,
+    serve::{
         healthz,
         metrics_server::MetricsServer,
         service_health::{self, Wanted},
     },
-    interfaces,
-    logging::LogControl,
-    metrics::Metrics,
-    node::{self, Node},
-    node_watch,
-    observe::{AfterFirstSync, Observations},
-    plausibility::{self, Found},
-    reload, start,
-    sysctl::{self, Sysctl},
-    watch as watches,
+    settings::{
+        effective::{DetectLocal, Mode, Settings},
+        environment,
+        feature_gates::Feature,
+        plausibility::{self, Found},
+    },
+    sync::{
+        observe::{AfterFirstSync, Observations},
+        start,
+    },
+    telemetry::{first_sync::FirstLists, health::HealthState, logging::LogControl, metrics::Metrics},
 };
 
 /// How long what is worth an Event at the end of the process may take to be sent.
@@ -76,7 +81,7 @@ pub(crate) fn init(settings: &Settings) -> anyhow::Result<()> {
         text.join("; ")
     );
     if settings.mode == Mode::Ipvs {
-        backend_ipvs::prepare(&crate::ipvs::settings(&settings.ipvs)?);
+        backend_ipvs::prepare(&crate::sync::ipvs::settings(&settings.ipvs)?);
     }
     tracing::info!("System initialized and --init-only specified");
     Ok(())
@@ -213,7 +218,7 @@ fn report_conntrack(pass: Pass) {
     if let Some(error) = &pass.error {
         tracing::error!(ipFamily = %pass.family, %error, "Stale flows could not all be removed; trying again");
     }
-    crate::metrics::conntrack_cleaned(pass.family, pass.took, pass.deleted as u64);
+    crate::telemetry::metrics::conntrack_cleaned(pass.family, pass.took, pass.deleted as u64);
 }
 
 /// Starts the health and the metrics server. Ends only where a port cannot be bound and that is to be fatal.
@@ -263,7 +268,7 @@ mod tests {
     use nix::sched::{CloneFlags, unshare};
 
     use super::*;
-    use crate::config::{self, Command};
+    use crate::settings::{self, Command};
 
     #[test]
     fn the_privileged_part_leaves_no_kernel_setting_to_the_rest() {
@@ -276,7 +281,7 @@ mod tests {
             [format!("--proxy-mode={mode}"), "--conntrack-max-per-core=0".into(), "--init-only".into()]
         };
         for (mode, localhost) in [("nftables", false), ("iptables", true)] {
-            let Command::InitOnly(settings) = config::load(&arguments(mode)).expect("good").command else {
+            let Command::InitOnly(settings) = settings::load(&arguments(mode)).expect("good").command else {
                 panic!("not the privileged part");
             };
             init(&settings).expect("settings");

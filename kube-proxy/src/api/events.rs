@@ -1,0 +1,355 @@
+//! Events on the Node and on Services, through events.k8s.io/v1.
+//!
+//! Whoever has something to report hands it over and goes on: a task of its own sends, repeats are counted rather
+//! than sent, and where the API server forbids Events they are dropped without noise.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{Method, Request, StatusCode};
+use jiff::Timestamp;
+use kube::Client;
+use proxy_core::model::{Family, ServiceName};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::telemetry::metrics;
+
+mod limit;
+
+use limit::{Decision, Limiter};
+
+const QUEUE: usize = 1000;
+/// events.k8s.io/v1 refuses longer ones (validation of Event).
+const LONGEST_NOTE: usize = 1024;
+const LONGEST_INSTANCE: usize = 128;
+/// Of any object.
+const LONGEST_NAME: usize = 253;
+const CONTROLLER: &str = "kube-proxy";
+const ATTEMPTS: u32 = 3;
+/// How long to stay quiet where Events are forbidden.
+const FORBIDDEN_PAUSE: Duration = Duration::from_secs(600);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Event {
+    pub(crate) regarding: Regarding,
+    pub(crate) severity: Severity,
+    pub(crate) reason: &'static str,
+    pub(crate) action: &'static str,
+    pub(crate) note: String,
+    /// Every node of a cluster finds the same about a Service; with this key they all give the Event one name, so that
+    /// the first makes it and the others find it there.
+    shared: Option<String>,
+}
+
+/// The object that an Event is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Regarding {
+    /// This node.
+    Node,
+    Service(ServiceName),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Severity {
+    Normal,
+    Warning,
+}
+
+impl Event {
+    pub(crate) fn starting() -> Self {
+        Self::node(Severity::Normal, "Starting", "StartKubeProxy", String::new())
+    }
+
+    /// The health port cannot be bound, and that is fatal.
+    pub(crate) fn health_server_failed(note: String) -> Self {
+        Self::node(Severity::Warning, "FailedToStartProxierHealthcheck", "StartKubeProxy", note)
+    }
+
+    /// The metrics port cannot be bound, and that is fatal.
+    pub(crate) fn metrics_server_failed(note: String) -> Self {
+        Self::node(Severity::Warning, "FailedToStartMetricServer", "StartKubeProxy", note)
+    }
+
+    pub(crate) fn service_health_check_failed(service: &ServiceName, note: String) -> Self {
+        Self::service(service, Severity::Warning, "FailedToStartServiceHealthcheck", "Listen", note)
+    }
+
+    /// The kernel refused this Service's rules; its last good ones stay, all other Services go on.
+    pub(crate) fn set_aside(service: &ServiceName, node: &str, reason: &str) -> Self {
+        let note = format!(
+            "node {node}: the kernel refused the rules of this Service, its last good ones stay: {reason}"
+        );
+        Self::service(service, Severity::Warning, "ServiceSetAside", "SyncProxyRules", note).shared("")
+    }
+
+    pub(crate) fn restored(service: &ServiceName, node: &str) -> Self {
+        let note =
+            format!("node {node}: the rules of this Service, which the kernel had refused, are in force");
+        Self::service(service, Severity::Normal, "ServiceRestored", "SyncProxyRules", note).shared("")
+    }
+
+    /// Another, older Service has the address; this one does not get its traffic.
+    pub(crate) fn address_conflict(service: &ServiceName, winner: &ServiceName, at: &str) -> Self {
+        let note = format!("{at} is also claimed by the older Service {winner}, which gets its traffic");
+        let key = format!("{at} {winner}");
+        Self::service(service, Severity::Warning, "AddressConflict", "SyncProxyRules", note).shared(&key)
+    }
+
+    /// The Service restricts its load balancer's sources, but says nothing about this family.
+    pub(crate) fn load_balancer_open(service: &ServiceName, family: Family) -> Self {
+        let note = format!(
+            "loadBalancerSourceRanges names no {family} network: everybody may use the load balancer's {family} addresses. \
+             Add the networks that may, or the one of all addresses if this is meant"
+        );
+        let key = family.to_string();
+        Self::service(service, Severity::Warning, "LoadBalancerOpen", "SyncProxyRules", note).shared(&key)
+    }
+
+    /// Rules that are ours were changed by somebody else.
+    pub(crate) fn drifted(note: String) -> Self {
+        Self::node(Severity::Warning, "RulesChangedByOthers", "SyncProxyRules", note)
+    }
+
+    /// A kernel setting that the configuration asks for could not be made.
+    pub(crate) fn setting_failed(note: String) -> Self {
+        Self::node(Severity::Warning, "FailedToSetSysctl", "StartKubeProxy", note)
+    }
+
+    /// The kernel lacks something; `note` says what, and what does not work without it.
+    pub(crate) fn kernel_lacks(note: String) -> Self {
+        Self::node(Severity::Warning, "KernelFeatureMissing", "StartKubeProxy", note)
+    }
+
+    fn node(severity: Severity, reason: &'static str, action: &'static str, note: String) -> Self {
+        Self { regarding: Regarding::Node, severity, reason, action, note, shared: None }
+    }
+
+    fn service(
+        service: &ServiceName,
+        severity: Severity,
+        reason: &'static str,
+        action: &'static str,
+        note: String,
+    ) -> Self {
+        Self { regarding: Regarding::Service(service.clone()), severity, reason, action, note, shared: None }
+    }
+
+    fn shared(self, key: &str) -> Self {
+        Self { shared: Some(key.to_owned()), ..self }
+    }
+}
+
+/// Takes Events from any thread, without ever waiting.
+#[derive(Debug, Clone)]
+pub(crate) struct Events {
+    queue: mpsc::Sender<Message>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Message {
+    Event(Event),
+    /// Answer when everything before this was sent or given up.
+    Flush(oneshot::Sender<()>),
+}
+
+impl Events {
+    /// Starts the task that sends, on the current runtime.
+    pub(crate) fn start(client: Client, node: &str) -> Self {
+        let (queue, messages) = mpsc::channel(QUEUE);
+        let sender = Sender { client, node: node.into(), limiter: Limiter::default(), forbidden_until: None };
+        tokio::spawn(sender.run(messages));
+        Self { queue }
+    }
+
+    pub(crate) fn send(&self, event: Event) {
+        if self.queue.try_send(Message::Event(event)).is_err() {
+            metrics::event_dropped("queue");
+        }
+    }
+
+    /// Waits until everything that was handed over is sent, for so long at most; for the last words of a process.
+    pub(crate) async fn flush(&self, limit: Duration) {
+        let (done, wait) = oneshot::channel();
+        if self.queue.send(Message::Flush(done)).await.is_ok() {
+            let _ = tokio::time::timeout(limit, wait).await;
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> (Self, mpsc::Receiver<Message>) {
+        let (queue, messages) = mpsc::channel(QUEUE);
+        (Self { queue }, messages)
+    }
+}
+
+struct Sender {
+    client: Client,
+    node: Arc<str>,
+    limiter: Limiter,
+    forbidden_until: Option<tokio::time::Instant>,
+}
+
+impl Sender {
+    async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+        while let Some(message) = messages.recv().await {
+            match message {
+                Message::Event(event) => self.take(event).await,
+                Message::Flush(done) => drop(done.send(())),
+            }
+        }
+    }
+
+    async fn take(&mut self, event: Event) {
+        let now = tokio::time::Instant::now();
+        if self.forbidden_until.is_some_and(|until| now < until) {
+            metrics::event_dropped("forbidden");
+            return;
+        }
+        let name = || object_name(&event, &self.node, Timestamp::now());
+        let request = match self.limiter.decide(&event, now.into_std(), name) {
+            Decision::Create { name } => create(&event, &self.node, &name, Timestamp::now()),
+            Decision::Repeat { name, count } => repeat(&event.regarding, &name, count, Timestamp::now()),
+            Decision::Quiet => return,
+            Decision::Drop => {
+                metrics::event_dropped("rate");
+                return;
+            }
+        };
+        for attempt in 0..ATTEMPTS {
+            match self.send(&request).await {
+                Ok(()) => {
+                    self.forbidden_until = None;
+                    return;
+                }
+                Err(Some(StatusCode::FORBIDDEN | StatusCode::NOT_FOUND))
+                    if request.method == Method::POST =>
+                {
+                    tracing::warn!(
+                        reason = event.reason,
+                        "The API server does not take Events of this process"
+                    );
+                    self.forbidden_until = Some(now + FORBIDDEN_PAUSE);
+                    metrics::event_dropped("forbidden");
+                    return;
+                }
+                // Another node was faster.
+                Err(Some(StatusCode::CONFLICT)) if event.shared.is_some() => return,
+                // Refused as it is: asking again does not help.
+                Err(Some(code)) if code.is_client_error() && code != StatusCode::TOO_MANY_REQUESTS => break,
+                Err(_) => tokio::time::sleep(Duration::from_secs(1 << attempt)).await,
+            }
+        }
+        metrics::event_dropped("error");
+    }
+
+    /// The error is the status, where there was an answer at all.
+    async fn send(&self, request: &ApiRequest) -> Result<(), Option<StatusCode>> {
+        let kind =
+            if request.method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+        let built = Request::builder()
+            .method(&request.method)
+            .uri(&request.path)
+            .header(http::header::CONTENT_TYPE, kind)
+            .body(request.body.to_string().into_bytes())
+            .map_err(|_| Some(StatusCode::BAD_REQUEST))?;
+        match self.client.request::<Value>(built).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) => {
+                tracing::debug!(code = status.code, message = status.message, "An Event was refused");
+                Err(StatusCode::from_u16(status.code).ok())
+            }
+            Err(error) => {
+                tracing::debug!(%error, "An Event could not be sent");
+                Err(None)
+            }
+        }
+    }
+}
+
+#[derive(Debug, PartialEq)]
+struct ApiRequest {
+    method: Method,
+    path: String,
+    body: Value,
+}
+
+fn create(event: &Event, node: &str, name: &str, now: Timestamp) -> ApiRequest {
+    let namespace = namespace(&event.regarding);
+    let regarding = match &event.regarding {
+        Regarding::Node => json!({ "apiVersion": "v1", "kind": "Node", "name": node }),
+        Regarding::Service(service) => json!({
+            "apiVersion": "v1", "kind": "Service", "namespace": service.namespace(), "name": service.name(),
+        }),
+    };
+    ApiRequest {
+        method: Method::POST,
+        path: format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events"),
+        body: json!({
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": { "name": name, "namespace": namespace },
+            "eventTime": micro_time(now),
+            "reportingController": CONTROLLER,
+            "reportingInstance": cut(&format!("{CONTROLLER}-{node}"), LONGEST_INSTANCE),
+            "action": event.action,
+            "reason": event.reason,
+            "regarding": regarding,
+            "note": cut(&event.note, LONGEST_NOTE),
+            "type": match event.severity {
+                Severity::Normal => "Normal",
+                Severity::Warning => "Warning",
+            },
+        }),
+    }
+}
+
+/// An Event that was sent before happened again: its series grows.
+fn repeat(regarding: &Regarding, name: &str, count: u32, now: Timestamp) -> ApiRequest {
+    ApiRequest {
+        method: Method::PATCH,
+        path: format!("/apis/events.k8s.io/v1/namespaces/{}/events/{name}", namespace(regarding)),
+        body: json!({ "series": { "count": count, "lastObservedTime": micro_time(now) } }),
+    }
+}
+
+/// Events about objects without a namespace live in `default`.
+fn namespace(regarding: &Regarding) -> &str {
+    match regarding {
+        Regarding::Node => "default",
+        Regarding::Service(service) => service.namespace(),
+    }
+}
+
+/// The object's name, and what tells this Event from others: the time, or what all nodes have in common.
+fn object_name(event: &Event, node: &str, now: Timestamp) -> String {
+    let object = match &event.regarding {
+        Regarding::Node => node,
+        Regarding::Service(service) => service.name(),
+    };
+    let tail = match &event.shared {
+        Some(key) => format!("{:016x}", fingerprint(&[event.reason, key])),
+        None => format!("{:x}", now.as_nanosecond()),
+    };
+    let object = &object[..object.floor_char_boundary(LONGEST_NAME - tail.len() - 1)];
+    // Before a dot, a name of the API must end in a letter or a digit.
+    format!("{}.{tail}", object.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()))
+}
+
+/// FNV-1a: the same on every node, whatever it was built with.
+fn fingerprint(parts: &[&str]) -> u64 {
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Always six digits, as the API's MicroTime wants it.
+fn micro_time(at: Timestamp) -> String {
+    format!("{at:.6}")
+}
+
+/// At most so many bytes, and whole characters.
+fn cut(text: &str, limit: usize) -> &str {
+    &text[..text.floor_char_boundary(limit)]
+}
+
+#[cfg(test)]
+mod tests;

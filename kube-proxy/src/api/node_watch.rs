@@ -1,0 +1,79 @@
+//! Watches this node's Node object: waits for what the start needs of it, and passes on what changes later.
+
+use std::{net::IpAddr, sync::mpsc, time::Duration};
+
+use anyhow::Context as _;
+use ipnet::IpNet;
+use kube::{Api, Client, runtime::watcher::Event as WatchEvent};
+use proxy_core::model::Input;
+use tokio::sync::watch;
+
+use crate::{
+    api::{
+        node::{self, Node},
+        watch as watches,
+    },
+    engine::Message,
+    telemetry::health::HealthState,
+};
+
+/// Waits until the Node object shows what is asked for; empty when the time is up.
+pub(crate) async fn wait_for<T>(
+    node: &mut watch::Receiver<Option<Node>>,
+    limit: Duration,
+    select: fn(&Node) -> Vec<T>,
+) -> Vec<T> {
+    let found = node.wait_for(|node| node.as_ref().is_some_and(|node| !select(node).is_empty()));
+    match tokio::time::timeout(limit, found).await {
+        Ok(Ok(node)) => node.as_ref().map(select).unwrap_or_default(),
+        _ => Vec::new(),
+    }
+}
+
+pub(crate) async fn run(client: Client, name: String, sender: watch::Sender<Option<Node>>) {
+    let query = watches::Query::new(None, Some(format!("metadata.name={name}")));
+    let mut listed = None;
+    watches::watch(Api::<Node>::all(client), query, false, |event| {
+        match event {
+            WatchEvent::Init => listed = None,
+            WatchEvent::InitApply(node) => listed = Some(node),
+            WatchEvent::InitDone => sender.send_replace(listed.take()).map_or((), drop),
+            WatchEvent::Apply(node) => sender.send_replace(Some(node)).map_or((), drop),
+            WatchEvent::Delete(_) => sender.send_replace(None).map_or((), drop),
+        }
+        true
+    })
+    .await;
+}
+
+/// Passes on what changes about the node while the process runs. Ends when the process should.
+pub(crate) async fn follow(
+    mut node: watch::Receiver<Option<Node>>,
+    bind_address: Option<IpAddr>,
+    pod_cidrs: Vec<IpNet>,
+    messages: mpsc::Sender<Message>,
+    health: HealthState,
+) -> anyhow::Result<()> {
+    loop {
+        {
+            let now = node.borrow_and_update();
+            // A Node object that is gone for a moment must not take the NodePorts with it, nor load balancers' health
+            // checks: as in kube-proxy, what was last seen stays.
+            if let Some(now) = now.as_ref() {
+                health.set_eligible(now.eligible());
+                let cidrs = now.pod_cidrs();
+                if !pod_cidrs.is_empty() && !cidrs.is_empty() && cidrs != pod_cidrs {
+                    anyhow::bail!(
+                        "the node's podCIDRs changed from {pod_cidrs:?} to {cidrs:?}: starting over with them"
+                    );
+                }
+                messages.send(Input::Zone(now.zone().map(Into::into)).into())?;
+                let ips = node::primary_first(now.ips(), bind_address);
+                if !ips.is_empty() {
+                    messages.send(Input::NodeIps(ips.into()).into())?;
+                }
+            }
+        }
+        node.changed().await.context("the node's watch ended")?;
+    }
+}

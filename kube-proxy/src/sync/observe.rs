@@ -1,0 +1,274 @@
+//! What becomes of a sync outside the engine: logs, metrics, health, conntrack, health check node ports.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use proxy_core::{
+    backend::{Executor, Figures, Planner},
+    conntrack::FlowTracker,
+    environment::NodePortAddresses,
+    instance::{Pending, SyncReport},
+    model::Family,
+    reconciler::Reconciler,
+};
+use tokio::sync::watch;
+
+use crate::{
+    api::events::{Event, Events},
+    engine::Observer,
+    host::conntrack::ConntrackReconciler,
+    serve::service_health::Wanted,
+    settings::effective::Mode,
+    sync::open_load_balancers::OpenLoadBalancers,
+    telemetry::{
+        health::HealthState,
+        metrics::{self, Changed, SyncSample},
+    },
+};
+
+/// Called once, when every family has been written for the first time.
+pub(crate) type AfterFirstSync = Box<dyn FnOnce() + Send>;
+
+pub(crate) struct Observations {
+    mode: Mode,
+    /// Changes older than this process say nothing about its speed.
+    process_started: Timestamp,
+    health: HealthState,
+    flows: FlowTracker,
+    conntrack: Option<ConntrackReconciler>,
+    health_checks: watch::Sender<Wanted>,
+    events: Events,
+    open_load_balancers: OpenLoadBalancers,
+    node: String,
+    after_first_sync: Option<AfterFirstSync>,
+    synced: Vec<Family>,
+    /// Since when each family's oldest change has been known to wait.
+    queued: Vec<(Family, Instant)>,
+    shown: Pending,
+    figures: HashMap<Family, Figures>,
+}
+
+impl Observations {
+    pub(crate) fn new(
+        mode: Mode,
+        health: HealthState,
+        (flows, conntrack): (FlowTracker, Option<ConntrackReconciler>),
+        health_checks: watch::Sender<Wanted>,
+        events: Events,
+        node: String,
+        after_first_sync: AfterFirstSync,
+    ) -> Self {
+        Self {
+            mode,
+            process_started: Timestamp::now(),
+            health,
+            flows,
+            conntrack,
+            health_checks,
+            events,
+            open_load_balancers: OpenLoadBalancers::default(),
+            node,
+            after_first_sync: Some(after_first_sync),
+            synced: Vec::new(),
+            queued: Vec::new(),
+            shown: Pending::default(),
+            figures: HashMap::new(),
+        }
+    }
+
+    fn tell(&self, report: &SyncReport, took: Duration) {
+        if let Some(error) = &report.error {
+            tracing::error!(ipFamily = %report.family, error, "Sync failed");
+        } else {
+            tracing::debug!(ipFamily = %report.family, full = report.full, changes = report.changes.len(),
+                elapsed = ?took, "SyncProxyRules complete");
+        }
+        for conflict in &report.conflicts {
+            let address = conflict.at.map_or_else(|| "node port".to_owned(), |at| at.to_string());
+            tracing::warn!(service = %conflict.service, winner = %conflict.winner, address, port = conflict.port,
+                protocol = %conflict.protocol, "Two Services claim one address; one of them goes without it");
+            let at = format!("{address} {}/{}", conflict.port, conflict.protocol);
+            self.events.send(Event::address_conflict(&conflict.service, &conflict.winner, &at));
+        }
+        for (service, reason) in &report.set_aside {
+            tracing::error!(%service, reason, "The kernel refused this Service; it keeps its last good state");
+            self.events.send(Event::set_aside(service, &self.node, reason));
+        }
+        for service in &report.restored {
+            tracing::info!(%service, "A Service that the kernel had refused works again");
+            self.events.send(Event::restored(service, &self.node));
+        }
+    }
+
+    /// Counts what came since the last call and shows what waits.
+    fn show_pending<P, X>(&mut self, engine: &Reconciler<P, X>)
+    where
+        P: Planner,
+        X: Executor<Op = P::Op, Found = P::Found>,
+    {
+        // As in kube-proxy, a Service counts once for each family, and a slice for the family that it is of.
+        let pending = engine.instances().iter().map(|instance| instance.pending());
+        let pending = pending.fold(Pending::default(), |sum, one| Pending {
+            services: sum.services + one.services,
+            slices: sum.slices + one.slices,
+        });
+        if pending == self.shown {
+            return;
+        }
+        metrics::changed(Changed::Services, pending.services.saturating_sub(self.shown.services));
+        metrics::changed(Changed::Endpoints, pending.slices.saturating_sub(self.shown.slices));
+        metrics::pending(Changed::Services, usize::try_from(pending.services).unwrap_or(usize::MAX));
+        metrics::pending(Changed::Endpoints, usize::try_from(pending.slices).unwrap_or(usize::MAX));
+        self.shown = pending;
+    }
+
+    fn measure(&mut self, report: &SyncReport, took: Duration) {
+        let family = report.family;
+        let waiting = self.queued.iter().position(|(known, _)| *known == family);
+        let succeeded = report.error.is_none();
+        let since = if succeeded { waiting.map(|at| self.queued.swap_remove(at).1) } else { None };
+        let sample = SyncSample {
+            family,
+            mode: self.mode,
+            full: report.full.is_some(),
+            succeeded,
+            took,
+            since_change: since.map(|since| report.ended.saturating_duration_since(since)),
+        };
+        metrics::synced(sample, unix_now());
+        if !succeeded {
+            return;
+        }
+        let now = Timestamp::now();
+        for trigger in &report.triggers {
+            let Ok(trigger) = Timestamp::from_nanosecond(i128::from(*trigger)) else { continue };
+            if trigger >= self.process_started {
+                let latency = Duration::try_from(now.duration_since(trigger)).unwrap_or_default();
+                metrics::programmed(family, latency);
+            }
+        }
+    }
+}
+
+impl<P, X> Observer<P, X> for Observations
+where
+    P: Planner,
+    X: Executor<Op = P::Op, Found = P::Found>,
+{
+    fn queued(&mut self, engine: &Reconciler<P, X>) {
+        self.show_pending(engine);
+        for instance in engine.instances() {
+            let family = instance.family();
+            let Some(since) = instance.queued_since() else { continue };
+            if !self.queued.iter().any(|(known, _)| *known == family) {
+                self.queued.push((family, since));
+                self.health.queued(family, since);
+                metrics::queued(family, unix_now());
+            }
+        }
+    }
+
+    fn synced(&mut self, report: SyncReport, engine: &mut Reconciler<P, X>) {
+        let took = report.ended.saturating_duration_since(report.started);
+        self.tell(&report, took);
+        self.measure(&report, took);
+        if !self.synced.contains(&report.family) {
+            metrics::first_sync(report.family, report.phases);
+        }
+        if report.error.is_some() {
+            return;
+        }
+        let family = report.family;
+        for service in self.open_load_balancers.news(family, &report.services, engine.store()) {
+            tracing::warn!(%service, ipFamily = %family, "loadBalancerSourceRanges names no network of this family; \
+                everybody may use the load balancer's addresses of it");
+            self.events.send(Event::load_balancer_open(service, family));
+        }
+        self.health.updated(family, report.ended);
+        let Some(instance) = engine.instances().iter().find(|instance| instance.family() == family) else {
+            return;
+        };
+        let counts = instance.counts();
+        metrics::installed(
+            family,
+            counts.service_ports,
+            instance.set_aside_names().count(),
+            instance.conflicts(),
+        );
+        metrics::no_local_endpoints(family, counts.no_local_internal, counts.no_local_external);
+        let figures = instance.executor().figures();
+        for (table, total, last) in &figures.rules {
+            metrics::iptables_rules(family, table, *total, *last);
+        }
+        let shown = self.figures.entry(family).or_default();
+        metrics::affinity_lost(family, figures.affinity_lost.saturating_sub(shown.affinity_lost));
+        metrics::nftables_cleanup_failed(
+            family,
+            figures.cleanup_failures.saturating_sub(shown.cleanup_failures),
+        );
+        *shown = figures;
+        let rules = self.flows.rules(&report, engine.store(), instance);
+        if let (Some(conntrack), Some(environment)) = (&self.conntrack, instance.environment()) {
+            conntrack.submit(rules, environment);
+        }
+        if !self.synced.contains(&family) {
+            self.synced.push(family);
+            if self.synced.len() == engine.instances().len()
+                && let Some(act) = self.after_first_sync.take()
+            {
+                act();
+            }
+        }
+    }
+
+    fn drifted(&mut self, family: Family) {
+        tracing::warn!(ipFamily = %family, "The kernel's state was changed by somebody else; rebuilding it");
+        metrics::drifted(family);
+        self.events.send(Event::drifted(format!(
+            "the {family} rules were changed by another program; they are rebuilt"
+        )));
+    }
+
+    fn round(&mut self, engine: &mut Reconciler<P, X>) {
+        self.show_pending(engine);
+        let addresses = health_check_addresses(engine);
+        if let Some(checks) = engine.take_health_checks().cloned() {
+            self.health_checks.send_modify(|wanted| wanted.checks = checks);
+        }
+        self.health_checks.send_if_modified(|wanted| {
+            let changed = wanted.addresses != addresses;
+            if changed {
+                wanted.addresses = addresses;
+            }
+            changed
+        });
+    }
+}
+
+/// Where health check node ports listen: where NodePorts answer.
+fn health_check_addresses<P, X>(engine: &Reconciler<P, X>) -> Vec<IpAddr>
+where
+    P: Planner,
+    X: Executor<Op = P::Op, Found = P::Found>,
+{
+    let mut addresses = Vec::new();
+    for instance in engine.instances() {
+        match instance.environment().map(|environment| &environment.node_ports) {
+            None => {}
+            Some(NodePortAddresses::Any) => addresses.push(match instance.family() {
+                Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+                Family::V6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+            }),
+            Some(NodePortAddresses::Only(some)) => addresses.extend(some.iter().copied()),
+        }
+    }
+    addresses
+}
+
+fn unix_now() -> f64 {
+    Timestamp::now().as_duration().as_secs_f64()
+}

@@ -1,0 +1,149 @@
+//! Starts the engine: opens the mode's backends and gives them to a thread of their own.
+
+use std::{
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use proxy_core::{
+    backend::{Executor, Planner},
+    environment::EnvironmentSettings,
+    model::Family,
+    reconciler::{Pace, Reconciler},
+};
+
+use crate::{
+    api::{
+        events::{Event, Events},
+        watch::chain,
+    },
+    engine::{self, Message},
+    settings::effective::{Mode, Settings},
+    sync::{observe::Observations, watched::Watched},
+    telemetry::health::HealthState,
+};
+
+/// One small exchange with the kernel, so that a flushed rule set is repaired within a second.
+const NFT_DRIFT_CHECK: Duration = Duration::from_millis(500);
+/// A few requests of constant cost.
+const IPVS_DRIFT_CHECK: Duration = Duration::from_secs(2);
+
+pub(crate) type EngineEnded = tokio::sync::oneshot::Receiver<anyhow::Result<()>>;
+
+/// Opens the mode's backends and gives them to a thread of their own.
+pub(crate) fn engine(
+    settings: &Settings,
+    environment: EnvironmentSettings,
+    inbox: mpsc::Receiver<Message>,
+    observations: Observations,
+    (health, events): (&HealthState, &Events),
+    fits: &dyn Fn(&[Family]) -> anyhow::Result<()>,
+) -> anyhow::Result<EngineEnded> {
+    let start = Start { environment, pace: pace(settings), inbox, observations, health, fits };
+    // By this line people and scripts tell the mode of a node.
+    tracing::info!("Using {} Proxier", settings.mode.as_str());
+    match settings.mode {
+        Mode::Nftables => {
+            let commits = backend_nft::OwnCommits::default();
+            let open = |family| {
+                for missing in backend_nft::probe(family)? {
+                    tracing::error!(ipFamily = %family, "{missing}");
+                    events.send(Event::kernel_lacks(missing.to_string()));
+                }
+                let executor = backend_nft::Executor::open(family)?.counting(&commits);
+                Ok((backend_nft::Planner::new(family), executor))
+            };
+            start.spawn(open_families(open)?, NFT_DRIFT_CHECK)
+        }
+        Mode::Iptables => {
+            let open = |family| {
+                Ok((backend_iptables::Planner::new(family), backend_iptables::Executor::open(family)?))
+            };
+            start.spawn(open_families(open)?, settings.sync_period)
+        }
+        Mode::Ipvs => {
+            let chosen = crate::sync::ipvs::settings(&settings.ipvs)?;
+            let commits = backend_ipvs::OwnCommits::default();
+            let open = |family| {
+                let (planner, executor) = backend_ipvs::open(family, chosen.clone())?;
+                Ok((planner, executor.counting(&commits)))
+            };
+            start.spawn(open_families(open)?, settings.sync_period.min(IPVS_DRIFT_CHECK))
+        }
+    }
+}
+
+pub(crate) fn pace(settings: &Settings) -> Pace {
+    let default = Pace::default();
+    Pace { min_interval: settings.min_sync_period.unwrap_or(default.min_interval), ..default }
+}
+
+/// A family that the machine does not support is left out with a log line; none at all is an error.
+fn open_families<P, X>(
+    open: impl Fn(Family) -> anyhow::Result<(P, X)>,
+) -> anyhow::Result<Vec<(Family, P, X)>> {
+    let mut opened = Vec::new();
+    let mut failed = None;
+    for family in Family::BOTH {
+        if family == Family::V6 && !ipv6_supported() {
+            tracing::info!("No IPv6 in this kernel; running IPv4 only");
+            continue;
+        }
+        match open(family) {
+            Ok((planner, executor)) => opened.push((family, planner, executor)),
+            Err(error) => {
+                tracing::error!(%family, error = chain(error.as_ref()), "This family cannot be served");
+                failed.get_or_insert_with(|| error.context(format!("{family} cannot be served")));
+            }
+        }
+    }
+    match (opened.is_empty(), failed) {
+        (true, Some(error)) => Err(error),
+        _ => Ok(opened),
+    }
+}
+
+fn ipv6_supported() -> bool {
+    let disabled = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    std::path::Path::new("/proc/net/if_inet6").exists() && disabled.is_ok_and(|value| value.trim() == "0")
+}
+
+/// What every mode's engine is started with.
+struct Start<'a> {
+    environment: EnvironmentSettings,
+    pace: Pace,
+    inbox: mpsc::Receiver<Message>,
+    observations: Observations,
+    health: &'a HealthState,
+    /// Whether the configuration fits these families.
+    fits: &'a dyn Fn(&[Family]) -> anyhow::Result<()>,
+}
+
+impl Start<'_> {
+    #[expect(clippy::disallowed_methods, reason = "the health state is told when it begins")]
+    fn spawn<P, X>(
+        mut self,
+        backends: Vec<(Family, P, X)>,
+        drift_interval: Duration,
+    ) -> anyhow::Result<EngineEnded>
+    where
+        P: Planner + Send + 'static,
+        X: Executor<Op = P::Op, Found = P::Found> + Send + 'static,
+    {
+        let served: Vec<Family> = backends.iter().map(|(family, ..)| *family).collect();
+        (self.fits)(&served)?;
+        let watched = backends.into_iter().map(|(family, planner, executor)| {
+            self.health.started(family, Instant::now());
+            (family, planner, Watched { family, executor, health: self.health.clone() })
+        });
+        let (ended, receiver) = tokio::sync::oneshot::channel();
+        let reconciler = Reconciler::new(self.environment, self.pace, watched.collect());
+        thread::Builder::new().name("engine".to_owned()).spawn(move || {
+            engine::run(reconciler, &self.inbox, &mut self.observations, drift_interval);
+            // Nobody may be listening any more.
+            let _ = ended.send(Ok(()));
+        })?;
+        Ok(receiver)
+    }
+}

@@ -1,0 +1,6 @@
+//! What the process tells of itself: logs, metrics, its health.
+
+pub(crate) mod first_sync;
+pub(crate) mod health;
+pub(crate) mod logging;
+pub(crate) mod metrics;
