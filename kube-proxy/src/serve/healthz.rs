@@ -8,10 +8,12 @@ use jiff::Timestamp;
 
 use super::{
     answer::{self, Answer},
-    health::HealthState,
     server,
 };
-use crate::telemetry::metrics::{self, HealthPath};
+use crate::telemetry::{
+    health::HealthState,
+    metrics::{self, HealthPath},
+};
 
 /// Serves for ever; returns only with `hard_fail`, when the port cannot be bound.
 pub(crate) async fn serve(state: HealthState, address: SocketAddr, hard_fail: bool) -> io::Error {

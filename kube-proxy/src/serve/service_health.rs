@@ -24,12 +24,11 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
     answer::{self, Answer},
-    health::HealthState,
     server::{self, RETRY, Stack},
 };
 use crate::{
     api::events::{Event, Events},
-    telemetry::metrics,
+    telemetry::{health::HealthState, metrics},
 };
 
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");

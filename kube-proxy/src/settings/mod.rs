@@ -10,8 +10,7 @@ use validate::Surroundings;
 
 use crate::settings::{
     feature_gates::FeatureGates,
-    flags::{self, Flags, VersionRequest},
-    version,
+    flags::{Flags, VersionRequest},
 };
 
 pub(crate) mod configuration;

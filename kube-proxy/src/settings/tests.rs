@@ -8,7 +8,7 @@ use backend_ipvs::Binding;
 use serde_json::Value;
 
 use super::{
-    settings::{DetectLocal, LogFormat, Mode, NodePortAddressSet},
+    effective::{DetectLocal, LogFormat, Mode, NodePortAddressSet},
     *,
 };
 use crate::settings::feature_gates::Feature;

@@ -8,13 +8,13 @@ use serde_json::Value;
 
 use super::{
     configuration::{Configuration, LogStreams},
-    encode,
-    error::FieldError,
-    go_text::{GoDuration, parse_cidr, parse_ip, parse_ip_port, parse_quantity},
-    settings::{
+    effective::{
         ClientSettings, ConntrackSettings, DetectLocal, IpvsSettings, LogFormat, LoggingSettings, Mode,
         NodePortAddressSet, NodePortSelection, Settings,
     },
+    encode,
+    error::FieldError,
+    go_text::{GoDuration, parse_cidr, parse_ip, parse_ip_port, parse_quantity},
 };
 use crate::settings::feature_gates::{Feature, FeatureGates};
 
