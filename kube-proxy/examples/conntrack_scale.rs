@@ -18,7 +18,7 @@ use proxy_core::{
 
 // rustfmt looks for its tests beside this file; it is formatted as part of the binary.
 #[rustfmt::skip]
-#[path = "../src/conntrack.rs"]
+#[path = "../src/host/conntrack.rs"]
 #[allow(dead_code, reason = "part of the binary, which uses all of it")]
 mod conntrack;
 
