@@ -1,6 +1,7 @@
 //! Whole plans: as text, and by what becomes of packets.
 
 mod combinations;
+mod commits;
 mod golden;
 mod history;
 mod packets;
@@ -15,7 +16,7 @@ use proxy_core::{
     route::{Frontend, FrontendKind, Named, Route, Target},
 };
 
-use crate::{Op, Planner, Variant, model::Model, survey::Host};
+use crate::{Host, Op, Planner, Variant, model::Model};
 
 pub(crate) fn addr(text: &str) -> IpAddr {
     text.parse().expect("an address")

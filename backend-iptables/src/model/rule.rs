@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use proxy_core::model::Protocol;
 
-use super::{Packet, State};
+use crate::model::packet::{Packet, State};
 
 pub(super) struct Rule {
     conditions: Vec<(bool, Condition)>,

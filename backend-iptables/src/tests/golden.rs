@@ -8,7 +8,7 @@ use proxy_core::{
 };
 
 use super::{Bench, addr, environment, exposed_web, frontend, local_web, name, rules_added, target, web};
-use crate::{Planner, Variant, model::Model, survey::Host};
+use crate::{Host, Planner, Variant, model::Model};
 
 /// The rules that a Service port adds.
 fn added(environment: &proxy_core::environment::Environment, service: &'static str, route: Route) -> String {

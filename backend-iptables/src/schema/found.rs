@@ -8,9 +8,9 @@ use std::{
     mem,
 };
 
-use crate::{
-    accounting::Counters,
-    chains::{Jump, ServiceChain, Table},
+use crate::schema::{
+    chains::{Dispatcher, Jump, ServiceChain, Table},
+    counters::Counters,
 };
 
 /// A rule's table, chain, and words in order of the alphabet.
@@ -25,6 +25,8 @@ pub struct Found {
     other_chains: HashMap<(Table, Box<str>), u64>,
     /// How often there is each rule of the kernel's own chains that leads to a chain whose name begins with `KUBE-`.
     jumps: HashMap<JumpRule, usize>,
+    /// What the dispatch chains of table `filter` refuse or drop, as lines.
+    refusals: HashMap<Dispatcher, Vec<Box<str>>>,
     pub host: Host,
 }
 
@@ -71,6 +73,7 @@ impl Found {
                     name = chain.to_vec();
                 }
                 rules.write(&line);
+                found.read_refusal(table, chain, &line);
                 continue;
             }
             found.finish(table, &name, mem::take(&mut rules));
@@ -111,6 +114,28 @@ impl Found {
         {
             self.insert(table, chain, fingerprint([]));
         }
+    }
+
+    /// Only those that are like ours: they may have to be written once more.
+    fn read_refusal(&mut self, table: Option<Table>, chain: &[u8], line: &[u8]) {
+        const REASONS: [&str; 3] = ["has no endpoints", "has no local endpoints", "traffic not accepted by"];
+        if table != Some(Table::Filter) {
+            return;
+        }
+        let of_chain = |dispatcher: &Dispatcher| {
+            dispatcher.table() == Table::Filter && dispatcher.chain().as_bytes() == chain
+        };
+        if let Some(dispatcher) = Dispatcher::ALL.into_iter().find(of_chain)
+            && let Ok(line) = str::from_utf8(line)
+            && REASONS.iter().any(|reason| line.contains(reason))
+        {
+            self.refusals.entry(dispatcher).or_default().push(line.trim_end().into());
+        }
+    }
+
+    /// What a dispatch chain of table `filter` refuses or drops.
+    pub(crate) fn refusals(&self, dispatcher: Dispatcher) -> impl Iterator<Item = &str> {
+        self.refusals.get(&dispatcher).into_iter().flatten().map(|line| &**line)
     }
 
     fn read_rule(&mut self, table: Option<Table>, line: &str) {

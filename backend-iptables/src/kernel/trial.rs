@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fmt::Write as _};
 
 use proxy_core::backend::Step;
 
-use crate::{chains::Table, restore::Op};
+use crate::schema::{chains::Table, op::Op};
 
 const CHAIN: &str = "KUBE-PROXY-TRIAL";
 
@@ -82,7 +82,7 @@ fn removal() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chains::{self, ServiceChain};
+    use crate::schema::chains::{self, ServiceChain};
 
     fn step(rules: &[&str]) -> Step<Op> {
         let mut step = Step::default();

@@ -14,14 +14,21 @@ use proxy_core::{
 };
 
 use crate::{
-    accounting::{self, Counters},
-    drift::Standing,
-    limits::AffinityLists,
-    process::{LOCK_WAIT, collect, is_of_the_moment, message, not_run, now, run_restore, start_restore},
-    restore::{self, Line, Op, Tally},
-    survey::{Found, Host},
-    trial,
-    variant::{self, Machine, Programs, Variant, Version},
+    kernel::{
+        accounting,
+        drift::Standing,
+        limits::AffinityLists,
+        process::{LOCK_WAIT, collect, is_of_the_moment, message, not_run, now, run_restore, start_restore},
+        trial,
+        variant::{self, Machine, Programs, Version},
+    },
+    schema::{
+        counters::Counters,
+        found::{Found, Host},
+        op::{Op, Tally},
+        restore::{self, Line},
+        variant::Variant,
+    },
 };
 
 const WRITE: [&str; 4] = ["-w", LOCK_WAIT, "--noflush", "--counters"];

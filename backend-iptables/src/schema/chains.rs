@@ -6,10 +6,8 @@ use std::fmt;
 use proxy_core::model::ServicePortName;
 use sha2::{Digest, Sha256};
 
-use crate::rules::Endpoint;
-
-/// The tables we write, in the order in which a restore commits them: `nat` last, because a packet that is translated
-/// before the filter knows about it would be let through.
+/// The tables we write, in the order in which a restore commits them. Where a Service leaves what a filter does to it, the
+/// filter is committed again after `nat` ([`crate::Op::Then`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Table {
     Mangle,
@@ -122,8 +120,9 @@ pub struct ServiceChain {
 }
 
 impl ServiceChain {
-    pub(crate) fn endpoint(name: &ChainStem, endpoint: &Endpoint) -> Self {
-        Self { role: Role::Endpoint, hash: hash(&[&name.0, &endpoint.text]) }
+    /// `endpoint` as `address:port`.
+    pub(crate) fn endpoint(name: &ChainStem, endpoint: &str) -> Self {
+        Self { role: Role::Endpoint, hash: hash(&[&name.0, endpoint]) }
     }
 
     /// A chain found in the kernel, if its name is one that only we and kube-proxy give.

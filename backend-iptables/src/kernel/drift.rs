@@ -11,10 +11,13 @@ use proxy_core::{
 };
 
 use crate::{
-    chains::{CANARY, JUMPS, KUBELET_JUMPS, Table},
-    process::{LOCK_WAIT, is_of_the_moment, message, run_restore},
-    restore::{self, Op},
-    variant::Variant,
+    kernel::process::{LOCK_WAIT, is_of_the_moment, message, run_restore},
+    schema::{
+        chains::{CANARY, JUMPS, KUBELET_JUMPS, Table},
+        op::Op,
+        restore,
+        variant::Variant,
+    },
 };
 
 /// What stands for the tables.

@@ -3,24 +3,25 @@
 //!
 //! Where chance decides (`statistic`, `recent`), a walk follows both ways, so that it answers with every possible fate.
 
+mod packet;
 mod rule;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
 };
 
-use proxy_core::{
-    backend::Plan,
-    model::{Family, Protocol},
-};
+use proxy_core::{backend::Plan, model::Family};
 
-use crate::{
+use crate::schema::{
     chains::Table,
-    restore::{self, Op},
-    survey::{Found, Host},
+    found::{Found, Host},
+    op::Op,
+    restore,
     variant::Variant,
 };
+use packet::State;
+pub use packet::{Fate, Packet};
 use rule::{Rule, Target};
 
 /// The tables of one family.
@@ -29,30 +30,6 @@ pub struct Model {
     family: Family,
     variant: Variant,
     chains: BTreeMap<(Table, String), Vec<String>>,
-}
-
-/// The first packet of a connection.
-#[derive(Debug, Clone)]
-pub struct Packet<'a> {
-    pub source: IpAddr,
-    /// The interface it comes in through; `None` for one that the node itself sends.
-    pub interface: Option<&'a str>,
-    pub protocol: Protocol,
-    pub to: SocketAddr,
-}
-
-/// What becomes of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fate {
-    /// It goes to this endpoint; `masqueraded`: with the node's address as its source.
-    Translated {
-        to: SocketAddr,
-        masqueraded: bool,
-    },
-    Rejected,
-    Dropped,
-    /// It goes its way.
-    Passed,
 }
 
 /// The kernel's own chains.
@@ -155,25 +132,6 @@ impl Model {
 
     pub fn family(&self) -> Family {
         self.family
-    }
-}
-
-/// What a packet has become on its way.
-#[derive(Debug, Clone, Copy)]
-struct State {
-    to: SocketAddr,
-    translated: bool,
-    mark: u32,
-    masqueraded: bool,
-}
-
-impl State {
-    fn fate(self) -> Fate {
-        if self.translated {
-            Fate::Translated { to: self.to, masqueraded: self.masqueraded }
-        } else {
-            Fate::Passed
-        }
     }
 }
 

@@ -17,15 +17,24 @@ use proxy_core::{
 };
 
 use crate::{
-    chains::{
-        CANARY, Dispatcher, IPVS_CHAINS, IPVS_JUMPS, JUMPS, KUBELET_FIREWALL, KUBELET_JUMPS, ServiceChain,
-        Table, is_service_chain,
+    plan::{
+        dispatch::{Port, Turn, commit_after, lines, touches_nat, write_dispatcher},
+        removal::{drop_service_chains, remove_jumps},
+        scaffold,
+        service::{
+            rules::{Context, Dispatch, EndpointComments, Rules},
+            write,
+        },
     },
-    cleanup::{drop_service_chains, remove_jumps},
-    restore::{self, Op, Tally},
-    rules::{self, Context, Dispatch, EndpointComments, Rules},
-    scaffold,
-    survey::{Found, Host},
+    schema::{
+        chains::{
+            CANARY, Dispatcher, IPVS_CHAINS, IPVS_JUMPS, JUMPS, KUBELET_FIREWALL, KUBELET_JUMPS,
+            ServiceChain, Table, is_service_chain,
+        },
+        found::{Found, Host},
+        op::{Op, Tally},
+        restore,
+    },
 };
 
 /// With more endpoints than this, rules carry no comments that name them.
@@ -48,15 +57,6 @@ struct Installed {
     host: Host,
     ports: BTreeMap<ServicePortName, Port>,
     totals: Totals,
-}
-
-/// What must be known of a Service port that is written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Port {
-    /// Its lines in the dispatch chains: those are written whole.
-    dispatch: Dispatch,
-    /// As its own chains were written last: when the cluster becomes large, those that do not change stay as they are.
-    comments: EndpointComments,
 }
 
 /// Sums over all Services.
@@ -124,7 +124,7 @@ impl backend::Planner for Planner {
         for (owner, change) in changes.iter().enumerate() {
             let owner = u32::try_from(owner).ok();
             let written = |route: &Option<Arc<Route>>, context| {
-                route.as_deref().map(|route| rules::write(&change.name, route, context))
+                route.as_deref().map(|route| write(&change.name, route, context))
             };
             let known = installed.ports.get(&change.name).map_or(comments, |port| port.comments);
             let before = written(&change.before, Context { comments: known, ..context });
@@ -146,10 +146,12 @@ impl backend::Planner for Planner {
         }
         let owners: HashMap<&ServicePortName, u32> =
             changes.iter().zip(0..).map(|(change, owner)| (&change.name, owner)).collect();
-        for &dispatcher in &moved {
-            write_dispatcher(&mut step, dispatcher, &installed.ports, &tail, |_, name| {
-                owners.get(name).copied()
-            });
+        let owner_of = |_: usize, name: &ServicePortName| owners.get(name).copied();
+        if moved.contains(&Dispatcher::NatServices) {
+            write_dispatcher(&mut step, Dispatcher::NatServices, &installed.ports, &tail, owner_of);
+        }
+        if moved.contains(&Dispatcher::NatNodePorts) {
+            write_dispatcher(&mut step, Dispatcher::NatNodePorts, &installed.ports, "", owner_of);
         }
         let old = scaffold::fixed_chains(&installed.environment, installed.host);
         let mut tally = installed.totals.rules;
@@ -161,7 +163,26 @@ impl backend::Planner for Planner {
             }
         }
 
-        let doubt = if restore::may_be_split(&step) {
+        let mut late = Step::default();
+        let waits = touches_nat(&step);
+        for &dispatcher in moved.iter().filter(|dispatcher| dispatcher.table() == Table::Filter) {
+            let mut turn = Turn::default();
+            if waits {
+                for (name, before) in &undo {
+                    turn.add(
+                        lines(before.as_ref(), dispatcher),
+                        lines(installed.ports.get(name), dispatcher),
+                    );
+                }
+            }
+            if self.doubt == Doubt::Filter {
+                turn = turn.renewed();
+            }
+            turn.write((&mut step, &mut late), dispatcher, &installed.ports, owner_of);
+        }
+        commit_after(&mut step, late);
+
+        let doubt = if restore::may_be_split(&step) || step.ops.iter().any(|owned| owned.op == Op::Then) {
             Doubt::All
         } else if step.ops.iter().any(|owned| owned.op.table() == Some(Table::Filter)) {
             Doubt::Filter
@@ -208,7 +229,7 @@ impl backend::Planner for Planner {
             }
         }
 
-        let written = of_each(routes, |name, route| Written::new(rules::write(name, route, context), &found));
+        let written = of_each(routes, |name, route| Written::new(write(name, route, context), &found));
         let mut wanted = HashSet::new();
         let mut ports = Vec::with_capacity(routes.len());
         for (owner, ((name, _), written)) in (0..).zip(routes.iter().zip(written)) {
@@ -220,20 +241,23 @@ impl backend::Planner for Planner {
         }
         installed.ports = BTreeMap::from_iter(ports);
         let tail: Arc<str> = scaffold::to_node_ports(environment).into();
+        // The routes have the order of the ports that were made of them.
+        let owner_of = |at: usize, _: &ServicePortName| u32::try_from(at).ok();
+        let mut differing = Vec::new();
         for dispatcher in Dispatcher::ALL {
             let (table, chain) = (dispatcher.table(), dispatcher.chain());
             let ends = (dispatcher == Dispatcher::NatServices).then_some(&tail);
             let lines =
                 installed.ports.values().filter_map(|port| port.dispatch.lines(dispatcher)).chain(ends);
-            if found.holds(table, chain, lines.map(|lines| &**lines)) {
-                if let Some(rules) = ends.cloned() {
-                    step.push(Op::Stands { table, chain, rules }, None);
+            if !found.holds(table, chain, lines.map(|lines| &**lines)) {
+                if table == Table::Nat {
+                    let tail = if ends.is_some() { &*tail } else { "" };
+                    write_dispatcher(&mut step, dispatcher, &installed.ports, tail, owner_of);
+                } else {
+                    differing.push(dispatcher);
                 }
-            } else {
-                // The routes have the order of the ports that were made of them.
-                write_dispatcher(&mut step, dispatcher, &installed.ports, &tail, |at, _| {
-                    u32::try_from(at).ok()
-                });
+            } else if let Some(rules) = ends.cloned() {
+                step.push(Op::Stands { table, chain, rules }, None);
             }
         }
         installed.totals = totals;
@@ -242,6 +266,19 @@ impl backend::Planner for Planner {
         step.push(Op::Tally(fixed_rules), None);
         write_jumps(&mut step, &found);
         drop_stale(&mut step, &found, &wanted);
+        let mut late = Step::default();
+        let waits = touches_nat(&step);
+        for dispatcher in differing {
+            let mut turn = Turn::default();
+            if waits {
+                let wanted: HashSet<&str> =
+                    installed.ports.values().flat_map(|port| lines(Some(port), dispatcher)).collect();
+                let found: HashSet<&str> = found.refusals(dispatcher).collect();
+                turn.add_sets(&found, &wanted);
+            }
+            turn.write((&mut step, &mut late), dispatcher, &installed.ports, owner_of);
+        }
+        commit_after(&mut step, late);
         if environment.localhost_node_ports {
             step.push(Op::RouteLocalnet, None);
         }
@@ -397,25 +434,6 @@ fn replace_port(
         None => installed.ports.remove(name),
     };
     undo.push((name.clone(), before));
-}
-
-/// Writes a dispatch chain whole, from the remembered lines; `owner` gets the number and the name of a port.
-fn write_dispatcher(
-    step: &mut Step<Op>,
-    dispatcher: Dispatcher,
-    ports: &BTreeMap<ServicePortName, Port>,
-    to_node_ports: &str,
-    owner: impl Fn(usize, &ServicePortName) -> Option<u32>,
-) {
-    let (table, chain) = (dispatcher.table(), dispatcher.chain());
-    step.push(Op::Declare { table, chain }, None);
-    step.ops.extend(ports.iter().enumerate().filter_map(|(at, (name, port))| {
-        let rules = port.dispatch.lines(dispatcher)?.clone();
-        Some(Owned { op: Op::Append { table, chain, rules, standing: false }, owner: owner(at, name) })
-    }));
-    if dispatcher == Dispatcher::NatServices && !to_node_ports.is_empty() {
-        step.push(Op::Append { table, chain, rules: to_node_ports.into(), standing: true }, None);
-    }
 }
 
 fn write_fixed(step: &mut Step<Op>, fixed: scaffold::Fixed) {

@@ -5,10 +5,13 @@ use proxy_core::{
     route::{Frontend, FrontendKind},
 };
 
-use super::{Dispatch, Writer, text::Rule};
 use crate::{
-    accounting::LOCALHOST_ACCEPTED,
-    chains::{Dispatcher, Role, ServiceChain},
+    plan::service::{rules::Dispatch, writer::Writer},
+    schema::{
+        chains::{Dispatcher, Role, ServiceChain},
+        counters::LOCALHOST_ACCEPTED,
+        rule::Rule,
+    },
 };
 
 #[derive(Default)]
@@ -64,8 +67,7 @@ impl Writer<'_> {
                 .port(port)
                 .jump(&["ACCEPT"]);
         }
-        let written = Dispatcher::ALL.into_iter().zip(lines.0).filter(|(_, lines)| !lines.is_empty());
-        Dispatch(written.map(|(dispatcher, lines)| (dispatcher, lines.into())).collect())
+        Dispatch::new(Dispatcher::ALL.into_iter().zip(lines.0))
     }
 
     fn to_frontend<'a>(

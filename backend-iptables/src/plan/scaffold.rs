@@ -6,10 +6,10 @@ use proxy_core::{
     model::Family,
 };
 
-use crate::{
-    accounting::INVALID_DROPPED,
+use crate::schema::{
     chains::{FORWARD, KUBELET_FIREWALL, MARK_MASQUERADE, NODE_PORTS, POSTROUTING, SERVICES, Table},
-    survey::Host,
+    counters::INVALID_DROPPED,
+    found::Host,
 };
 
 /// A chain and its rules as restore lines.

@@ -1,27 +1,11 @@
 //! Which iptables to use. The kernel has two sets of tables that know nothing of each other, and rules belong where the
 //! rest of the node's rules are: the choice is made as the iptables-wrappers script of Kubernetes' images makes it.
 
-use std::{fmt, io, process::Command};
+use std::{io, process::Command};
 
 use proxy_core::model::Family;
 
-/// The two sets of tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Variant {
-    /// `ip_tables`, written whole for every change.
-    Legacy,
-    /// `nf_tables`, through iptables' translation.
-    Nft,
-}
-
-impl fmt::Display for Variant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Legacy => "legacy",
-            Self::Nft => "nft",
-        })
-    }
-}
+pub use crate::schema::variant::Variant;
 
 /// The programs of one family and variant.
 #[derive(Debug, Clone, PartialEq, Eq)]
