@@ -1,7 +1,7 @@
 //! Which iptables to use. The kernel has two sets of tables that know nothing of each other, and rules belong where the
 //! rest of the node's rules are: the choice is made as the iptables-wrappers script of Kubernetes' images makes it.
 
-use std::{io, process::Command};
+use std::{cmp::Ordering, io, process::Command};
 
 use proxy_core::model::Family;
 
@@ -31,12 +31,15 @@ impl Programs {
 pub trait Tables {
     /// The output of `iptables-save` or `ip6tables-save` of a variant; `only` restricts it to one table.
     fn save(&self, family: Family, variant: Variant, only: Option<&str>) -> String;
+
+    /// What plain `iptables` is: the administrator's choice (`update-alternatives`).
+    fn plain(&self) -> Option<Variant>;
 }
 
 /// Chains in table `mangle` by which kubelet tells others where it writes.
 const HINTS: [&str; 2] = [":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY "];
 
-/// Kubelet's hints decide; without them, where more rules exist; without rules, nft.
+/// Kubelet's hints decide; without them, where more rules and policies are; without any, what plain `iptables` is.
 pub fn choose(tables: &impl Tables) -> Variant {
     let both = |variant, only| Family::BOTH.map(|family| tables.save(family, variant, only)).concat();
     let hinted = |save: &str| save.lines().any(|line| HINTS.iter().any(|hint| line.starts_with(hint)));
@@ -48,9 +51,22 @@ pub fn choose(tables: &impl Tables) -> Variant {
     if hinted(&legacy) {
         return Variant::Legacy;
     }
-    let rules = |save: &str| save.lines().filter(|line| line.starts_with('-')).count();
-    let legacy = rules(&legacy);
-    if legacy > 0 && legacy > rules(&both(Variant::Nft, None)) { Variant::Legacy } else { Variant::Nft }
+    let legacy = rules_and_policies(&legacy);
+    let nft = rules_and_policies(&both(Variant::Nft, None));
+    match legacy.cmp(&nft) {
+        Ordering::Greater => Variant::Legacy,
+        Ordering::Less => Variant::Nft,
+        Ordering::Equal => tables.plain().unwrap_or(Variant::Nft),
+    }
+}
+
+/// A policy other than to accept is as much of a firewall as a rule.
+fn rules_and_policies(save: &str) -> usize {
+    let counts = |line: &&str| {
+        let policy = line.strip_prefix(':').and_then(|chain| chain.split(' ').nth(1));
+        line.starts_with('-') || policy.is_some_and(|policy| !matches!(policy, "ACCEPT" | "-"))
+    };
+    save.lines().filter(counts).count()
 }
 
 /// The tables of this machine.
@@ -68,6 +84,10 @@ impl Tables for Machine {
             .output()
             .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
             .unwrap_or_default()
+    }
+
+    fn plain(&self) -> Option<Variant> {
+        version(&Programs::of(Family::V4, None).iptables).ok().map(|version| version.variant)
     }
 }
 
@@ -119,6 +139,7 @@ mod tests {
     struct Fake {
         legacy: &'static str,
         nft: &'static str,
+        plain: Option<Variant>,
     }
 
     impl Tables for Fake {
@@ -129,29 +150,53 @@ mod tests {
                 (Variant::Nft, _) => self.nft.to_owned(),
             }
         }
+
+        fn plain(&self) -> Option<Variant> {
+            self.plain
+        }
+    }
+
+    fn fake(legacy: &'static str, nft: &'static str) -> Fake {
+        Fake { legacy, nft, plain: None }
     }
 
     #[test]
     fn kubelets_hint_decides_against_the_number_of_rules() {
         let rules = "*nat\n-A a -j b\n-A a -j b\n";
         let hint = "*mangle\n:KUBE-KUBELET-CANARY - [0:0]\n";
-        assert_eq!(choose(&Fake { legacy: hint, nft: rules }), Variant::Legacy);
-        assert_eq!(choose(&Fake { legacy: rules, nft: hint }), Variant::Nft);
+        assert_eq!(choose(&fake(hint, rules)), Variant::Legacy);
+        assert_eq!(choose(&fake(rules, hint)), Variant::Nft);
         let hint = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\n";
-        assert_eq!(choose(&Fake { legacy: hint, nft: rules }), Variant::Legacy);
+        assert_eq!(choose(&fake(hint, rules)), Variant::Legacy);
     }
 
     #[test]
     fn without_a_hint_the_variant_with_more_rules_is_used() {
         let many = "*nat\n-A a -j b\n-A a -j b\n";
         let one = "*nat\n-A a -j b\n";
-        assert_eq!(choose(&Fake { legacy: many, nft: one }), Variant::Legacy);
-        assert_eq!(choose(&Fake { legacy: one, nft: many }), Variant::Nft);
+        assert_eq!(choose(&fake(many, one)), Variant::Legacy);
+        assert_eq!(choose(&fake(one, many)), Variant::Nft);
     }
 
     #[test]
-    fn without_rules_nft_is_used() {
-        assert_eq!(choose(&Fake { legacy: "", nft: "" }), Variant::Nft);
+    fn a_policy_counts_as_a_rule() {
+        let dropping = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:OWN - [0:0]\nCOMMIT\n";
+        let nothing = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
+        for plain in [None, Some(Variant::Legacy), Some(Variant::Nft)] {
+            let tables = Fake { plain, ..fake(dropping, nothing) };
+            assert_eq!(choose(&tables), Variant::Legacy);
+            let tables = Fake { plain, ..fake(nothing, dropping) };
+            assert_eq!(choose(&tables), Variant::Nft);
+        }
+    }
+
+    #[test]
+    fn without_rules_the_administrators_choice_is_used_and_nft_where_there_is_none() {
+        assert_eq!(choose(&fake("", "")), Variant::Nft);
+        for plain in [Variant::Legacy, Variant::Nft] {
+            let tables = Fake { plain: Some(plain), ..fake("", "") };
+            assert_eq!(choose(&tables), plain);
+        }
     }
 
     #[test]
