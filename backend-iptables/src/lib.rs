@@ -14,10 +14,11 @@ mod tests;
 
 pub use kernel::{
     accounting,
-    cleanup::{CleanupError, cleanup},
+    cleanup::{CleanupError, cleanup, cleanup_but},
     executor::{Executor, OpenError},
     limits, variant,
 };
+pub use nft_netlink::generation::OwnCommits;
 pub use plan::planner::Planner;
 pub use schema::{
     chains,

@@ -5,7 +5,7 @@ mod rig;
 use std::{collections::BTreeSet, io, net::IpAddr};
 
 use backend_iptables::Variant;
-use proxy_core::{backend::Executor as _, model::Family};
+use proxy_core::model::Family;
 use rig::{Node, Proxy, cluster_ip, name, target};
 
 fn cluster_ip_works(family: Family, variant: Variant) {
@@ -42,7 +42,7 @@ fn cluster_ip_works(family: Family, variant: Variant) {
 
     proxy.change(&web, Some(cluster_ip(vip, 80, &[target(b.addr, 8080, false)]))).expect("taken");
     assert_eq!(node.client.connect(vip, 80).expect("the Service answers").server, "b");
-    assert!(proxy.executor.intact().expect("the check runs"));
+    assert!(proxy.finds_all_intact());
 
     proxy.change(&web, None).expect("the kernel takes the change");
     let saved = rig::run(&format!(

@@ -2,14 +2,17 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     fs,
     io::{self, BufReader},
+    mem,
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use nft_netlink::generation::OwnCommits;
 use proxy_core::{
-    backend::{self, ApplyError, Figures, Outcome, Plan, Rejection, Step},
+    backend::{self, ApplyError, Figures, Outcome, Plan, Step},
     model::Family,
 };
 
@@ -23,6 +26,7 @@ use crate::{
         variant::{self, Machine, Programs, Version},
     },
     schema::{
+        chains::Table,
         counters::Counters,
         found::{Found, Host},
         op::{Op, Tally},
@@ -30,6 +34,13 @@ use crate::{
         variant::Variant,
     },
 };
+
+/// How often it is looked whether affinity has room.
+const AFFINITY_PAUSE: Duration = Duration::from_secs(30);
+/// How often the programs are run at most to find which of many chains cannot be deleted.
+const MOST_DELETIONS: usize = 200;
+/// How many of those are told of.
+const MOST_NAMED: usize = 100;
 
 const WRITE: [&str; 4] = ["-w", LOCK_WAIT, "--noflush", "--counters"];
 
@@ -44,10 +55,26 @@ pub struct Executor {
     rules: Tally,
     last_written: Tally,
     affinity: AffinityLists,
+    /// Chains that could not be deleted.
+    in_use: BTreeSet<(Table, Box<str>)>,
+    /// When that was last looked at.
+    affinity_seen: Instant,
+    /// Somebody else changed the tables, and the next plan mends it.
+    repairs: bool,
     /// Whether rules may name packet counters; `None` before the first try.
     counters_usable: Option<bool>,
     /// How long programs have been running for us.
     waited: Cell<Duration>,
+}
+
+/// How a program ended that was given a step.
+enum Ran {
+    Through(Tally),
+    /// `deletion`: it complains about the deletion of a chain.
+    Refused {
+        deletion: bool,
+        stderr: String,
+    },
 }
 
 /// Why iptables cannot be used.
@@ -88,12 +115,15 @@ impl Executor {
         Self {
             family,
             variant,
+            standing: Standing::new(family, variant, programs.save.clone()),
             programs,
             version,
-            standing: Standing::default(),
+            in_use: BTreeSet::new(),
             rules: Tally::default(),
             last_written: Tally::default(),
             affinity: AffinityLists::of(family),
+            affinity_seen: now(),
+            repairs: false,
             counters_usable: None,
             waited: Cell::default(),
         }
@@ -114,15 +144,43 @@ impl Executor {
         Ok(executor)
     }
 
+    /// Has transactions be counted together with those of the other family.
+    #[must_use]
+    pub fn counting(mut self, own: &OwnCommits) -> Self {
+        self.standing.count_with(own);
+        self
+    }
+
     pub fn variant(&self) -> Variant {
         self.variant
     }
 
-    /// Carries a step out, and tells how many rules it wrote.
-    fn restore(&self, step: &Step<Op>) -> Result<Tally, ApplyError> {
+    /// Carries a step out, and tells how many rules it wrote. Chains that others use stay, emptied.
+    fn restore(&mut self, step: &Step<Op>) -> Result<Tally, ApplyError> {
+        match self.run_step(step)? {
+            Ran::Through(written) => Ok(written),
+            Ran::Refused { deletion: true, .. } => {
+                // Somebody's rule leads to a chain that is to go: that must not keep anything else.
+                let emptied = restore::without_deletions(step);
+                let written = match self.run_step(&emptied)? {
+                    Ran::Through(written) => written,
+                    Ran::Refused { stderr, .. } => return Err(self.refusal(&emptied, &stderr)),
+                };
+                let chains: Vec<(Table, Box<str>)> =
+                    step.ops.iter().flat_map(|owned| owned.op.deleted()).collect();
+                self.delete_what_can_be(&chains);
+                Ok(written)
+            }
+            Ran::Refused { stderr, .. } => Err(self.refusal(step, &stderr)),
+        }
+    }
+
+    fn run_step(&mut self, step: &Step<Op>) -> Result<Ran, ApplyError> {
+        let mut commits = 0;
         let running = start_restore(&self.programs.restore, &WRITE, |to| {
             let mut result = Ok(());
-            restore::write(step, self.variant, &mut |_, lines| {
+            restore::write(step, self.variant, &mut |op, lines| {
+                commits += u32::from(op.is_none() && lines == "COMMIT\n");
                 if result.is_ok() {
                     result = to.write_all(lines.as_bytes());
                 }
@@ -134,7 +192,8 @@ impl Executor {
         let run = running.wait()?;
         self.waited.set(self.waited.get() + run.took);
         if run.status.success() {
-            return Ok(written);
+            self.standing.committed(commits);
+            return Ok(Ran::Through(written));
         }
         if run.status.code().is_none() {
             // Killed: it may have committed a table or not.
@@ -143,7 +202,41 @@ impl Executor {
                 self.programs.restore, run.status
             ))));
         }
-        Err(self.refusal(step, &run.stderr))
+        let line = restore::complained_line(&run.stderr)
+            .and_then(|number| restore::line(step, self.variant, number));
+        let deletion = line.is_some_and(|line| line.text.starts_with("-X "));
+        Ok(Ran::Refused { deletion, stderr: run.stderr })
+    }
+
+    /// Deletes chains that are empty, by halves where that fails, so that one that is in use keeps none of the others.
+    fn delete_what_can_be(&mut self, chains: &[(Table, Box<str>)]) {
+        let mut tries = 0;
+        let mut left = vec![chains];
+        while let Some(chains) = left.pop() {
+            tries += 1;
+            let text = restore::deletion(chains);
+            let run = run_restore(&self.programs.restore, &WRITE, |to| to.write_all(text.as_bytes()));
+            if run.is_ok_and(|run| run.status.success()) {
+                continue;
+            }
+            match chains {
+                _ if tries > MOST_DELETIONS => {}
+                [(table, chain)] => {
+                    if self.in_use.len() < MOST_NAMED && self.in_use.insert((*table, chain.clone())) {
+                        tracing::warn!(
+                            family = %self.family,
+                            %table,
+                            chain = %chain,
+                            "this chain is no longer wanted and stays, emptied: a rule of others leads to it"
+                        );
+                    }
+                }
+                _ => {
+                    let (first, second) = chains.split_at(chains.len() / 2);
+                    left.extend([second, first]);
+                }
+            }
+        }
     }
 
     /// Reads what is there, and changes nothing.
@@ -213,6 +306,7 @@ impl backend::Executor for Executor {
     fn survey(&mut self) -> Result<Found, ApplyError> {
         let begun = now();
         let counters = self.counters();
+        self.standing.before_survey();
         self.waited.set(self.waited.get() + begun.elapsed());
         let host = Host {
             tcp_be_liberal: fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
@@ -224,33 +318,38 @@ impl backend::Executor for Executor {
     }
 
     fn apply(&mut self, plan: &Plan<Op>) -> Result<Outcome, ApplyError> {
-        let mut outcome = Outcome::default();
+        if mem::take(&mut self.repairs) {
+            tell_repairs(self.family, plan);
+        }
         for step in &plan.steps {
+            self.standing.before_writing();
             self.last_written = if step.ops.iter().any(|owned| owned.op.table().is_some()) {
                 self.restore(step)?
             } else {
                 Tally::default()
             };
-            self.standing.remember(step);
-            if let Some(tally) = step.ops.iter().find_map(|owned| match owned.op {
-                Op::Tally(tally) => Some(tally),
+            self.standing.written(step);
+            if let Some(sums) = step.ops.iter().find_map(|owned| match owned.op {
+                Op::Sums(sums) => Some(sums),
                 _ => None,
             }) {
-                self.rules = tally;
+                self.rules = sums.rules;
             }
-            for owned in step.ops.iter().filter(|owned| owned.op == Op::RouteLocalnet) {
-                if let Err(error) = set_route_localnet() {
-                    let reason = format!("node ports on 127.0.0.1 will not work: {ROUTE_LOCALNET}: {error}");
-                    outcome.rejected.push(Rejection { owner: owned.owner, reason });
-                }
+            // An extra: where it cannot be set (/proc/sys is read-only in many containers), all else works.
+            if step.ops.iter().any(|owned| owned.op == Op::RouteLocalnet)
+                && let Err(error) = set_route_localnet()
+            {
+                tracing::warn!(sysctl = ROUTE_LOCALNET, %error, "node ports on 127.0.0.1 will not work");
             }
         }
-        Ok(outcome)
+        Ok(Outcome::default())
     }
 
     fn intact(&mut self) -> Result<bool, ApplyError> {
-        let intact = self.standing.intact(self.family, self.variant, &self.programs.restore)?;
-        if intact {
+        let intact = self.standing.intact()?;
+        self.repairs = !intact;
+        if intact && now().saturating_duration_since(self.affinity_seen) >= AFFINITY_PAUSE {
+            self.affinity_seen = now();
             self.affinity.report();
         }
         Ok(intact)
@@ -266,6 +365,31 @@ impl backend::Executor for Executor {
             ("nat", self.rules.nat, self.last_written.nat),
         ];
         Figures { rules: tables.into(), ..Figures::default() }
+    }
+}
+
+/// Says what was missing or changed.
+fn tell_repairs(family: Family, plan: &Plan<Op>) {
+    const NAMED: usize = 5;
+    let mut places = Vec::new();
+    let mut more = 0;
+    for owned in plan.steps.iter().flat_map(|step| &step.ops) {
+        let texts: Vec<String> = match &owned.op {
+            Op::Fill { chains, .. } => chains.iter().map(|chain| format!("nat {chain}")).collect(),
+            Op::Declare { table, chain } => vec![format!("{table} {chain}")],
+            Op::Insert(jump) => vec![format!("{} {} -> {}", jump.table, jump.from, jump.to)],
+            _ => Vec::new(),
+        };
+        for text in texts {
+            if places.len() < NAMED {
+                places.push(text);
+            } else {
+                more += 1;
+            }
+        }
+    }
+    if !places.is_empty() {
+        tracing::info!(%family, chains = places.join(", "), more, "mends what others have changed");
     }
 }
 

@@ -83,7 +83,7 @@ impl Turn {
         if !stays {
             if comes {
                 let (table, chain) = (dispatcher.table(), dispatcher.chain());
-                early.push(Op::Append { table, chain, rules: goes.into(), standing: false }, None);
+                early.push(Op::Append { table, chain, rules: goes.into() }, None);
             }
             write_dispatcher(late, dispatcher, ports, "", &owner);
         }
@@ -119,9 +119,9 @@ pub(super) fn write_dispatcher(
     step.push(Op::Declare { table, chain }, None);
     step.ops.extend(ports.iter().enumerate().filter_map(|(at, (name, port))| {
         let rules = port.dispatch.lines(dispatcher)?.clone();
-        Some(Owned { op: Op::Append { table, chain, rules, standing: false }, owner: owner(at, name) })
+        Some(Owned { op: Op::Append { table, chain, rules }, owner: owner(at, name) })
     }));
     if !to_node_ports.is_empty() {
-        step.push(Op::Append { table, chain, rules: to_node_ports.into(), standing: true }, None);
+        step.push(Op::Append { table, chain, rules: to_node_ports.into() }, None);
     }
 }

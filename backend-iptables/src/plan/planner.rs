@@ -19,21 +19,22 @@ use proxy_core::{
 use crate::{
     plan::{
         dispatch::{Port, Turn, commit_after, lines, touches_nat, write_dispatcher},
-        removal::{drop_service_chains, remove_jumps},
+        removal::{drop_named, drop_service_chains, remove_jumps},
         scaffold,
         service::{
-            rules::{Context, Dispatch, EndpointComments, Rules},
+            rules::{Context, Dispatch, EndpointComments, Rules, Share},
             write,
         },
     },
     schema::{
         chains::{
-            CANARY, Dispatcher, IPVS_CHAINS, IPVS_JUMPS, JUMPS, KUBELET_FIREWALL, KUBELET_JUMPS,
-            ServiceChain, Table, is_service_chain,
+            CANARY, Dispatcher, FIXED_CHAINS, IPVS_CHAINS, IPVS_JUMPS, JUMPS, KUBELET_FIREWALL,
+            KUBELET_JUMPS, NODE_PORTS, SERVICES, ServiceChain, Table, is_service_chain,
         },
         found::{Found, Host},
-        op::{Op, Tally},
+        op::{Op, Sums},
         restore,
+        stamp::{has_known_uses, is_ours},
     },
 };
 
@@ -63,8 +64,8 @@ struct Installed {
 #[derive(Debug, Clone, Copy, Default)]
 struct Totals {
     endpoints: usize,
-    /// Rules that belong to Services.
-    rules: Tally,
+    /// What belongs to Services.
+    services: Share,
 }
 
 #[derive(Debug)]
@@ -129,8 +130,8 @@ impl backend::Planner for Planner {
             let known = installed.ports.get(&change.name).map_or(comments, |port| port.comments);
             let before = written(&change.before, Context { comments: known, ..context });
             let after = written(&change.after, context);
-            before.iter().for_each(|rules| installed.totals.rules -= rules.tally());
-            after.iter().for_each(|rules| installed.totals.rules += rules.tally());
+            before.iter().for_each(|rules| installed.totals.services -= rules.share());
+            after.iter().for_each(|rules| installed.totals.services += rules.share());
             plan_chains(&mut step, before.as_ref(), after.as_ref(), owner);
             let port = after.map(|rules| Port { dispatch: rules.dispatch, comments });
             replace_port(installed, &change.name, port, &mut moved, &mut undo);
@@ -154,10 +155,9 @@ impl backend::Planner for Planner {
             write_dispatcher(&mut step, Dispatcher::NatNodePorts, &installed.ports, "", owner_of);
         }
         let old = scaffold::fixed_chains(&installed.environment, installed.host);
-        let mut tally = installed.totals.rules;
-        tally.add(Table::Nat, &tail);
-        for fixed in scaffold::fixed_chains(environment, installed.host) {
-            tally.add(fixed.table, &fixed.rules);
+        let fixed_chains = scaffold::fixed_chains(environment, installed.host);
+        let sums = sums(&installed.totals.services, &fixed_chains, &tail);
+        for fixed in fixed_chains {
             if !old.contains(&fixed) || (self.doubt == Doubt::Filter && fixed.table == Table::Filter) {
                 write_fixed(&mut step, fixed);
             }
@@ -193,7 +193,7 @@ impl backend::Planner for Planner {
             .then(|| mem::replace(&mut installed.environment, environment.clone()));
         self.pending = Some(Undo::Change { environment: environment_before, ports: undo, totals, doubt });
         if !step.ops.is_empty() {
-            step.push(Op::Tally(tally), None);
+            step.push(Op::Sums(sums), None);
         }
         Planned::Plan(Plan { steps: if step.ops.is_empty() { Vec::new() } else { vec![step] } })
     }
@@ -206,7 +206,7 @@ impl backend::Planner for Planner {
         _now: Instant,
     ) -> Plan<Op> {
         let endpoints = routes.iter().map(|(_, route)| route.named.endpoints).sum();
-        let mut totals = Totals { endpoints, rules: Tally::default() };
+        let mut totals = Totals { endpoints, services: Share::default() };
         let context = Context { environment, host: found.host, comments: endpoint_comments(endpoints) };
         let mut installed =
             Installed { environment: environment.clone(), host: found.host, ports: BTreeMap::new(), totals };
@@ -218,22 +218,18 @@ impl backend::Planner for Planner {
         if !environment.localhost_node_ports && !found.has_chain(Table::Filter, KUBELET_FIREWALL) {
             step.push(Op::Declare { table: Table::Filter, chain: KUBELET_FIREWALL }, None);
         }
-        let mut fixed_rules = Tally::default();
-        for fixed in scaffold::fixed_chains(environment, found.host) {
-            let scaffold::Fixed { table, chain, rules } = fixed;
-            fixed_rules.add(table, &rules);
-            if found.holds(table, chain, [&*rules]) {
-                step.push(Op::Stands { table, chain, rules: rules.into() }, None);
-            } else {
-                write_fixed(&mut step, scaffold::Fixed { table, chain, rules });
-            }
+        let fixed_chains = scaffold::fixed_chains(environment, found.host);
+        for fixed in
+            fixed_chains.iter().filter(|fixed| !found.holds(fixed.table, fixed.chain, [&*fixed.rules]))
+        {
+            write_fixed(&mut step, fixed.clone());
         }
 
         let written = of_each(routes, |name, route| Written::new(write(name, route, context), &found));
         let mut wanted = HashSet::new();
         let mut ports = Vec::with_capacity(routes.len());
         for (owner, ((name, _), written)) in (0..).zip(routes.iter().zip(written)) {
-            totals.rules += written.tally;
+            totals.services += written.share;
             wanted.extend(written.found);
             step.ops.extend(written.fill.map(|op| Owned { op, owner: Some(owner) }));
             let port = Port { dispatch: written.dispatch, comments: context.comments };
@@ -249,21 +245,18 @@ impl backend::Planner for Planner {
             let ends = (dispatcher == Dispatcher::NatServices).then_some(&tail);
             let lines =
                 installed.ports.values().filter_map(|port| port.dispatch.lines(dispatcher)).chain(ends);
-            if !found.holds(table, chain, lines.map(|lines| &**lines)) {
-                if table == Table::Nat {
-                    let tail = if ends.is_some() { &*tail } else { "" };
-                    write_dispatcher(&mut step, dispatcher, &installed.ports, tail, owner_of);
-                } else {
-                    differing.push(dispatcher);
-                }
-            } else if let Some(rules) = ends.cloned() {
-                step.push(Op::Stands { table, chain, rules }, None);
+            if found.holds(table, chain, lines.map(|lines| &**lines)) {
+                continue;
+            }
+            if table == Table::Nat {
+                let tail = if ends.is_some() { &*tail } else { "" };
+                write_dispatcher(&mut step, dispatcher, &installed.ports, tail, owner_of);
+            } else {
+                differing.push(dispatcher);
             }
         }
         installed.totals = totals;
-        fixed_rules.add(Table::Nat, &tail);
-        fixed_rules += totals.rules;
-        step.push(Op::Tally(fixed_rules), None);
+        step.push(Op::Sums(sums(&totals.services, &fixed_chains, &tail)), None);
         write_jumps(&mut step, &found);
         drop_stale(&mut step, &found, &wanted);
         let mut late = Step::default();
@@ -337,7 +330,7 @@ fn shapes_every_service(environment: &Environment) -> impl PartialEq {
 /// A Service port in a full plan.
 struct Written {
     dispatch: Dispatch,
-    tally: Tally,
+    share: Share,
     /// What writes those of its chains that do not hold what they should.
     fill: Option<Op>,
     /// Those of its chains that are there, whatever they hold.
@@ -346,7 +339,7 @@ struct Written {
 
 impl Written {
     fn new(rules: Rules, found: &Found) -> Self {
-        let tally = rules.tally();
+        let share = rules.share();
         let known =
             rules.chains().map(|(chain, _)| chain).filter(|chain| found.has_service_chain(*chain)).collect();
         let differs = |(chain, rules): &(ServiceChain, &str)| !found.holds_service_chain(*chain, rules);
@@ -359,7 +352,7 @@ impl Written {
             let rules: String = rules.chains().filter(differs).map(|(_, rules)| rules).collect();
             Some(Op::Fill { chains, rules })
         };
-        Self { dispatch: rules.dispatch, tally, fill, found: known }
+        Self { dispatch: rules.dispatch, share, fill, found: known }
     }
 }
 
@@ -384,6 +377,41 @@ fn of_each<T: Send>(
         }
         done
     })
+}
+
+/// What the tables hold with these fixed chains and everything that belongs to Services.
+fn sums(services: &Share, fixed_chains: &[scaffold::Fixed], to_node_ports: &str) -> Sums {
+    let Share { mut rules, mut stamp, lines } = *services;
+    let mut numbers: HashMap<(Table, &str), usize> = HashMap::new();
+    for dispatcher in Dispatcher::ALL {
+        *numbers.entry((dispatcher.table(), dispatcher.chain())).or_default() += lines[dispatcher as usize];
+    }
+    for rule in to_node_ports.lines() {
+        rules.nat += 1;
+        stamp.add_rule(Table::Nat, None, rule);
+        *numbers.entry((Table::Nat, SERVICES)).or_default() += 1;
+        *numbers.entry((Table::Nat, NODE_PORTS)).or_default() += 1;
+    }
+    for fixed in fixed_chains {
+        rules.add(fixed.table, &fixed.rules);
+        // Kubelet may have rules of its own there.
+        if is_ours(fixed.table, fixed.chain) {
+            for (at, rule) in fixed.rules.lines().enumerate() {
+                stamp.add_rule(fixed.table, Some(at), rule);
+                *numbers.entry((fixed.table, fixed.chain)).or_default() += 1;
+            }
+        }
+    }
+    for jump in &JUMPS {
+        *numbers.entry((jump.table, jump.to)).or_default() += 1;
+    }
+    for (table, chain) in FIXED_CHAINS {
+        stamp.add_chain(table, chain);
+        if has_known_uses(table, chain) {
+            stamp.add_uses(table, chain, numbers.get(&(table, chain)).copied().unwrap_or_default());
+        }
+    }
+    Sums { rules, stamp, guard: fixed_chains.iter().any(|fixed| fixed.chain == KUBELET_FIREWALL) }
 }
 
 fn endpoint_comments(endpoints: usize) -> EndpointComments {
@@ -439,7 +467,7 @@ fn replace_port(
 fn write_fixed(step: &mut Step<Op>, fixed: scaffold::Fixed) {
     let scaffold::Fixed { table, chain, rules } = fixed;
     step.push(Op::Declare { table, chain }, None);
-    step.push(Op::Append { table, chain, rules: rules.into(), standing: true }, None);
+    step.push(Op::Append { table, chain, rules: rules.into() }, None);
 }
 
 /// Inserts the jumps that are missing, and removes what kube-proxy's ipvs mode left.
@@ -452,12 +480,12 @@ fn write_jumps(step: &mut Step<Op>, found: &Found) {
 
 /// Deletes chains of Services that are not wanted, and chains that only kube-proxy's ipvs mode has.
 fn drop_stale(step: &mut Step<Op>, found: &Found, wanted: &HashSet<ServiceChain>) {
-    drop_service_chains(step, found.service_chains().filter(|chain| !wanted.contains(chain)));
+    drop_service_chains(step, found, found.service_chains().filter(|chain| !wanted.contains(chain)));
     let misnamed = found.other_chains(Table::Nat).filter(|chain| is_service_chain(chain));
     let mut others: Vec<(Table, &str)> = misnamed.map(|chain| (Table::Nat, chain)).collect();
     others.sort_unstable();
     others.extend(IPVS_CHAINS.into_iter().filter(|(table, chain)| found.has_chain(*table, chain)));
     for (table, chain) in others {
-        step.push(Op::DropNamed { table, chain: chain.into() }, None);
+        drop_named(step, found, table, chain);
     }
 }

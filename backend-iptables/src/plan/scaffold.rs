@@ -10,6 +10,7 @@ use crate::schema::{
     chains::{FORWARD, KUBELET_FIREWALL, MARK_MASQUERADE, NODE_PORTS, POSTROUTING, SERVICES, Table},
     counters::INVALID_DROPPED,
     found::Host,
+    stamp::LOOPBACK_GUARD,
 };
 
 /// A chain and its rules as restore lines.
@@ -49,13 +50,7 @@ pub(crate) fn fixed_chains(environment: &Environment, host: Host) -> Vec<Fixed> 
     );
     if environment.localhost_node_ports {
         // route_localnet would let neighbours reach what listens on 127.0.0.1 only (CVE-2020-8558).
-        add(
-            Table::Filter,
-            KUBELET_FIREWALL,
-            format!(
-                "-A {KUBELET_FIREWALL} ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment \"block incoming localnet connections\" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP\n"
-            ),
-        );
+        add(Table::Filter, KUBELET_FIREWALL, format!("{LOOPBACK_GUARD}\n"));
     }
     // The mark is cleared, so that a packet that passes the stack again (in a tunnel) is not masqueraded again.
     add(

@@ -2,14 +2,17 @@
 //! read from `iptables-save`, and some facts about the host.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     hash::{DefaultHasher, Hasher},
     io::{self, BufRead},
     mem,
 };
 
 use crate::schema::{
-    chains::{Dispatcher, Jump, ServiceChain, Table},
+    chains::{
+        Dispatcher, FIXED_CHAINS, IPVS_CHAINS, IPVS_JUMPS, JUMPS, Jump, KUBELET_JUMPS, ServiceChain, Table,
+        is_service_chain,
+    },
     counters::Counters,
 };
 
@@ -25,6 +28,8 @@ pub struct Found {
     other_chains: HashMap<(Table, Box<str>), u64>,
     /// How often there is each rule of the kernel's own chains that leads to a chain whose name begins with `KUBE-`.
     jumps: HashMap<JumpRule, usize>,
+    /// Chains to which rules lead that neither kube-proxy nor kubelet writes, each with such a rule.
+    used: BTreeMap<(Table, Box<str>), Box<str>>,
     /// What the dispatch chains of table `filter` refuse or drop, as lines.
     refusals: HashMap<Dispatcher, Vec<Box<str>>>,
     pub host: Host,
@@ -74,6 +79,7 @@ impl Found {
                 }
                 rules.write(&line);
                 found.read_refusal(table, chain, &line);
+                found.read_others(table, chain, &line);
                 continue;
             }
             found.finish(table, &name, mem::take(&mut rules));
@@ -116,6 +122,44 @@ impl Found {
         }
     }
 
+    /// A chain whose name begins like ours may be somebody else's: network policies have such.
+    fn read_others(&mut self, table: Option<Table>, chain: &[u8], line: &[u8]) {
+        if let (Some(table), Ok(chain)) = (table, str::from_utf8(chain))
+            && !is_known(table, chain)
+        {
+            let line = String::from_utf8_lossy(line);
+            self.read_use(table, &words(&line), &line);
+        }
+    }
+
+    /// A rule in a chain of others that may lead to one of ours.
+    fn read_use(&mut self, table: Table, rule: &[Box<str>], line: &str) {
+        let target = rule.windows(2).find(|words| matches!(&*words[0], "-j" | "-g")).map(|words| &*words[1]);
+        let Some(target) = target.filter(|target| is_known(table, target)) else { return };
+        let known = JUMPS.iter().chain(&KUBELET_JUMPS).chain(&IPVS_JUMPS).any(|jump| {
+            (jump.table, jump.from, jump.to) == (table, &*rule[1], target) && {
+                let mut ours = words(&jump.rule());
+                let mut theirs = rule[2..].to_vec();
+                ours.sort_unstable();
+                theirs.sort_unstable();
+                ours == theirs
+            }
+        });
+        if !known {
+            self.used.entry((table, target.into())).or_insert_with(|| line.trim_end().into());
+        }
+    }
+
+    /// A rule of others that leads to this chain.
+    pub(crate) fn user_of(&self, table: Table, chain: &str) -> Option<&str> {
+        self.used.get(&(table, chain.into())).map(|rule| &**rule)
+    }
+
+    /// Chains to which rules of others lead, and one such rule of each.
+    pub(crate) fn used_by_others(&self) -> impl Iterator<Item = (Table, &str, &str)> {
+        self.used.iter().map(|((table, chain), rule)| (*table, &**chain, &**rule))
+    }
+
     /// Only those that are like ours: they may have to be written once more.
     fn read_refusal(&mut self, table: Option<Table>, chain: &[u8], line: &[u8]) {
         const REASONS: [&str; 3] = ["has no endpoints", "has no local endpoints", "traffic not accepted by"];
@@ -144,6 +188,7 @@ impl Found {
             && words.len() > 2
             && words.iter().any(|word| word.starts_with("KUBE-"))
         {
+            self.read_use(table, &words, line);
             let chain = words.remove(1);
             words.remove(0);
             words.sort_unstable();
@@ -166,6 +211,14 @@ impl Found {
         rules: impl IntoIterator<Item = &'a str>,
     ) -> bool {
         self.other_chains.get(&(table, chain.into())).is_some_and(|found| *found == fingerprint(rules))
+    }
+
+    /// Whether the chain is there and holds nothing.
+    pub(crate) fn is_empty_chain(&self, table: Table, chain: &str) -> bool {
+        match reading(table, chain) {
+            Reading::Service(chain) => self.holds_service_chain(chain, ""),
+            Reading::Other(_) => self.holds(table, chain, []),
+        }
     }
 
     pub(crate) fn has_service_chain(&self, chain: ServiceChain) -> bool {
@@ -199,6 +252,13 @@ impl Found {
     }
 }
 
+/// Whether a chain is one that kube-proxy has in one of its modes.
+fn is_known(table: Table, chain: &str) -> bool {
+    FIXED_CHAINS.contains(&(table, chain))
+        || IPVS_CHAINS.contains(&(table, chain))
+        || (table == Table::Nat && is_service_chain(chain))
+}
+
 fn reading(table: Table, chain: &str) -> Reading {
     match ServiceChain::parse(chain) {
         Some(chain) if table == Table::Nat => Reading::Service(chain),
@@ -216,7 +276,7 @@ fn fingerprint<'a>(rules: impl IntoIterator<Item = &'a str>) -> u64 {
 }
 
 /// Splits a rule at blanks outside double quotes; the quotes go.
-fn words(rule: &str) -> Vec<Box<str>> {
+pub(super) fn words(rule: &str) -> Vec<Box<str>> {
     let mut words: Vec<Box<str>> = Vec::new();
     let mut word = String::new();
     let mut quoted = false;

@@ -8,4 +8,5 @@ pub(crate) mod found;
 pub(crate) mod op;
 pub mod restore;
 pub(crate) mod rule;
+pub(crate) mod stamp;
 pub(crate) mod variant;

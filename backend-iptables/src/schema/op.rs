@@ -8,7 +8,10 @@ use std::{
 
 use proxy_core::backend::Step;
 
-use crate::schema::chains::{Jump, ServiceChain, Table};
+use crate::schema::{
+    chains::{Jump, ServiceChain, Table},
+    stamp::Stamp,
+};
 
 /// What a plan consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,19 +22,18 @@ pub enum Op {
     Drop { chains: Box<[ServiceChain]> },
     /// Creates a chain, or empties it.
     Declare { table: Table, chain: &'static str },
-    /// Rules at the end of a chain that is declared in the same step. `standing` ones do not depend on any Service,
-    /// and stand for the whole table when it is checked whether somebody else has flushed it.
-    Append { table: Table, chain: &'static str, rules: Arc<str>, standing: bool },
-    /// Rules that are in the kernel already, with the meaning of `standing` ones.
-    Stands { table: Table, chain: &'static str, rules: Arc<str> },
+    /// Rules at the end of a chain that is declared in the same step.
+    Append { table: Table, chain: &'static str, rules: Arc<str> },
     /// Inserts a jump at the head of one of the kernel's chains.
     Insert(Jump),
     /// Removes a jump from one of the kernel's chains.
     Remove(Jump),
+    /// Empties a chain to which rules of others lead.
+    Empty { table: Table, chain: Box<str> },
     /// Deletes a chain by its name, whatever it holds.
     DropNamed { table: Table, chain: Box<str> },
-    /// How many rules of ours the tables hold once the step is applied: for metrics only.
-    Tally(Tally),
+    /// What the tables hold of ours once the step is applied: by this it is seen whether somebody changes it.
+    Sums(Sums),
     /// What follows is committed after all that stands before.
     Then,
     /// Lets packets to and from 127.0.0.0/8 cross interfaces (a sysctl, once the rules that guard it are in).
@@ -43,11 +45,12 @@ impl Op {
     pub fn table(&self) -> Option<Table> {
         match self {
             Self::Fill { .. } | Self::Drop { .. } => Some(Table::Nat),
-            Self::Declare { table, .. } | Self::Append { table, .. } | Self::DropNamed { table, .. } => {
-                Some(*table)
-            }
+            Self::Declare { table, .. }
+            | Self::Append { table, .. }
+            | Self::Empty { table, .. }
+            | Self::DropNamed { table, .. } => Some(*table),
             Self::Insert(jump) | Self::Remove(jump) => Some(jump.table),
-            Self::Stands { .. } | Self::Tally(_) | Self::Then | Self::RouteLocalnet => None,
+            Self::Sums(_) | Self::Then | Self::RouteLocalnet => None,
         }
     }
 
@@ -55,8 +58,19 @@ impl Op {
     pub(super) fn chains(&self) -> usize {
         match self {
             Self::Fill { chains, .. } | Self::Drop { chains } => chains.len(),
-            Self::DropNamed { .. } => 1,
+            Self::Empty { .. } | Self::DropNamed { .. } => 1,
             _ => 0,
+        }
+    }
+
+    /// The chains that it deletes.
+    pub(crate) fn deleted(&self) -> Vec<(Table, Box<str>)> {
+        match self {
+            Self::Drop { chains } => {
+                chains.iter().map(|chain| (Table::Nat, chain.to_string().into())).collect()
+            }
+            Self::DropNamed { table, chain } => vec![(*table, chain.clone())],
+            _ => Vec::new(),
         }
     }
 
@@ -74,7 +88,9 @@ impl Op {
                 }
             }
             (Section::Chains, Self::Declare { chain, .. }) => to(&format!(":{chain} - [0:0]\n")),
-            (Section::Chains, Self::DropNamed { chain, .. }) => to(&format!(":{chain} - [0:0]\n")),
+            (Section::Chains, Self::Empty { chain, .. } | Self::DropNamed { chain, .. }) => {
+                to(&format!(":{chain} - [0:0]\n"));
+            }
             (Section::Rules, Self::Fill { rules, .. }) => to(rules),
             (Section::Rules, Self::Append { rules, .. }) => to(rules),
             (Section::Rules, Self::Insert(jump)) => to(&format!("-I {} {}\n", jump.from, jump.rule())),
@@ -94,9 +110,8 @@ impl Op {
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let table = match self {
-            Self::Stands { table, chain, .. } => return write!(f, "*{table}\n# {chain} stands"),
-            Self::Tally(tally) => {
-                return write!(f, "# {} rules in filter, {} in nat", tally.filter, tally.nat);
+            Self::Sums(Sums { rules, .. }) => {
+                return write!(f, "# {} rules in filter, {} in nat", rules.filter, rules.nat);
             }
             Self::Then => return f.write_str("# then"),
             Self::RouteLocalnet => return f.write_str("sysctl net.ipv4.conf.all.route_localnet=1"),
@@ -121,6 +136,15 @@ pub(super) enum Section {
 
 impl Section {
     pub(super) const ALL: [Self; 3] = [Self::Chains, Self::Rules, Self::Deletions];
+}
+
+/// What the tables hold of ours, summed up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sums {
+    pub rules: Tally,
+    pub stamp: Stamp,
+    /// Whether the rule that guards 127.0.0.0/8 is wanted.
+    pub guard: bool,
 }
 
 /// Numbers of rules.

@@ -5,7 +5,7 @@ use std::{mem, ops::Range};
 
 use proxy_core::backend::Step;
 
-pub use crate::schema::op::{Op, Tally};
+pub use crate::schema::op::{Op, Sums, Tally};
 use crate::schema::{
     chains::{self, Table},
     op::{Section, count},
@@ -97,7 +97,7 @@ impl Phase {
     fn of(op: &Op) -> Self {
         match op {
             Op::Fill { .. } => Self::Services,
-            Op::Drop { .. } | Op::DropNamed { .. } => Self::Deletions,
+            Op::Drop { .. } | Op::Empty { .. } | Op::DropNamed { .. } => Self::Deletions,
             Op::Declare { chain, .. } | Op::Append { chain, .. }
                 if !matches!(*chain, chains::SERVICES | chains::NODE_PORTS) =>
             {
@@ -128,6 +128,35 @@ fn write_blocks(step: &Step<Op>, longest: usize, to: &mut dyn FnMut(Option<usize
         }
         to(None, "COMMIT\n");
     }
+}
+
+/// A step without the deletion of the chains that it is to delete: those are only emptied.
+pub(crate) fn without_deletions(step: &Step<Op>) -> Step<Op> {
+    let mut emptied = Step::default();
+    for owned in &step.ops {
+        let deleted = owned.op.deleted();
+        if deleted.is_empty() {
+            emptied.ops.push(owned.clone());
+        }
+        for (table, chain) in deleted {
+            emptied.push(Op::Empty { table, chain }, owned.owner);
+        }
+    }
+    emptied
+}
+
+/// What deletes these chains, which are empty.
+pub(crate) fn deletion(chains: &[(Table, Box<str>)]) -> String {
+    let mut text = String::new();
+    for table in Table::ALL {
+        let mut of_table = chains.iter().filter(|(of, _)| *of == table).peekable();
+        if of_table.peek().is_some() {
+            text.push_str(&format!("*{table}\n"));
+            of_table.for_each(|(_, chain)| text.push_str(&format!("-X {chain}\n")));
+            text.push_str("COMMIT\n");
+        }
+    }
+    text
 }
 
 /// The whole text of a step.

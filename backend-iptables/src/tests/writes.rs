@@ -106,7 +106,7 @@ fn cleanup_leaves_what_kubelet_and_others_have() {
     bench.model.restore(others).expect("taken");
     bench.routes = vec![(name("web"), exposed_web().into())];
     bench.full();
-    let plan = crate::plan::removal::plan(&bench.model.found(Host::default()));
+    let plan = crate::plan::removal::plan(&bench.model.found(Host::default()), &[]);
     bench.model.apply(&plan).expect("taken");
     assert_snapshot!(bench.model.save(), @r#"
 *mangle
@@ -134,7 +134,7 @@ COMMIT
 :PREROUTING - [0:0]
 COMMIT
 "#);
-    let again = crate::plan::removal::plan(&bench.model.found(Host::default()));
+    let again = crate::plan::removal::plan(&bench.model.found(Host::default()), &[]);
     assert!(again.is_empty(), "nothing is left to do");
 }
 

@@ -237,6 +237,25 @@ impl Proxy {
         result.map(|_| ())
     }
 
+    /// Looks again and again until it is seen that somebody changed the tables.
+    pub fn notices_damage(&mut self) -> bool {
+        (0..600).any(|_| {
+            let intact = self.executor.intact().expect("the check runs");
+            if intact {
+                thread::sleep(Duration::from_millis(20));
+            }
+            !intact
+        })
+    }
+
+    /// Looks for longer than the pause between two readings of all rules.
+    pub fn finds_all_intact(&mut self) -> bool {
+        (0..40).all(|_| {
+            thread::sleep(Duration::from_millis(40));
+            self.executor.intact().expect("the check runs")
+        })
+    }
+
     /// Sets or removes one route, and returns the text that did it.
     pub fn change(&mut self, name: &ServicePortName, route: Option<Route>) -> Result<String, ApplyError> {
         let after = route.map(Arc::new);

@@ -24,8 +24,8 @@ use crate::{
     telemetry::health::HealthState,
 };
 
-/// One small exchange with the kernel, so that a flushed rule set is repaired within a second.
-const NFT_DRIFT_CHECK: Duration = Duration::from_millis(500);
+/// One to three small exchanges with the kernel, so that a flushed rule set is repaired within a second.
+const DRIFT_CHECK: Duration = Duration::from_millis(500);
 /// A few requests of constant cost.
 const IPVS_DRIFT_CHECK: Duration = Duration::from_secs(2);
 
@@ -54,13 +54,15 @@ pub(crate) fn engine(
                 let executor = backend_nft::Executor::open(family)?.counting(&commits);
                 Ok((backend_nft::Planner::new(family), executor))
             };
-            start.spawn(open_families(open)?, NFT_DRIFT_CHECK)
+            start.spawn(open_families(open)?, DRIFT_CHECK)
         }
         Mode::Iptables => {
+            let commits = backend_iptables::OwnCommits::default();
             let open = |family| {
-                Ok((backend_iptables::Planner::new(family), backend_iptables::Executor::open(family)?))
+                let executor = backend_iptables::Executor::open(family)?.counting(&commits);
+                Ok((backend_iptables::Planner::new(family), executor))
             };
-            start.spawn(open_families(open)?, settings.sync_period)
+            start.spawn(open_families(open)?, settings.sync_period.min(DRIFT_CHECK))
         }
         Mode::Ipvs => {
             let chosen = crate::sync::ipvs::settings(&settings.ipvs)?;

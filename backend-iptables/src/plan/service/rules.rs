@@ -1,6 +1,10 @@
 //! One Service port as rules: what is written of it, and what that depends on beside the route.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    collections::HashMap,
+    ops::{AddAssign, Range, SubAssign},
+    sync::Arc,
+};
 
 use proxy_core::environment::Environment;
 
@@ -8,6 +12,7 @@ use crate::schema::{
     chains::{Dispatcher, ServiceChain, Table},
     found::Host,
     op::Tally,
+    stamp::Stamp,
 };
 
 /// All rules of one Service port.
@@ -36,13 +41,72 @@ impl Rules {
         self.chains.iter().map(|(chain, range)| (*chain, &self.text[range.clone()]))
     }
 
-    pub(crate) fn tally(&self) -> Tally {
-        let mut tally = Tally::default();
-        tally.add(Table::Nat, &self.text);
-        for (dispatcher, lines) in &self.dispatch.0 {
-            tally.add(dispatcher.table(), lines);
+    /// What they add to the sums over all Services.
+    pub(crate) fn share(&self) -> Share {
+        let mut share = Share::default();
+        let mut uses: HashMap<ServiceChain, usize> = HashMap::with_capacity(self.chains.len());
+        let mut name = String::new();
+        for (chain, rules) in self.chains() {
+            name.clear();
+            chain.write(&mut name);
+            share.stamp.add_chain(Table::Nat, &name);
+            *uses.entry(chain).or_default() += 0;
+            for (at, rule) in rules.lines().enumerate() {
+                share.rules.nat += 1;
+                share.stamp.add_rule(Table::Nat, Some(at), rule);
+                *uses.entry(chain).or_default() += 1;
+                count_target(rule, &mut uses);
+            }
         }
-        tally
+        for (dispatcher, lines) in &self.dispatch.0 {
+            let table = dispatcher.table();
+            for rule in lines.lines() {
+                share.rules.add(table, "\n");
+                share.lines[*dispatcher as usize] += 1;
+                share.stamp.add_rule(table, None, rule);
+                count_target(rule, &mut uses);
+            }
+        }
+        for (chain, uses) in uses {
+            name.clear();
+            chain.write(&mut name);
+            share.stamp.add_uses(Table::Nat, &name, uses);
+        }
+        share
+    }
+}
+
+/// A rule that leads to a chain of the Service is a use of that.
+fn count_target(rule: &str, uses: &mut HashMap<ServiceChain, usize>) {
+    if let Some((_, target)) = rule.rsplit_once(" -j ")
+        && let Some(chain) = ServiceChain::parse(target)
+    {
+        *uses.entry(chain).or_default() += 1;
+    }
+}
+
+/// What one Service port adds to the sums over all of them, or what they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Share {
+    pub(crate) rules: Tally,
+    pub(crate) stamp: Stamp,
+    /// Rules in each dispatch chain.
+    pub(crate) lines: [usize; Dispatcher::ALL.len()],
+}
+
+impl AddAssign for Share {
+    fn add_assign(&mut self, other: Self) {
+        self.rules += other.rules;
+        self.stamp += other.stamp;
+        self.lines.iter_mut().zip(other.lines).for_each(|(all, lines)| *all += lines);
+    }
+}
+
+impl SubAssign for Share {
+    fn sub_assign(&mut self, other: Self) {
+        self.rules -= other.rules;
+        self.stamp -= other.stamp;
+        self.lines.iter_mut().zip(other.lines).for_each(|(all, lines)| *all -= lines);
     }
 }
 
