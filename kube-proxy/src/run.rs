@@ -105,7 +105,7 @@ async fn start(
     metrics: Metrics,
 ) -> anyhow::Result<()> {
     let name = node::name(settings.hostname_override.as_deref())?;
-    let (client, certificate) = client::connect(&settings.client)?;
+    let (client, upkeep) = client::connect(&settings.client)?;
     let (messages, inbox) = mpsc::channel::<Message>();
 
     let (node_sender, mut node) = watch::channel::<Option<Node>>(None);
@@ -180,7 +180,7 @@ async fn start(
         result = follow => result,
         error = reloaded => Err(error.into()),
         error = fatal => Err(error),
-        error = certificate.changed() => Err(error),
+        () = upkeep.run(health.clone(), events.clone()) => unreachable!("it goes on for ever"),
         result = engine_ended => match result {
             Ok(Err(error)) => Err(error),
             _ => Err(anyhow::anyhow!("the engine ended")),

@@ -24,6 +24,7 @@ mod source_ranges;
 mod streams;
 mod surroundings;
 mod udp;
+mod vanishing;
 
 use integration::lab::{Lab, Mode, Options};
 

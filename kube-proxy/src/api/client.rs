@@ -1,37 +1,65 @@
 //! The connection to the API server.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use http::Uri;
 use kube::{Client, Config, client::ClientBuilder};
 
-use crate::{settings::effective::ClientSettings, telemetry::metrics::RestClientMetrics};
+use crate::{
+    api::events::Events,
+    settings::effective::ClientSettings,
+    telemetry::{health::HealthState, metrics::RestClientMetrics},
+};
 
-mod certificate_files;
-mod direct;
+mod contact;
+mod credentials;
+mod exec;
 mod http_proxy;
+mod identity;
 mod kubeconfig;
+mod stream;
+mod tls;
 mod token_file;
+mod transport;
 
-pub(crate) use certificate_files::CertificateFiles;
-use token_file::TokenFile;
-
-/// How long a connection may be silent before it counts as dead. The API server sends a bookmark on every watch about
-/// once a minute; without this limit a connection that died unseen would be noticed only when the watch's own time is
-/// up, minutes later.
-const SILENCE: Duration = Duration::from_secs(150);
+use contact::Contact;
+use credentials::Credentials;
+use exec::Plugin;
+use identity::{Followed, Identity};
+use stream::Connections;
+use tls::{Trust, authority::Authority};
+use transport::{Liveness, Way};
 
 /// Where a pod finds what it needs to talk to the API server of its cluster.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// From a kubeconfig file, or from inside the cluster; `master` replaces the server of either. Also, what the client
-/// will not read again by itself.
-pub(crate) fn connect(settings: &ClientSettings) -> anyhow::Result<(Client, CertificateFiles)> {
-    let mut config = match (&settings.kubeconfig, &settings.master) {
+/// What a connection needs as long as the process runs.
+#[derive(Debug)]
+pub(crate) struct Upkeep {
+    certificate: Option<Followed>,
+    contact: Contact,
+}
+
+impl Upkeep {
+    /// Follows renewed client certificates and tells when the API server is not heard from. Never ends.
+    pub(crate) async fn run(self, health: HealthState, events: Events) {
+        let followed = async {
+            match self.certificate {
+                Some(certificate) => certificate.follow().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::join!(followed, self.contact.report(&health, &events));
+    }
+}
+
+/// From a kubeconfig file, or from inside the cluster; `master` replaces the server of either.
+pub(crate) fn connect(settings: &ClientSettings) -> anyhow::Result<(Client, Upkeep)> {
+    let (mut config, authority) = match (&settings.kubeconfig, &settings.master) {
         (Some(path), master) => kubeconfig::read(path, master.as_deref())
             .with_context(|| format!("kubeconfig {}", path.display()))?,
-        (None, Some(master)) => Config::new(server_uri(master).context("--master")?),
+        (None, Some(master)) => (Config::new(server_uri(master).context("--master")?), None),
         (None, None) => {
             tracing::info!(
                 "Neither kubeconfig file nor master URL was specified, falling back to in-cluster config"
@@ -48,32 +76,46 @@ pub(crate) fn connect(settings: &ClientSettings) -> anyhow::Result<(Client, Cert
         let host = proxy.host().unwrap_or_default();
         tracing::info!(proxy = host, "The API server is asked through a proxy");
     }
-    // Watched here and not by the client library, which keeps a line feed at the end of the file.
-    let token = config.auth_info.token_file.take();
-    if token.is_some() {
-        config.auth_info.token = None;
-    }
-    let token = token.map(|path| TokenFile::open(path.into())).transpose()?;
-    let certificate = CertificateFiles::of(&config.auth_info);
-    config.read_timeout = Some(SILENCE);
-    config.reset_reader_on_write = true;
+    client(&config, authority, Liveness::default()).context("the API client could not be set up")
+}
+
+fn client(
+    config: &Config,
+    authority: Option<Authority>,
+    liveness: Liveness,
+) -> anyhow::Result<(Client, Upkeep)> {
+    let user = &config.auth_info;
+    let (identity, connections) = (Arc::new(Identity::default()), Connections::new());
+    let certificate = Followed::open(user, &identity, &connections)?;
+    let plugin = user.exec.as_ref().map(|exec| {
+        let cluster = exec.cluster.clone().unwrap_or_default();
+        Plugin::new(exec, &cluster, &identity, &connections)
+    });
+    let credentials = Credentials::of(user, plugin.transpose()?)?;
+    let secure = config.cluster_url.scheme_str() == Some("https")
+        || config.proxy_url.as_ref().is_some_and(|proxy| proxy.scheme_str() == Some("https"));
+    let trust = match (config.accept_invalid_certs, authority) {
+        (true, _) => Trust::Anybody,
+        (false, Some(authority)) => Trust::Authority(Arc::new(authority)),
+        (false, None) if secure => Trust::Authority(Arc::new(Authority::of_system())),
+        // TLS is not spoken.
+        (false, None) => Trust::Authority(Arc::new(Authority::nobody())),
+    };
+    let tls = tls::config(trust, &identity)?;
+    let contact = Contact::new();
     let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
-    let builder = match direct::builder(&config) {
-        Ok(Some(builder)) => Ok(builder),
-        Ok(None) => ClientBuilder::try_from(config).map_err(anyhow::Error::from),
-        Err(error) => Err(error),
-    };
-    let builder = builder.context("the API client could not be set up")?;
-    let metrics = RestClientMetrics::new(&host);
-    let client = match token {
-        Some(token) => builder.with_layer(&metrics).with_layer(&token).build(),
-        None => builder.with_layer(&metrics).build(),
-    };
-    Ok((client, certificate))
+    let way = Way { liveness, connections, contact: contact.clone(), credentials };
+    let stack = transport::stack(config, tls, way)?;
+    let builder = ClientBuilder::new(stack, config.default_namespace.clone());
+    let client = builder.with_layer(&contact).with_layer(&RestClientMetrics::new(&host)).build();
+    Ok((client, Upkeep { certificate, contact }))
 }
 
 /// What a pod is given: two variables of the environment and a mounted service account.
-fn in_cluster(variable: impl Fn(&str) -> Option<String>, account: &Path) -> anyhow::Result<Config> {
+fn in_cluster(
+    variable: impl Fn(&str) -> Option<String>,
+    account: &Path,
+) -> anyhow::Result<(Config, Option<Authority>)> {
     let variable = |name| variable(name).filter(|value| !value.is_empty());
     let (Some(host), Some(port)) = (variable("KUBERNETES_SERVICE_HOST"), variable("KUBERNETES_SERVICE_PORT"))
     else {
@@ -83,12 +125,9 @@ fn in_cluster(variable: impl Fn(&str) -> Option<String>, account: &Path) -> anyh
     };
     let host = if host.contains(':') { format!("[{host}]") } else { host };
     let mut config = Config::new(server_uri(&format!("https://{host}:{port}"))?);
-    let authority = account.join("ca.crt");
-    let pem = std::fs::read(&authority).with_context(|| format!("cannot read {}", authority.display()))?;
-    config.root_cert = Some(kubeconfig::certificates(&pem).with_context(|| authority.display().to_string())?);
-    config.root_cert_file = Some(authority);
+    let authority = Authority::of_file(account.join("ca.crt"))?;
     config.auth_info.token_file = Some(account.join("token").display().to_string());
-    Ok(config)
+    Ok((config, Some(authority)))
 }
 
 /// The address of an API server; one without a scheme is spoken to without TLS, as by all Kubernetes programs.

@@ -120,6 +120,11 @@ impl Event {
         Self::node(Severity::Warning, "KernelFeatureMissing", "StartKubeProxy", note)
     }
 
+    /// The API server was not heard from for a time; said when that is over.
+    pub(crate) fn api_silent(note: String) -> Self {
+        Self::node(Severity::Warning, "APIServerWasSilent", "SyncProxyRules", note)
+    }
+
     fn node(severity: Severity, reason: &'static str, action: &'static str, note: String) -> Self {
         Self { regarding: Regarding::Node, severity, reason, action, note, shared: None }
     }

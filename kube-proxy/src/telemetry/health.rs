@@ -53,6 +53,8 @@ struct State {
     limit: Duration,
     families: [Progress; 2],
     eligible: bool,
+    /// Since when nothing was heard from the API server, where that is too long.
+    api_silent: Option<Instant>,
 }
 
 impl HealthState {
@@ -63,6 +65,7 @@ impl HealthState {
                 limit,
                 families: [Progress::default(); 2],
                 eligible: false,
+                api_silent: None,
             })),
         }
     }
@@ -105,6 +108,12 @@ impl HealthState {
         self.state().eligible = eligible;
     }
 
+    /// Since when nothing is heard from the API server; `None`: it is. It is told and does not count: a node goes on with
+    /// what it has, and all nodes of a cluster would turn unhealthy at once.
+    pub(crate) fn set_api_silent(&self, since: Option<Instant>) {
+        self.state().api_silent = since;
+    }
+
     /// The verdict at this moment.
     pub(crate) fn health(&self, now: Instant) -> Health {
         let state = self.state();
@@ -120,6 +129,7 @@ impl HealthState {
             healthy: all(|family| family.healthy),
             synced: all(|family| family.synced),
             eligible: state.eligible,
+            api_silent: state.api_silent,
             v4,
             v6,
         }
@@ -145,6 +155,7 @@ pub(crate) struct Health {
     /// The rules of every family that is served were written, at least once.
     pub(crate) synced: bool,
     pub(crate) eligible: bool,
+    api_silent: Option<Instant>,
     v4: Option<FamilyHealth>,
     v6: Option<FamilyHealth>,
 }
@@ -166,6 +177,8 @@ struct Report {
     healthy: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<Status>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_server: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -207,6 +220,10 @@ impl Health {
             healthy: self.healthy && (self.synced || !for_balancers),
             status: (self.v4.is_some() || self.v6.is_some())
                 .then(|| Status { v4: of(self.v4), v6: of(self.v6) }),
+            api_server: self.api_silent.map(|since| {
+                let seconds = now.saturating_duration_since(since).as_secs();
+                format!("nothing was heard from the API server for {seconds} s")
+            }),
         };
         serde_json::to_string(&report).expect("strings and booleans always are JSON")
     }
@@ -319,6 +336,19 @@ mod tests {
         assert!(state.health(now + seconds(30)).healthy);
         state.set_limit(seconds(20));
         assert!(!state.health(now + seconds(30)).healthy);
+    }
+
+    #[test]
+    fn silence_of_the_api_server_is_told_and_does_not_count() {
+        let (state, now) = begin();
+        let report = |at: Instant| state.health(at).to_json(true, true, at, Timestamp::UNIX_EPOCH);
+        assert!(!report(now).contains("apiServer"));
+        state.set_api_silent(Some(now));
+        let at = now + seconds(93);
+        assert!(state.health(at).healthy && state.health(at).eligible);
+        assert!(report(at).contains(r#""apiServer":"nothing was heard from the API server for 93 s""#));
+        state.set_api_silent(None);
+        assert!(!report(at).contains("apiServer"));
     }
 
     #[test]

@@ -10,10 +10,10 @@ use kube::{
     config::{AuthInfo, Cluster, ExecAuthCluster, Kubeconfig},
 };
 
-use super::server_uri;
+use super::{server_uri, tls::authority::Authority};
 
-/// `master` replaces the server.
-pub(super) fn read(path: &Path, master: Option<&str>) -> anyhow::Result<Config> {
+/// `master` replaces the server. Also, who vouches for it where the file says so.
+pub(super) fn read(path: &Path, master: Option<&str>) -> anyhow::Result<(Config, Option<Authority>)> {
     let file = Kubeconfig::read_from(path)?;
     let (cluster, user) = current(&file)?;
     config(cluster, user, master)
@@ -34,7 +34,11 @@ fn current(file: &Kubeconfig) -> anyhow::Result<(Cluster, AuthInfo)> {
     Ok((cluster, user.and_then(|found| found.auth_info.clone()).unwrap_or_default()))
 }
 
-fn config(cluster: Cluster, mut user: AuthInfo, master: Option<&str>) -> anyhow::Result<Config> {
+fn config(
+    cluster: Cluster,
+    mut user: AuthInfo,
+    master: Option<&str>,
+) -> anyhow::Result<(Config, Option<Authority>)> {
     let server = match master {
         Some(master) => server_uri(master).context("--master")?,
         None => server_uri(cluster.server.as_deref().unwrap_or_default())?,
@@ -42,33 +46,25 @@ fn config(cluster: Cluster, mut user: AuthInfo, master: Option<&str>) -> anyhow:
     // This reads the authority from wherever it is.
     let about = ExecAuthCluster::try_from(&cluster)?;
     let mut config = Config::new(server);
-    if let Some(pem) = &about.certificate_authority_data {
-        config.root_cert = Some(certificates(pem).context("certificate-authority")?);
-    }
-    if cluster.certificate_authority_data.is_none() {
-        // The library reads the file again now and then.
-        config.root_cert_file = cluster.certificate_authority.map(Into::into);
-    }
+    let authority = match (&about.certificate_authority_data, cluster.certificate_authority) {
+        // The data count where there are both.
+        (Some(text), _) if cluster.certificate_authority_data.is_some() => {
+            Some(Authority::of_text(text).context("certificate-authority-data")?)
+        }
+        (_, Some(path)) => Some(Authority::of_file(path.into())?),
+        _ => None,
+    };
     config.accept_invalid_certs = cluster.insecure_skip_tls_verify.unwrap_or_default();
     config.disable_compression = cluster.disable_compression.unwrap_or_default();
     config.tls_server_name = cluster.tls_server_name;
     if let Some(proxy) = cluster.proxy_url.filter(|proxy| !proxy.is_empty()) {
         config.proxy_url = Some(proxy.parse().with_context(|| format!("proxy-url {proxy:?}"))?);
     }
-    if let Some(exec) = &mut user.exec
-        && exec.provide_cluster_info
-    {
+    if let Some(exec) = &mut user.exec {
         exec.cluster = Some(about);
     }
     config.auth_info = user;
-    Ok(config)
-}
-
-/// The certificates of a PEM text.
-pub(super) fn certificates(pem: &[u8]) -> anyhow::Result<Vec<Vec<u8>>> {
-    let blocks = pem::parse_many(pem).context("no PEM certificates")?;
-    let certificates = blocks.into_iter().filter(|block| block.tag() == "CERTIFICATE");
-    Ok(certificates.map(pem::Pem::into_contents).collect())
+    Ok((config, authority))
 }
 
 #[cfg(test)]
@@ -77,7 +73,7 @@ mod tests {
 
     fn of(text: &str, master: Option<&str>) -> anyhow::Result<Config> {
         let (cluster, user) = current(&Kubeconfig::from_yaml(text)?)?;
-        config(cluster, user, master)
+        Ok(config(cluster, user, master)?.0)
     }
 
     const FILE: &str = "

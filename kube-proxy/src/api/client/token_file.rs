@@ -3,16 +3,14 @@
 use std::{
     fmt, fs,
     path::PathBuf,
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
-use tower_layer::Layer;
-use tower_service::Service;
+use http::HeaderValue;
+
+use super::credentials::bearer;
 
 /// After this time the file is read again.
 const LIFETIME: Duration = Duration::from_secs(50);
@@ -41,11 +39,7 @@ fn read(path: &PathBuf) -> anyhow::Result<HeaderValue> {
         fs::read_to_string(path).with_context(|| format!("cannot read the token {}", path.display()))?;
     let token = text.trim();
     anyhow::ensure!(!token.is_empty(), "the token file {} is empty", path.display());
-    let mut header = HeaderValue::from_str(&format!("Bearer {token}"))
-        .ok()
-        .with_context(|| format!("the token file {} has characters that no token has", path.display()))?;
-    header.set_sensitive(true);
-    Ok(header)
+    bearer(token).with_context(|| format!("the token file {}", path.display()))
 }
 
 impl TokenFile {
@@ -56,7 +50,7 @@ impl TokenFile {
     }
 
     #[expect(clippy::disallowed_methods, reason = "tokens age with the clock")]
-    fn header(&self) -> HeaderValue {
+    pub(super) fn header(&self) -> HeaderValue {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.read.is_none_or(|at| at.elapsed() >= LIFETIME) {
             // A file that is gone leaves the last token in use.
@@ -70,55 +64,21 @@ impl TokenFile {
     }
 
     /// The server does not take the token: the next request reads the file.
-    fn refused(&self) {
+    pub(super) fn refused(&self) {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).read = None;
-    }
-}
-
-impl<S> Layer<S> for TokenFile {
-    type Service = WithToken<S>;
-
-    fn layer(&self, inner: S) -> WithToken<S> {
-        WithToken { inner, token: self.clone() }
-    }
-}
-
-#[derive(Debug, Clone)]
-pub(super) struct WithToken<S> {
-    inner: S,
-    token: TokenFile,
-}
-
-impl<S, B, R> Service<Request<B>> for WithToken<S>
-where
-    S: Service<Request<B>, Response = Response<R>>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<R>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        request.headers_mut().insert(AUTHORIZATION, self.token.header());
-        let answer = self.inner.call(request);
-        let token = self.token.clone();
-        Box::pin(async move {
-            let answer = answer.await?;
-            if answer.status() == StatusCode::UNAUTHORIZED {
-                token.refused();
-            }
-            Ok(answer)
-        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Poll};
+
+    use http::{Request, Response, StatusCode, header::AUTHORIZATION};
+    use tower_layer::Layer as _;
+    use tower_service::Service;
+
     use super::*;
+    use crate::api::client::credentials::Credentials;
 
     struct File(PathBuf);
 
@@ -161,9 +121,9 @@ mod tests {
     #[tokio::test]
     async fn a_token_that_is_refused_is_read_again_and_white_space_does_not_count() {
         let file = File::new("rotated", "old\n");
-        let token = TokenFile::open(file.0.clone()).expect("a token");
+        let token = Credentials::File(TokenFile::open(file.0.clone()).expect("a token"));
         let ask = async |server: &'static str| {
-            token.layer(Server(server)).call(Request::new(())).await.expect("infallible").status()
+            token.layer(Server(server)).call(Request::new(())).await.expect("an answer").status()
         };
         assert_eq!(ask("Bearer old").await, 200);
         fs::write(&file.0, " new \n").expect("a file");
