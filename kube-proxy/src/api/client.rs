@@ -158,19 +158,21 @@ mod tests {
 
     #[test]
     fn a_pod_needs_two_variables_and_its_service_account() {
-        let folder = std::env::temp_dir().join(format!("switchyard-account-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
+        let account = tls::tests::Folder::new("account");
+        let folder = &account.0;
         let given = |name: &str| match name {
             "KUBERNETES_SERVICE_HOST" => Some("fd00::1".to_owned()),
             "KUBERNETES_SERVICE_PORT" => Some("443".to_owned()),
             _ => None,
         };
-        let error = in_cluster(|_| None, &folder).expect_err("nothing").to_string();
+        let error = in_cluster(|_| None, folder).expect_err("nothing").to_string();
         assert!(error.contains("KUBERNETES_SERVICE_PORT must be defined"), "{error}");
-        assert!(in_cluster(given, &folder).expect_err("no ca.crt").to_string().contains("ca.crt"));
+        assert!(in_cluster(given, folder).expect_err("no ca.crt").to_string().contains("ca.crt"));
         std::fs::write(folder.join("ca.crt"), "").expect("a file");
-        let config = in_cluster(given, &folder).expect("complete");
+        let error = in_cluster(given, folder).expect_err("an empty one");
+        assert!(format!("{error:#}").contains("ca.crt: no certificate authority"), "{error:#}");
+        account.own("ca", "ec:P-256", "", "");
+        let (config, _) = in_cluster(given, folder).expect("complete");
         assert_eq!(config.cluster_url.to_string(), "https://[fd00::1]:443/");
-        std::fs::remove_dir_all(&folder).expect("removed");
     }
 }

@@ -112,6 +112,7 @@ where
     S::Future: Send,
     S::Error: Into<BoxError>,
     B: Send + 'static,
+    R: Send,
 {
     type Response = Response<R>;
     type Error = BoxError;

@@ -72,6 +72,8 @@ struct Credential {
     token: Option<HeaderValue>,
     expires: Option<Timestamp>,
     refused: bool,
+    /// It came with a certificate.
+    certified: bool,
 }
 
 impl fmt::Debug for Plugin {
@@ -183,17 +185,18 @@ impl Plugin {
         state.last_run = Some(now);
         match self.run().await {
             Ok(fresh) => {
-                let before = state.current.is_some();
                 state.number += 1;
                 (state.failed, state.failures) = (None, 0);
-                if (fresh.certified.is_some() || self.identity_is_ours(&state))
+                let (certified, before) = (fresh.certified.is_some(), state.current.as_ref());
+                // One that an earlier run brought goes when this one brings none.
+                if (certified || before.is_some_and(|before| before.certified))
                     && self.identity.set(fresh.certified)
-                    && before
+                    && before.is_some()
                 {
                     self.connections.renew();
                 }
-                let token = fresh.token.clone();
-                state.current = Some(Credential { token: fresh.token, expires: fresh.expires, refused: false });
+                let (token, expires) = (fresh.token, fresh.expires);
+                state.current = Some(Credential { token: token.clone(), expires, refused: false, certified });
                 Ok((state.number, token))
             }
             Err(error) => {
@@ -203,11 +206,6 @@ impl Plugin {
                 Err(reason.into())
             }
         }
-    }
-
-    /// A certificate that an earlier run brought goes when a later one brings none.
-    fn identity_is_ours(&self, state: &State) -> bool {
-        state.current.as_ref().is_some_and(|current| current.token.is_none())
     }
 
     /// The server does not take it.

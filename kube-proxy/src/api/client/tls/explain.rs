@@ -28,8 +28,9 @@ pub(in super::super) fn words(error: &(dyn StdError + 'static)) -> Option<String
             return Some(of_tls(error));
         }
         if let Some(error) = one.downcast_ref::<io::Error>() {
-            if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-                return Some(of_tls(error));
+            // Its source is not what it wraps, but that one's source.
+            if let Some(found) = error.get_ref().and_then(|inner| words(inner)) {
+                return Some(found);
             }
             if error.kind() == io::ErrorKind::UnexpectedEof && error.to_string().contains("handshake") {
                 return Some(

@@ -246,7 +246,7 @@ fn the_way_to_an_authority() {
         a.key.display(),
         old.display()
     ));
-    let old = Party { key: a.key, certificate: old };
+    let old = Party { key: a.key.clone(), certificate: old };
     assert_eq!(x509_parser::parse_x509_certificate(&old.der()).expect("read").1.version.0, 0);
     let leaf = folder.signed(&old, "leaf", "ec:P-384", SERVER, "");
     accepted(&old, &[&leaf], "kubernetes");
