@@ -76,9 +76,7 @@ fn gauge(kind: &'static str) -> metrics::Gauge {
 
 fn kind_of(method: &Method, path: &str) -> Option<usize> {
     let resource = path.trim_end_matches('/').rsplit('/').next();
-    (method == Method::GET)
-        .then(|| KINDS.iter().position(|(plural, _)| Some(*plural) == resource))
-        .flatten()
+    (method == Method::GET).then(|| KINDS.iter().position(|(plural, _)| Some(*plural) == resource)).flatten()
 }
 
 /// What `State::judge` finds.

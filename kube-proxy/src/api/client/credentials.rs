@@ -49,7 +49,8 @@ impl Credentials {
             return Ok(Self::Fixed(bearer(token).context("the token in the kubeconfig")?));
         }
         if let Some(name) = name {
-            let password = user.password.as_ref().map(|password| password.expose_secret()).unwrap_or_default();
+            let password =
+                user.password.as_ref().map(|password| password.expose_secret()).unwrap_or_default();
             let text = format!("Basic {}", STANDARD.encode(format!("{name}:{password}")));
             return Ok(Self::Fixed(secret(&text)?));
         }
@@ -87,7 +88,8 @@ pub(super) fn bearer(token: &str) -> anyhow::Result<HeaderValue> {
 }
 
 fn secret(text: &str) -> anyhow::Result<HeaderValue> {
-    let mut header = HeaderValue::from_str(text).ok().context("there are characters that no header may have")?;
+    let mut header =
+        HeaderValue::from_str(text).ok().context("there are characters that no header may have")?;
     header.set_sensitive(true);
     Ok(header)
 }

@@ -33,8 +33,7 @@ use tower::BoxError;
 use super::{credentials::bearer, identity::Identity, stream::Connections, tls::private_key};
 
 /// The versions of the interface; both have the same fields.
-const VERSIONS: [&str; 2] =
-    ["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];
+const VERSIONS: [&str; 2] = ["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];
 const LONGEST_RUN: Duration = Duration::from_secs(60);
 /// Far more than a token and a chain of certificates.
 const MOST_OUTPUT: u64 = 1 << 20;
@@ -136,10 +135,14 @@ impl Plugin {
         );
         match &exec.interactive_mode {
             None if version == VERSIONS[0] => {
-                anyhow::bail!("interactiveMode must be specified for {command} to use exec authentication plugin")
+                anyhow::bail!(
+                    "interactiveMode must be specified for {command} to use exec authentication plugin"
+                )
             }
             Some(ExecInteractiveMode::Always) => {
-                anyhow::bail!("exec plugin {command} cannot support interactive mode: there is nobody at the standard input")
+                anyhow::bail!(
+                    "exec plugin {command} cannot support interactive mode: there is nobody at the standard input"
+                )
             }
             _ => {}
         }

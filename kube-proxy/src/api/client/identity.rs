@@ -56,7 +56,8 @@ enum Source {
 impl Source {
     fn new(data: Option<&str>, file: Option<&String>, what: &str) -> anyhow::Result<Option<Self>> {
         if let Some(data) = data.filter(|data| !data.is_empty()) {
-            let decoded = STANDARD.decode(data.trim()).with_context(|| format!("{what}-data is not base64"))?;
+            let decoded =
+                STANDARD.decode(data.trim()).with_context(|| format!("{what}-data is not base64"))?;
             return Ok(Some(Self::Data(decoded)));
         }
         Ok(file.filter(|file| !file.is_empty()).map(|file| Self::File(file.into())))
@@ -119,7 +120,9 @@ impl Followed {
                     Ok(key) => {
                         self.identity.set(Some(key));
                         self.read = now;
-                        tracing::info!("The client certificate was renewed: the API server is asked with it from now on");
+                        tracing::info!(
+                            "The client certificate was renewed: the API server is asked with it from now on"
+                        );
                         self.connections.renew();
                     }
                     Err(error) => {

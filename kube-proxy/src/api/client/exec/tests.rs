@@ -59,7 +59,9 @@ write() {
 
 #[tokio::test]
 async fn a_token_is_used_until_it_expires() {
-    let body = format!(r#"{WRITE} write t$(wc -l < runs) ',"expirationTimestamp":"'$(date -u -d '+2 seconds' +%FT%T.%NZ)'"'"#);
+    let body = format!(
+        r#"{WRITE} write t$(wc -l < runs) ',"expirationTimestamp":"'$(date -u -d '+2 seconds' +%FT%T.%NZ)'"'"#
+    );
     let script = Script::new("expiry", &body);
     assert_eq!(script.token().await.expect("a token"), "Bearer t1");
     let mut asked = 0;
@@ -164,9 +166,21 @@ async fn what_it_is_told_and_what_it_may_answer() {
         ("words", "hello".to_owned(), "did not write an ExecCredential"),
         ("status", format!("{head}}}"), "didn't return a status field"),
         ("empty", format!(r#"{head},"status":{{}}}}"#), "didn't return a token or cert/key pair"),
-        ("half", format!(r#"{head},"status":{{"clientCertificateData":"x"}}}}"#), "only certificate or key, not both"),
-        ("version", head.replace("/v1", "/v1beta1") + r#","status":{"token":"t"}}"#, "plugin returned version"),
-        ("time", format!(r#"{head},"status":{{"token":"t","expirationTimestamp":"soon"}}}}"#), "expirationTimestamp"),
+        (
+            "half",
+            format!(r#"{head},"status":{{"clientCertificateData":"x"}}}}"#),
+            "only certificate or key, not both",
+        ),
+        (
+            "version",
+            head.replace("/v1", "/v1beta1") + r#","status":{"token":"t"}}"#,
+            "plugin returned version",
+        ),
+        (
+            "time",
+            format!(r#"{head},"status":{{"token":"t","expirationTimestamp":"soon"}}}}"#),
+            "expirationTimestamp",
+        ),
     ] {
         let said = Script::new(name, &format!("echo '{answer}'")).token().await.expect_err(name);
         assert!(said.contains(reason), "{name}: {said}");
@@ -221,7 +235,11 @@ async fn a_program_that_is_missing_is_named_with_what_the_kubeconfig_says_about_
     let mut exec = config(std::path::Path::new("no-such-plugin"));
     exec.install_hint = Some("install it with your package manager\n".to_owned());
     let identity = Arc::new(Identity::default());
-    let plugin = Plugin::new(&exec, &ExecAuthCluster::default(), &identity, &Connections::new()).expect("a plugin");
+    let plugin =
+        Plugin::new(&exec, &ExecAuthCluster::default(), &identity, &Connections::new()).expect("a plugin");
     let said = plugin.credential().await.expect_err("missing").to_string();
-    assert!(said.contains("executable no-such-plugin not found") && said.contains("package manager"), "{said}");
+    assert!(
+        said.contains("executable no-such-plugin not found") && said.contains("package manager"),
+        "{said}"
+    );
 }

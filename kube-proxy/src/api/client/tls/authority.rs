@@ -77,7 +77,9 @@ fn certificates(text: &[u8]) -> anyhow::Result<Certificates> {
         }
     }
     match failure {
-        Some(reason) if found.is_empty() => anyhow::bail!("no certificate authority: the certificate {reason}"),
+        Some(reason) if found.is_empty() => {
+            anyhow::bail!("no certificate authority: the certificate {reason}")
+        }
         Some(reason) => tracing::warn!("One of the certificate authorities is left out: it {reason}"),
         None => anyhow::ensure!(!found.is_empty(), "no certificate authority: there is no CERTIFICATE block"),
     }
@@ -87,8 +89,12 @@ fn certificates(text: &[u8]) -> anyhow::Result<Certificates> {
 /// The blocks of a PEM text; one that is damaged is left out.
 pub(in super::super) fn blocks(text: &[u8]) -> Vec<pem::Pem> {
     const BEGIN: &[u8] = b"-----BEGIN ";
-    let mut starts: Vec<usize> =
-        text.windows(BEGIN.len()).enumerate().filter(|(_, bytes)| *bytes == BEGIN).map(|(at, _)| at).collect();
+    let mut starts: Vec<usize> = text
+        .windows(BEGIN.len())
+        .enumerate()
+        .filter(|(_, bytes)| *bytes == BEGIN)
+        .map(|(at, _)| at)
+        .collect();
     starts.push(text.len());
     starts.windows(2).filter_map(|part| pem::parse(&text[part[0]..part[1]]).ok()).collect()
 }

@@ -39,7 +39,8 @@ pub(super) struct Basic {
 impl<'a> Certificate<'a> {
     /// The error is in words that fit behind "the certificate".
     pub(super) fn parse(der: &'a [u8]) -> Result<Self, String> {
-        let (rest, parsed) = X509Certificate::from_der(der).map_err(|error| format!("cannot be read ({error})"))?;
+        let (rest, parsed) =
+            X509Certificate::from_der(der).map_err(|error| format!("cannot be read ({error})"))?;
         if !rest.is_empty() {
             return Err(format!("is followed by {} bytes of something else", rest.len()));
         }
@@ -103,11 +104,7 @@ impl<'a> Certificate<'a> {
 
     pub(super) fn subject(&self) -> String {
         let text = self.parsed.subject().to_string();
-        if text.is_empty() {
-            format!("serial number {}", self.parsed.raw_serial_as_string())
-        } else {
-            text
-        }
+        if text.is_empty() { format!("serial number {}", self.parsed.raw_serial_as_string()) } else { text }
     }
 
     pub(super) fn issuer(&self) -> String {
@@ -159,7 +156,8 @@ impl<'a> Certificate<'a> {
             format!(
                 "is signed with the algorithm {} by a key of kind {}, which is not accepted (RSA of 2048 to 8192 bits, \
                  ECDSA with P-256, P-384 or P-521, or Ed25519, with SHA-256 or better)",
-                self.parsed.signature_algorithm.algorithm, issuer.parsed.public_key().algorithm.algorithm
+                self.parsed.signature_algorithm.algorithm,
+                issuer.parsed.public_key().algorithm.algorithm
             )
         })
     }

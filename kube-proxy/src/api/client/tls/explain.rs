@@ -54,7 +54,9 @@ fn of_tls(error: &Error) -> String {
         Error::InvalidCertificate(CertificateError::BadSignature) => {
             "the API server does not have the key of the certificate that it shows".to_owned()
         }
-        Error::InvalidCertificate(reason) => format!("the API server's certificate is not accepted: {reason}"),
+        Error::InvalidCertificate(reason) => {
+            format!("the API server's certificate is not accepted: {reason}")
+        }
         Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13)
         | Error::AlertReceived(Alert::ProtocolVersion) => TOO_OLD.to_owned(),
         Error::PeerIncompatible(
@@ -65,9 +67,11 @@ fn of_tls(error: &Error) -> String {
         | Error::AlertReceived(Alert::HandshakeFailure | Alert::InsufficientSecurity) => {
             NOTHING_IN_COMMON.to_owned()
         }
-        Error::AlertReceived(Alert::UnrecognisedName) => "the API server does not know the name that it was asked for: set \
+        Error::AlertReceived(Alert::UnrecognisedName) => {
+            "the API server does not know the name that it was asked for: set \
             tls-server-name in the kubeconfig to a name of its certificate"
-            .to_owned(),
+                .to_owned()
+        }
         Error::AlertReceived(
             alert @ (Alert::CertificateRequired
             | Alert::BadCertificate
@@ -82,9 +86,11 @@ fn of_tls(error: &Error) -> String {
             "the API server does not accept this client's certificate (alert {alert:?}): look at client-certificate in the \
              kubeconfig, whether it has expired, and whether the server's --client-ca-file signed it"
         ),
-        Error::InvalidMessage(InvalidMessage::InvalidContentType) => "the API server does not answer with TLS: is this its plain \
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            "the API server does not answer with TLS: is this its plain \
             HTTP port (then the address begins with http://), or another program's?"
-            .to_owned(),
+                .to_owned()
+        }
         Error::NoCertificatesPresented => "the API server shows no certificate".to_owned(),
         other => format!("TLS with the API server failed: {other}"),
     }

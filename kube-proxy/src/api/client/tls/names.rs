@@ -90,9 +90,11 @@ impl Limits {
             let inside = |networks: &[(Vec<u8>, Vec<u8>)]| {
                 networks.iter().any(|(network, mask)| {
                     network.len() == bytes.len()
-                        && bytes.iter().zip(network).zip(mask).all(|((byte, network), mask)| {
-                            byte & mask == network & mask
-                        })
+                        && bytes
+                            .iter()
+                            .zip(network)
+                            .zip(mask)
+                            .all(|((byte, network), mask)| byte & mask == network & mask)
                 })
             };
             if inside(&self.excluded.ips) {
@@ -119,7 +121,11 @@ fn within(name: &str, limit: &str, anything: bool) -> bool {
     }
     let (name, limit): (Vec<&str>, Vec<&str>) = (name.split('.').collect(), limit.split('.').collect());
     name.len() >= limit.len() + usize::from(more)
-        && name.iter().rev().zip(limit.iter().rev()).all(|(our, limit)| our == limit || anything && *our == "*")
+        && name
+            .iter()
+            .rev()
+            .zip(limit.iter().rev())
+            .all(|(our, limit)| our == limit || anything && *our == "*")
 }
 
 #[cfg(test)]

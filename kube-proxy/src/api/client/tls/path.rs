@@ -143,7 +143,10 @@ fn may_sign(issuer: &Certificate<'_>) -> Result<(), Refusal> {
     let basic = issuer.basic();
     // Version 1 knows no basic constraints; only an authority that is trusted anyway can have it.
     if (issuer.parsed.version.0 == 2 && !basic.present) || (basic.present && !basic.authority) {
-        return refuse(format!("the certificate of {} is not an authority's (basicConstraints)", issuer.subject()));
+        return refuse(format!(
+            "the certificate of {} is not an authority's (basicConstraints)",
+            issuer.subject()
+        ));
     }
     match issuer.parsed.key_usage() {
         Ok(Some(usage)) if !usage.value.key_cert_sign() => {
@@ -183,13 +186,19 @@ fn valid(one: &Certificate<'_>, place: Place, chain: &[&Certificate<'_>], now: i
     if let Some(limits) = &one.limits {
         for name in chain {
             if let Some(reason) = limits.violated(&name.dns, &name.ips, name.other_names) {
-                return refuse(format!("the authority {} may not speak for it (nameConstraints): {reason}", one.subject()));
+                return refuse(format!(
+                    "the authority {} may not speak for it (nameConstraints): {reason}",
+                    one.subject()
+                ));
             }
         }
     }
     let basic = one.basic();
     if place == Place::Between && !basic.authority {
-        return refuse(format!("the certificate of {} is not an authority's (basicConstraints)", one.subject()));
+        return refuse(format!(
+            "the certificate of {} is not an authority's (basicConstraints)",
+            one.subject()
+        ));
     }
     if let Some(longest) = basic.longest
         && chain.len() - 1 > longest as usize
@@ -205,7 +214,8 @@ fn valid(one: &Certificate<'_>, place: Place, chain: &[&Certificate<'_>], now: i
 
 /// A moment in words.
 fn text(seconds: i64) -> String {
-    jiff::Timestamp::from_second(seconds).map_or_else(|_| format!("second {seconds}"), |time| time.to_string())
+    jiff::Timestamp::from_second(seconds)
+        .map_or_else(|_| format!("second {seconds}"), |time| time.to_string())
 }
 
 fn is_for(server: &Certificate<'_>, host: Host<'_>) -> Result<(), Refusal> {

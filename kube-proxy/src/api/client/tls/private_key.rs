@@ -2,9 +2,7 @@
 
 use anyhow::Context as _;
 use rustls::{
-    pki_types::{
-        CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer,
-    },
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer},
     sign::CertifiedKey,
 };
 
@@ -18,8 +16,8 @@ pub(in super::super) fn certified(certificate: &[u8], key: &[u8]) -> anyhow::Res
         .map(|block| CertificateDer::from(block.into_contents()))
         .collect();
     let first = chain.first().context("the client certificate has no CERTIFICATE block")?;
-    let first = Certificate::parse(first)
-        .map_err(|reason| anyhow::anyhow!("the client certificate {reason}"))?;
+    let first =
+        Certificate::parse(first).map_err(|reason| anyhow::anyhow!("the client certificate {reason}"))?;
     let block = blocks(key).into_iter().find(|block| block.tag().ends_with("PRIVATE KEY"));
     let block = block.context("the client key has no PRIVATE KEY block")?;
     let encrypted = block.tag().contains("ENCRYPTED") || block.headers().get("DEK-Info").is_some();

@@ -36,7 +36,8 @@ impl Party {
 }
 
 const SERVER: &str = "subjectAltName=DNS:kubernetes,IP:127.0.0.1";
-const AUTHORITY: &str = "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash";
+const AUTHORITY: &str =
+    "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash";
 
 impl Folder {
     pub(in super::super) fn new(name: &str) -> Self {
@@ -147,13 +148,17 @@ fn a_server_may_show_an_authoritys_certificate() {
         certificate.display()
     ));
     let own = Party { key, certificate };
-    assert!(format!("{:?}", x509_parser::parse_x509_certificate(&own.der()).expect("read").1).contains("ca: true"));
+    assert!(
+        format!("{:?}", x509_parser::parse_x509_certificate(&own.der()).expect("read").1)
+            .contains("ca: true")
+    );
     accepted(&own, &[&own], "kubernetes");
     accepted(&own, &[&own], "127.0.0.1");
     refused(&own, &[&own], "other", "it is for kubernetes, 127.0.0.1, not for other");
 
     let root = folder.own("root", "ec:P-384", AUTHORITY, "");
-    let shown = folder.signed(&root, "kubernetes", "ec:P-256", &format!("{SERVER}\nbasicConstraints=CA:TRUE"), "");
+    let shown =
+        folder.signed(&root, "kubernetes", "ec:P-256", &format!("{SERVER}\nbasicConstraints=CA:TRUE"), "");
     accepted(&root, &[&shown], "kubernetes");
     refused(&own, &[&shown], "kubernetes", "authority that is not known here");
     // The authority file is the server's own certificate, whoever made it.
@@ -228,18 +233,14 @@ fn the_way_to_an_authority() {
     let no_authority = folder.signed(&a, "between", "ec:P-384", "basicConstraints=CA:FALSE", "");
     let leaf = folder.signed(&no_authority, "leaf", "ec:P-521", SERVER, "");
     refused(&a, &[&leaf, &no_authority], "kubernetes", "CN=between is not an authority's");
-    let unfit = folder.signed(
-        &a,
-        "between",
-        "ec:P-384",
-        "basicConstraints=CA:TRUE\nkeyUsage=digitalSignature",
-        "",
-    );
+    let unfit =
+        folder.signed(&a, "between", "ec:P-384", "basicConstraints=CA:TRUE\nkeyUsage=digitalSignature", "");
     let leaf = folder.signed(&unfit, "leaf", "ec:P-521", SERVER, "");
     refused(&a, &[&leaf, &unfit], "kubernetes", "CN=between may not sign certificates");
 
     // Version 1, from before there were extensions.
-    folder.openssl(&format!("req -new -config plain.cnf -subj /CN=old -key {} -out request", a.key.display()));
+    folder
+        .openssl(&format!("req -new -config plain.cnf -subj /CN=old -key {} -out request", a.key.display()));
     let old = folder.0.join("old.crt");
     folder.openssl(&format!(
         "x509 -req -in request -days 30 -signkey {} -out {}",
@@ -253,7 +254,15 @@ fn the_way_to_an_authority() {
 
     // A maze: many authorities of one name, none of which leads out.
     let mazes: Vec<Party> = (0..14)
-        .map(|number| folder.signed(&by_b, &format!("between+{number}"), "ec:P-521", &format!("{AUTHORITY}\nsubjectAltName=DNS:{number}"), ""))
+        .map(|number| {
+            folder.signed(
+                &by_b,
+                &format!("between+{number}"),
+                "ec:P-521",
+                &format!("{AUTHORITY}\nsubjectAltName=DNS:{number}"),
+                "",
+            )
+        })
         .collect();
     let leaf = folder.signed(&by_a, "leaf", "ec:P-256", SERVER, "");
     let shown: Vec<&Party> = [&leaf].into_iter().chain(&mazes).collect();
@@ -315,7 +324,10 @@ fn purposes_and_extensions() {
         ("keyUsage=critical,digitalSignature", None),
         ("certificatePolicies=critical,1.2.3.4", None),
         ("1.2.3.4=ASN1:UTF8String:unknown", None),
-        ("1.2.3.4=critical,ASN1:UTF8String:unknown", Some("the critical extension 1.2.3.4, which is not understood")),
+        (
+            "1.2.3.4=critical,ASN1:UTF8String:unknown",
+            Some("the critical extension 1.2.3.4, which is not understood"),
+        ),
     ] {
         let leaf = folder.signed(&root, "leaf", "ec:P-384", &format!("{SERVER}\n{extension}"), "");
         match reason {
@@ -334,10 +346,14 @@ fn times() {
     let folder = Folder::new("times");
     let root = folder.own("root", "ec:P-256", AUTHORITY, "");
     let leaf = folder.signed(&root, "leaf", "ec:P-384", SERVER, "");
-    let at = |authority: &Party, shown: &Party, days| verdict(&authority.text(), &[shown], "kubernetes", days);
+    let at =
+        |authority: &Party, shown: &Party, days| verdict(&authority.text(), &[shown], "kubernetes", days);
     assert_eq!(at(&root, &leaf, 364), Ok(()));
     let late = at(&root, &leaf, 366).expect_err("expired");
-    assert!(late.contains("the certificate of CN=leaf expired at ") && late.contains("must be renewed"), "{late}");
+    assert!(
+        late.contains("the certificate of CN=leaf expired at ") && late.contains("must be renewed"),
+        "{late}"
+    );
     let early = at(&root, &leaf, -1).expect_err("not yet");
     assert!(early.contains("the certificate of CN=leaf is valid from "), "{early}");
     // An authority's own certificate counts as well.
@@ -381,7 +397,8 @@ fn authority_files_of_every_make() {
 #[test]
 fn an_authority_file_is_read_again_and_a_broken_one_is_not_believed() {
     let folder = Folder::new("renewed");
-    let (old, new) = (folder.own("old", "ec:P-256", AUTHORITY, ""), folder.own("new", "ec:P-384", AUTHORITY, ""));
+    let (old, new) =
+        (folder.own("old", "ec:P-256", AUTHORITY, ""), folder.own("new", "ec:P-384", AUTHORITY, ""));
     let path = folder.0.join("ca.crt");
     fs::write(&path, old.text()).expect("a file");
     let authority = Authority::of_file(path.clone()).expect("an authority");

@@ -8,13 +8,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube::{
-    Client,
-    config::AuthInfo,
-};
+use kube::{Client, config::AuthInfo};
 
 use super::*;
-use crate::api::client::{self, tls::{authority::Authority, tests::{Folder, Party}}};
+use crate::api::client::{
+    self,
+    tls::{
+        authority::Authority,
+        tests::{Folder, Party},
+    },
+};
 
 /// `openssl s_server`, which answers every request with a page about itself.
 struct Server {
@@ -76,7 +79,10 @@ async fn every_key_version_curve_and_suite_that_go_accepts() {
     let folder = Folder::new("dialects");
     for (key, dialects) in [
         ("rsa:2048", &["-tls1_3", "-tls1_2", "-tls1_2 -cipher ECDHE-RSA-AES128-GCM-SHA256"][..]),
-        ("rsa:3072", &["-tls1_2 -cipher ECDHE-RSA-AES256-GCM-SHA384", "-tls1_2 -cipher ECDHE-RSA-CHACHA20-POLY1305"]),
+        (
+            "rsa:3072",
+            &["-tls1_2 -cipher ECDHE-RSA-AES256-GCM-SHA384", "-tls1_2 -cipher ECDHE-RSA-CHACHA20-POLY1305"],
+        ),
         ("rsa:8192", &["-tls1_3", "-tls1_2"]),
         (
             "ec:P-256",
@@ -127,7 +133,7 @@ async fn what_cannot_be_spoken_is_explained() {
         let said = ask(&server.config(), Some(&rsa)).await.expect_err(dialect);
         assert!(said.contains(reason), "{dialect}: {said}");
     }
-    let small = folder.own("server", "rsa:1024", SERVER, "");
+    let small = folder.own("small", "rsa:1024", SERVER, "");
     let server = Server::start(&folder, &small, "-tls1_3 -cipher DEFAULT@SECLEVEL=0");
     let said = ask(&server.config(), Some(&small)).await.expect_err("too small");
     assert!(said.contains("RSA key has 1024 bits"), "{said}");
@@ -192,13 +198,21 @@ async fn client_certificates_in_every_form() {
         if kind != "ED25519" {
             // PKCS#1 or SEC1, as older versions of openssl write them.
             let traditional = folder.0.join("traditional.key");
-            folder.openssl(&format!("pkey -in {} -traditional -out {}", pkcs8.display(), traditional.display()));
+            folder.openssl(&format!(
+                "pkey -in {} -traditional -out {}",
+                pkcs8.display(),
+                traditional.display()
+            ));
             let text = fs::read_to_string(&traditional).expect("a key");
-            assert!(text.contains("BEGIN RSA PRIVATE KEY") || text.contains("BEGIN EC PRIVATE KEY"), "{text}");
+            assert!(
+                text.contains("BEGIN RSA PRIVATE KEY") || text.contains("BEGIN EC PRIVATE KEY"),
+                "{text}"
+            );
             // With what `openssl ecparam -genkey` writes before it, words around it, and line ends of Windows.
             let noise = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
             let with_noise = folder.0.join("noise.key");
-            fs::write(&with_noise, format!("a key\n{noise}{text}the end").replace('\n', "\r\n")).expect("a file");
+            fs::write(&with_noise, format!("a key\n{noise}{text}the end").replace('\n', "\r\n"))
+                .expect("a file");
             forms.extend([traditional, with_noise]);
         }
         for key in forms {
@@ -222,7 +236,10 @@ async fn client_certificates_in_every_form() {
     let wrong = as_client(&stranger.certificate, &folder.key("ec:P-384"));
     let said = ask(&wrong, Some(&authority)).await.expect_err("another key");
     assert!(said.contains("does not belong to the client certificate (CN=stranger)"), "{said}");
-    folder.openssl(&format!("pkey -in {} -aes256 -passout pass:secret -out locked.key", stranger.key.display()));
+    folder.openssl(&format!(
+        "pkey -in {} -aes256 -passout pass:secret -out locked.key",
+        stranger.key.display()
+    ));
     let said = ask(&as_client(&stranger.certificate, &folder.0.join("locked.key")), Some(&authority)).await;
     assert!(said.expect_err("locked").contains("the client key is encrypted"));
 }
