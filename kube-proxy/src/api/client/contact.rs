@@ -137,7 +137,6 @@ impl Contact {
         self.state().something = now();
     }
 
-    #[expect(clippy::disallowed_methods, reason = "a timestamp for the metric")]
     fn heard(&self, kind: Option<usize>) {
         let Some(kind) = kind else { return };
         self.state().kinds[kind] = Word { last: now(), failed: false };
