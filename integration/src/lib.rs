@@ -10,6 +10,7 @@ pub mod lab;
 pub mod manifest;
 pub mod network;
 pub mod oracle;
+pub mod pace;
 mod process_tree;
 pub mod real_apiserver;
 pub mod scale;

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures::{AsyncBufReadExt as _, StreamExt as _, TryStreamExt as _};
+use http_body_util::BodyExt as _;
 use integration::apiserver::{ApiServer, SlowBody};
 use integration::real_apiserver::RealApiServer;
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -273,6 +274,52 @@ fn a_list_newer_than_the_server_is_told_to_try_again() {
     stream.read_to_string(&mut answer).expect("answered");
     assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
     assert!(answer.contains("ResourceVersionTooLarge"), "{answer}");
+}
+
+/// The bytes of an answer, and its type.
+async fn bytes_of(client: &Client, path: &str, accept: &str) -> (String, Vec<u8>) {
+    let request = http::Request::get(path).header("Accept", accept).body(kube::client::Body::empty());
+    let response = client.send(request.expect("a request")).await.expect("an answer");
+    let kind = response.headers()["content-type"].to_str().expect("a text").to_owned();
+    let mut body = response.into_body().into_data_stream();
+    let mut bytes = Vec::new();
+    // A watch that is not asked for long ends by itself.
+    while let Some(piece) = body.next().await {
+        bytes.extend_from_slice(&piece.expect("the connection holds"));
+    }
+    (kind, bytes)
+}
+
+#[tokio::test]
+async fn protobuf_is_spoken_where_it_is_asked_for() {
+    on_each(|client| async move {
+        create_services(&client, &["proto"]).await;
+        let path = "/api/v1/services?labelSelector=suite%3Dyes";
+        let both = "application/vnd.kubernetes.protobuf,application/json";
+        let (kind, list) = bytes_of(&client, path, both).await;
+        assert_eq!(kind, "application/vnd.kubernetes.protobuf");
+        // `Unknown`: its first field is `TypeMeta` with the version and the kind.
+        assert!(list.starts_with(b"k8s\0\x0a\x11\x0a\x02v1\x12\x0bServiceList\x12"), "{list:?}");
+        let named = |bytes: &[u8]| bytes.windows(7).any(|some| some == b"\x0a\x05proto");
+        assert!(named(&list));
+        let watch = format!("{path}&watch=true&resourceVersion=0&timeoutSeconds=1");
+        let (kind, frames) = bytes_of(&client, &watch, both).await;
+        assert_eq!(kind, "application/vnd.kubernetes.protobuf;stream=watch");
+        // Four bytes of length, then `WatchEvent`: its type, and the object in an envelope of its own.
+        let length = u32::from_be_bytes(*frames.first_chunk().expect("an event")) as usize;
+        let frame = &frames[4..4 + length];
+        assert!(frame.starts_with(b"\x0a\x05ADDED\x12"), "{frame:?}");
+        assert!(
+            frame.windows(11).any(|some| some == b"k8s\0\x0a\x0d\x0a\x02v1\x12") && named(frame),
+            "{frame:?}"
+        );
+        let (kind, refused) = bytes_of(&client, "/api/v1/namespaces/default/services/none", both).await;
+        assert_eq!(kind, "application/vnd.kubernetes.protobuf");
+        assert!(refused.starts_with(b"k8s\0\x0a\x0c\x0a\x02v1\x12\x06Status\x12"), "{refused:?}");
+        let (kind, list) = bytes_of(&client, path, "application/json").await;
+        assert_eq!((kind.as_str(), list.first()), ("application/json", Some(&b'{')));
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -22,6 +22,11 @@ pub(crate) fn rfc3339(since_epoch: Duration) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3_600, rest / 60 % 60, rest % 60)
 }
 
+/// The seconds since 1970 of such a text; of a time before that, none.
+pub(crate) fn seconds(text: &str) -> Option<u64> {
+    u64::try_from(text.parse::<jiff::Timestamp>().ok()?.as_second()).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::rfc3339;

@@ -1,6 +1,6 @@
 //! What a test may ask the server to do wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Lasting misbehaviour; the default is none.
@@ -10,6 +10,20 @@ pub struct Faults {
     pub refuse_watch_list: bool,
     /// Answer every request for a resource (by plural name) with this code.
     pub refuse: BTreeMap<String, u16>,
+    /// The same, of lists only.
+    pub refuse_lists: BTreeMap<String, u16>,
+    /// The same, of watches only; a streamed list is one.
+    pub refuse_watches: BTreeMap<String, u16>,
+    /// Accept lists and watches of these resources and end them at once.
+    pub end_at_once: BTreeSet<String>,
+    /// Accept lists and watches, send the head of an answer, and never more.
+    pub mute: bool,
+    /// Break every connection as soon as it is made.
+    pub reset: bool,
+    /// Answer from an older copy.
+    pub lag: Option<Lag>,
+    /// What a watch from a version that is yet to come meets.
+    pub from_the_future: FromTheFuture,
     /// Wait this long before each answer.
     pub delay: Duration,
     /// Send bodies in small pieces with pauses between them.
@@ -18,6 +32,27 @@ pub struct Faults {
     pub hang: bool,
     /// Answer a watch from a forgotten version with HTTP 410 instead of an ERROR event.
     pub gone_as_http: bool,
+}
+
+/// A replica that has not heard of the latest changes.
+#[derive(Debug, Clone, Copy)]
+pub struct Lag {
+    /// The newest version that it knows.
+    pub version: u64,
+    /// Whether it answers with what it has where a newer version was asked for, which no API server should do.
+    pub lies: bool,
+}
+
+/// What a watch meets whose version is newer than the server's newest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FromTheFuture {
+    /// Nothing, until that version has come: so does the watch cache of kube-apiserver 1.36.
+    #[default]
+    Silence,
+    /// An ERROR event "Too large resource version".
+    Event,
+    /// The same by HTTP status.
+    Status,
 }
 
 #[derive(Debug, Clone, Copy)]

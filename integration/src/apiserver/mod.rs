@@ -5,6 +5,8 @@
 
 mod clock;
 mod faults;
+mod journal;
+mod protobuf;
 mod reading;
 mod resource;
 mod routing;
@@ -15,7 +17,6 @@ mod stored;
 mod watching;
 mod writing;
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -31,7 +32,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use faults::Control;
-pub use faults::{Faults, SlowBody};
+pub use faults::{Faults, FromTheFuture, Lag, SlowBody};
+pub use journal::Asked;
+use journal::{Entry, Journal};
 use resource::RESOURCES;
 use selector::Selector;
 use store::Store;
@@ -39,8 +42,6 @@ use stored::Key;
 
 /// What `/version` answers.
 const KUBERNETES_VERSION: &str = "v1.36.0";
-/// How many of the latest requests are remembered.
-const REQUESTS: usize = 10_000;
 
 /// A running server. It stops when dropped.
 #[derive(Debug)]
@@ -67,7 +68,7 @@ pub enum ObjectError {
 struct Shared {
     store: Mutex<Store>,
     control: watch::Sender<Control>,
-    requests: Mutex<VecDeque<String>>,
+    journal: Journal,
     bookmark_interval: Duration,
 }
 
@@ -85,7 +86,7 @@ impl ApiServer {
         let shared = Arc::new(Shared {
             store: Mutex::new(Store::new()),
             control: watch::Sender::new(Control::default()),
-            requests: Mutex::default(),
+            journal: Journal::new(),
             bookmark_interval,
         });
         let (stop, stopped) = watch::channel(false);
@@ -199,7 +200,21 @@ impl ApiServer {
 
     /// The latest requests, oldest first, as `GET /api/v1/services?watch=true`.
     pub fn requests(&self) -> Vec<String> {
-        lock(&self.shared.requests).iter().cloned().collect()
+        let whole = |asked: Asked| {
+            let mark = if asked.query.is_empty() { "" } else { "?" };
+            format!("{} {}{mark}{}", asked.method, asked.path, asked.query)
+        };
+        self.shared.journal.all().into_iter().map(whole).collect()
+    }
+
+    /// The latest requests, oldest first, with what came of them.
+    pub fn journal(&self) -> Vec<Asked> {
+        self.shared.journal.all()
+    }
+
+    /// The time since the start, on the clock of the journal.
+    pub fn clock(&self) -> Duration {
+        self.shared.journal.now()
     }
 
     /// Changes the lasting faults.
@@ -210,6 +225,14 @@ impl ApiServer {
     /// Forgets history: whoever resumes from an older version gets 410.
     pub fn compact(&self) {
         self.shared.store().compact();
+    }
+
+    /// Goes back to the state of an older version, as etcd does when it is restored from a copy; the connections break, as
+    /// the API server is started anew for it. Answers whether that version was still known.
+    pub fn restore(&self, version: u64) -> bool {
+        let known = self.shared.store().restore(version);
+        self.cut_watches();
+        known
     }
 
     /// Ends all running watches cleanly.
@@ -260,12 +283,8 @@ impl Shared {
         lock(&self.store)
     }
 
-    fn note_request(&self, request: &Request) {
-        let mut requests = lock(&self.requests);
-        if requests.len() == REQUESTS {
-            requests.pop_front();
-        }
-        requests.push_back(format!("{} {}", request.method(), request.uri()));
+    fn note_request(&self, request: &Request) -> Entry {
+        self.journal.note(request.method(), request.uri())
     }
 
     async fn wait_while_hanging(&self) {
@@ -306,8 +325,14 @@ async fn accept(
     let mut connections = JoinSet::new();
     let mut listener = Some(listener);
     while !*stopped.borrow_and_update() {
-        if control.borrow_and_update().down {
+        let (down, reset) = {
+            let control = control.borrow_and_update();
+            (control.down, control.faults.reset)
+        };
+        if down || reset {
             connections.abort_all();
+        }
+        if down {
             listener = None;
         } else if listener.is_none() {
             match tokio::net::TcpListener::bind(address).await {
@@ -325,6 +350,11 @@ async fn accept(
         tokio::select! {
             accepted = next => {
                 let Ok((stream, _)) = accepted else { continue };
+                if reset {
+                    // Closed with a reset instead of an end.
+                    drop(socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)));
+                    continue;
+                }
                 drop(stream.set_nodelay(true));
                 let service = TowerToHyperService::new(router.clone());
                 let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);

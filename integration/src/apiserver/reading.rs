@@ -8,11 +8,15 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use futures::stream;
+use serde_json::json;
 
 use super::Shared;
+use super::faults::FromTheFuture;
+use super::journal::Entry;
+use super::protobuf;
 use super::resource::RESOURCES;
 use super::selector::Selector;
-use super::status::{Refusal, json_response};
+use super::status::{Encoding, Refusal, encoded_response, json_response};
 use super::stored::{Key, Stored};
 use super::watching::{Start, Watch};
 
@@ -89,9 +93,19 @@ impl Position {
     }
 }
 
-pub(crate) fn get(shared: &Shared, resource: usize, key: &Key) -> Result<Response, Refusal> {
+pub(crate) fn get(
+    shared: &Shared,
+    resource: usize,
+    key: &Key,
+    encoding: Encoding,
+) -> Result<Response, Refusal> {
     let object = shared.store().find(resource, key).cloned();
     let object = object.ok_or_else(|| Refusal::not_found(&RESOURCES[resource], &key.name))?;
+    if encoding == Encoding::Protobuf {
+        let kind = &RESOURCES[resource];
+        let body = protobuf::envelope(&kind.api_version(), kind.kind, object.protobuf(kind));
+        return Ok(encoded_response(StatusCode::OK, encoding, body));
+    }
     Ok(object_response(StatusCode::OK, resource, &object))
 }
 
@@ -101,7 +115,12 @@ pub(crate) fn object_response(code: StatusCode, resource: usize, object: &Stored
     json_response(code, body)
 }
 
-pub(crate) fn list(shared: &Shared, resource: usize, options: &Options) -> Result<Response, Refusal> {
+pub(crate) fn list(
+    shared: &Shared,
+    resource: usize,
+    options: &Options,
+    encoding: Encoding,
+) -> Result<Response, Refusal> {
     if options.initial_events.is_some() {
         return Err(Refusal::invalid_list_options(
             "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for list",
@@ -113,8 +132,17 @@ pub(crate) fn list(shared: &Shared, resource: usize, options: &Options) -> Resul
             "resourceVersionMatch: Forbidden: resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
         ));
     }
+    let lag = shared.control.borrow().faults.lag;
     let store = shared.store();
-    let current = store.version();
+    let mut current = store.version();
+    let mut lagging = None;
+    // The newest is asked of the storage.
+    if let (Some(lag), Some(version)) = (lag, options.version.filter(|_| options.after.is_none() && !exact)) {
+        if lag.lies || version <= lag.version {
+            lagging = store.at(resource, lag.version, &options.selector).map(|state| (lag.version, state));
+        }
+        current = current.min(lag.version);
+    }
     // `resourceVersion=0` is served from a cache that does not page, whatever the limit says.
     let limit = if options.version == Some(0) { 0 } else { options.limit };
     let (version, mut objects) = match (&options.after, options.version) {
@@ -124,6 +152,10 @@ pub(crate) fn list(shared: &Shared, resource: usize, options: &Options) -> Resul
                 .ok_or_else(Refusal::continue_expired)?;
             let rest = state.into_iter().filter(|(key, _)| *key > position.last);
             (position.version, rest.map(|(_, object)| object).collect())
+        }
+        _ if lagging.is_some() => {
+            let (version, state) = lagging.take().expect("just seen");
+            (version, state.into_values().collect())
         }
         (None, Some(version)) if version > current => return Err(Refusal::too_large(version, current)),
         (None, Some(version)) if exact => {
@@ -142,8 +174,19 @@ pub(crate) fn list(shared: &Shared, resource: usize, options: &Options) -> Resul
         Position { version, last }.encode()
     });
     let known_remaining = options.selector.is_plain().then_some(remaining);
-    let body = list_body(resource, version, token.as_deref(), known_remaining, &objects);
-    Ok(shared.maybe_slow(json_response(StatusCode::OK, body)))
+    let body = match encoding {
+        Encoding::Json => list_body(resource, version, token.as_deref(), known_remaining, &objects),
+        Encoding::Protobuf => {
+            let kind = &RESOURCES[resource];
+            let metadata = json!({
+                "resourceVersion": version.to_string(), "continue": token,
+                "remainingItemCount": known_remaining.filter(|_| token.is_some()),
+            });
+            let items = objects.iter().map(|object| &object.protobuf(kind)[..]);
+            protobuf::list(&kind.api_version(), kind.kind, &metadata, items)
+        }
+    };
+    Ok(shared.maybe_slow(encoded_response(StatusCode::OK, encoding, body)))
 }
 
 fn list_body(
@@ -179,7 +222,13 @@ fn list_body(
     body
 }
 
-pub(crate) fn watch(shared: &Arc<Shared>, resource: usize, options: Options) -> Result<Response, Refusal> {
+pub(crate) fn watch(
+    shared: &Arc<Shared>,
+    resource: usize,
+    options: Options,
+    encoding: Encoding,
+    entry: Entry,
+) -> Result<Response, Refusal> {
     let store = shared.store();
     let faults = shared.control.borrow().faults.clone();
     let streaming = options.initial_events == Some(true);
@@ -201,24 +250,43 @@ pub(crate) fn watch(shared: &Arc<Shared>, resource: usize, options: Options) -> 
     }
     let from_now = options.version.unwrap_or(0) == 0;
     let wants_state = streaming || (from_now && options.initial_events.is_none());
+    // The newest is asked of the storage.
+    let lag = faults.lag.filter(|_| options.version.is_some());
+    let newest_version = lag.map_or(store.version(), |lag| lag.version.min(store.version()));
+    if streaming
+        && let Some(version) = options.version.filter(|version| *version > newest_version)
+        && !lag.is_some_and(|lag| lag.lies)
+    {
+        return Err(Refusal::too_large(version, newest_version));
+    }
     let start = Start {
         version: match options.version {
             Some(version) if !from_now && !streaming => version,
-            _ => store.version(),
+            _ => newest_version,
         },
-        initial: if wants_state { store.matching(resource, &options.selector) } else { Vec::new() },
+        initial: match lag.and_then(|_| store.at(resource, newest_version, &options.selector)) {
+            _ if !wants_state => Vec::new(),
+            Some(state) => state.into_values().collect(),
+            None => store.matching(resource, &options.selector),
+        },
         mark_end: streaming && options.bookmarks,
+        bookmarks: options.bookmarks,
+        timeout: options.timeout.unwrap_or(Duration::from_secs(1_800)),
+        encoding,
+        entry,
     };
     if faults.gone_as_http && store.steps_after(resource, start.version, 0).is_none() {
         return Err(Refusal::gone(start.version, store.version()));
     }
+    if start.version > newest_version && faults.from_the_future == FromTheFuture::Status {
+        return Err(Refusal::too_large(start.version, newest_version));
+    }
     let newest = store.subscribe(resource);
     drop(store);
-    let timeout = options.timeout.unwrap_or(Duration::from_secs(1_800));
-    let watch =
-        Watch::new(shared.clone(), resource, options.selector, start, options.bookmarks, timeout, newest);
+    let watch = Watch::new(shared.clone(), resource, options.selector, start, newest);
     let mut response = Response::new(watch.body());
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let media_type = HeaderValue::from_static(encoding.watch_media_type());
+    response.headers_mut().insert(header::CONTENT_TYPE, media_type);
     Ok(response)
 }
 

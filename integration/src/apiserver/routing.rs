@@ -3,15 +3,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{Query, Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use super::journal::Entry;
+use super::protobuf;
 use super::reading::{self, Options};
 use super::resource::{self, RESOURCES, Resource};
-use super::status::{Refusal, json_response};
+use super::status::{Encoding, Refusal, json_response};
 use super::stored::Key;
 use super::writing::{self, Target};
 use super::{KUBERNETES_VERSION, Shared};
@@ -28,21 +30,29 @@ struct Address {
 }
 
 pub(crate) async fn serve(State(shared): State<Arc<Shared>>, request: Request) -> Response {
-    shared.note_request(&request);
+    let entry = shared.note_request(&request);
     shared.wait_while_hanging().await;
-    match answer(&shared, request).await {
-        Ok(response) => response,
-        Err(refusal) => refusal.response(),
-    }
+    let accept = accepted(&request).to_owned();
+    let (response, is_watch) = match answer(&shared, request, &entry).await {
+        Ok(response) => (response, entry.is_watch()),
+        Err(refusal) => (refusal.response(Encoding::accepted(&accept, true)), false),
+    };
+    entry.answered(response.status().as_u16(), is_watch);
+    response
 }
 
-async fn answer(shared: &Arc<Shared>, request: Request) -> Result<Response, Refusal> {
+fn accepted(request: &Request) -> &str {
+    request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+async fn answer(shared: &Arc<Shared>, request: Request, entry: &Entry) -> Result<Response, Refusal> {
     if let Some(response) = fixed(request.uri().path()) {
         return Ok(response);
     }
     let address = Address::parse(request.uri().path()).ok_or_else(Refusal::no_such_path)?;
-    let (parts, body) = request.into_parts();
     let kind = &RESOURCES[address.resource];
+    let encoding = Encoding::accepted(accepted(&request), protobuf::speaks(kind.kind));
+    let (parts, body) = request.into_parts();
     if let Some(code) = shared.control.borrow().faults.refuse.get(kind.plural) {
         return Err(Refusal::injected(kind, parts.method.as_str(), *code));
     }
@@ -56,10 +66,22 @@ async fn answer(shared: &Arc<Shared>, request: Request) -> Result<Response, Refu
     match (parts.method, address.name) {
         (Method::GET, None) => {
             let options = Options::parse(resource, address.namespace.as_deref(), &query)?;
+            let faults = shared.control.borrow().faults.clone();
+            let refuse = if options.is_watch() { &faults.refuse_watches } else { &faults.refuse_lists };
+            if let Some(code) = refuse.get(kind.plural) {
+                return Err(Refusal::injected(
+                    kind,
+                    if options.is_watch() { "watch" } else { "list" },
+                    *code,
+                ));
+            }
+            if faults.mute || faults.end_at_once.contains(kind.plural) {
+                return Ok(nothing(faults.mute, encoding));
+            }
             if options.is_watch() {
-                reading::watch(shared, resource, options)
+                reading::watch(shared, resource, options, encoding, entry.clone())
             } else {
-                reading::list(shared, resource, &options)
+                reading::list(shared, resource, &options, encoding)
             }
         }
         (Method::POST, None) => writing::create(shared, resource, &namespace, &body),
@@ -71,7 +93,7 @@ async fn answer(shared: &Arc<Shared>, request: Request) -> Result<Response, Refu
             let key = Key { namespace, name };
             let target = Target { resource, key, status: address.status, body: &body };
             match method {
-                Method::GET => reading::get(shared, resource, &target.key),
+                Method::GET => reading::get(shared, resource, &target.key, encoding),
                 Method::PUT => writing::update(shared, &target),
                 Method::PATCH => {
                     let media_type = parts.headers.get(header::CONTENT_TYPE);
@@ -84,6 +106,18 @@ async fn answer(shared: &Arc<Shared>, request: Request) -> Result<Response, Refu
         }
         _ => Err(Refusal::method_not_allowed()),
     }
+}
+
+/// An answer without a body, which never ends if it is mute.
+fn nothing(mute: bool, encoding: Encoding) -> Response {
+    let body = if mute {
+        Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>())
+    } else {
+        Body::empty()
+    };
+    let mut response = Response::new(body);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(encoding.media_type()));
+    response
 }
 
 impl Address {

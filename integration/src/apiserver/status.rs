@@ -5,7 +5,42 @@ use axum::http::{StatusCode, header};
 use axum::response::Response;
 use serde_json::{Value, json};
 
+use super::protobuf;
 use super::resource::Resource;
+
+/// How a response is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Encoding {
+    Json,
+    Protobuf,
+}
+
+impl Encoding {
+    /// The first that the client accepts and that is spoken here.
+    pub(crate) fn accepted(accept: &str, speaks_protobuf: bool) -> Self {
+        let media_types = accept.split(',').map(|one| one.split(';').next().unwrap_or_default().trim());
+        let mut known = media_types.filter_map(|media_type| match media_type {
+            protobuf::MEDIA_TYPE if speaks_protobuf => Some(Self::Protobuf),
+            "application/json" | "application/*" | "*/*" => Some(Self::Json),
+            _ => None,
+        });
+        known.next().unwrap_or(Self::Json)
+    }
+
+    pub(crate) fn media_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Protobuf => protobuf::MEDIA_TYPE,
+        }
+    }
+
+    pub(crate) fn watch_media_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        }
+    }
+}
 
 /// Why a request was not served.
 #[derive(Debug, Clone)]
@@ -100,6 +135,8 @@ impl Refusal {
                 ),
             ),
             404 => Self::no_such_path(),
+            410 => Self::gone(1, 2),
+            504 => Self::too_large(2, 1),
             429 => Self::new(code, "TooManyRequests", "the server has received too many requests".to_owned()),
             _ => Self::new(
                 code,
@@ -120,9 +157,13 @@ impl Refusal {
         status
     }
 
-    pub(crate) fn response(&self) -> Response {
+    pub(crate) fn response(&self, encoding: Encoding) -> Response {
         let code = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = json_response(code, self.value().to_string().into_bytes());
+        let body = match encoding {
+            Encoding::Json => self.value().to_string().into_bytes(),
+            Encoding::Protobuf => protobuf::status(&self.value()),
+        };
+        let mut response = encoded_response(code, encoding, body);
         if self.code == 429 {
             response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
         }
@@ -131,9 +172,14 @@ impl Refusal {
 }
 
 pub(crate) fn json_response(code: StatusCode, body: Vec<u8>) -> Response {
+    encoded_response(code, Encoding::Json, body)
+}
+
+pub(crate) fn encoded_response(code: StatusCode, encoding: Encoding, body: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = code;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    let media_type = header::HeaderValue::from_static(encoding.media_type());
+    response.headers_mut().insert(header::CONTENT_TYPE, media_type);
     response
 }
 

@@ -119,6 +119,22 @@ impl Store {
         }
     }
 
+    /// Goes back to the state of an older version and counts on from there, as etcd does when it is restored from a
+    /// copy. Answers whether that version is still known.
+    pub(crate) fn restore(&mut self, version: u64) -> bool {
+        let everything = Selector::default();
+        let states: Option<Vec<_>> =
+            (0..self.collections.len()).map(|resource| self.at(resource, version, &everything)).collect();
+        let Some(states) = states else { return false };
+        self.version = version;
+        for (collection, objects) in self.collections.iter_mut().zip(states) {
+            collection.objects = objects;
+            collection.history.retain(|step| step.version <= version);
+            collection.newest.send_replace(version);
+        }
+        true
+    }
+
     /// Stores a new object. Fails when one of that name exists.
     pub(crate) fn create(&mut self, resource: usize, mut object: Value) -> Result<Arc<Stored>, Refusal> {
         if let (Some(prefix), None) =
@@ -254,6 +270,20 @@ mod tests {
         assert!(store.at(0, first, &Selector::default()).is_none());
         assert!(store.steps_after(0, first, 10).is_none());
         assert_eq!(store.steps_after(0, store.version(), 10).map(|steps| steps.len()), Some(0));
+    }
+
+    #[test]
+    fn a_restored_store_knows_nothing_of_what_came_after() {
+        let mut store = Store::new();
+        let first = store.put(0, named("x", "red")).version;
+        store.put(0, named("x", "blue"));
+        store.put(0, named("y", "red"));
+        assert!(store.restore(first));
+        assert_eq!((store.version(), store.len(0)), (first, 1));
+        assert_eq!(store.steps_after(0, 0, 10).map(|steps| steps.len()), Some(1));
+        assert_eq!(store.put(0, named("z", "red")).version, first + 1);
+        store.compact();
+        assert!(!store.restore(first));
     }
 
     #[test]

@@ -3,10 +3,12 @@
 //! An object is kept serialised only: a hundred thousand endpoints as `serde_json::Value` would take 400 MB.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use axum::body::Bytes;
 use serde_json::{Value, json};
 
+use super::protobuf;
 use super::resource::Resource;
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,6 +26,7 @@ pub(crate) struct Stored {
     fields: Vec<(&'static str, String)>,
     /// As it stands in a list: without `kind` and `apiVersion`, which lists state once.
     pub(crate) item: Bytes,
+    protobuf: OnceLock<Bytes>,
 }
 
 impl Stored {
@@ -40,7 +43,14 @@ impl Stored {
             map.remove("kind");
             map.remove("apiVersion");
         }
-        Self { key, version, labels, fields, item: Bytes::from(object.to_string()) }
+        Self {
+            key,
+            version,
+            labels,
+            fields,
+            item: Bytes::from(object.to_string()),
+            protobuf: OnceLock::new(),
+        }
     }
 
     pub(crate) fn field(&self, path: &str) -> &str {
@@ -57,6 +67,14 @@ impl Stored {
         value["kind"] = json!(resource.kind);
         value["apiVersion"] = json!(resource.api_version());
         value
+    }
+
+    /// Its own message in protobuf, made when it is first asked for.
+    pub(crate) fn protobuf(&self, resource: &Resource) -> &Bytes {
+        self.protobuf.get_or_init(|| {
+            let value = serde_json::from_slice(&self.item).expect("the store serialised it");
+            protobuf::message(resource.kind, &value).into()
+        })
     }
 
     /// Appends the whole object as JSON text.

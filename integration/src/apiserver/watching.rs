@@ -12,10 +12,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::Shared;
-use super::faults::Control;
+use super::faults::{Control, FromTheFuture};
+use super::journal::Entry;
+use super::protobuf;
 use super::resource::{RESOURCES, Resource};
 use super::selector::Selector;
-use super::status::Refusal;
+use super::status::{Encoding, Refusal};
 use super::store::Step;
 use super::stored::Stored;
 
@@ -31,6 +33,10 @@ pub(crate) struct Start {
     pub(crate) initial: Vec<Arc<Stored>>,
     /// Whether a bookmark tells that the initial objects are complete.
     pub(crate) mark_end: bool,
+    pub(crate) bookmarks: bool,
+    pub(crate) timeout: Duration,
+    pub(crate) encoding: Encoding,
+    pub(crate) entry: Entry,
 }
 
 pub(crate) struct Watch {
@@ -48,6 +54,14 @@ pub(crate) struct Watch {
     control: watch::Receiver<Control>,
     begun_under: Control,
     end: End,
+    encoding: Encoding,
+    entry: Entry,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.entry.ended();
+    }
 }
 
 #[derive(PartialEq, Eq)]
@@ -63,8 +77,6 @@ impl Watch {
         resource: usize,
         selector: Selector,
         start: Start,
-        bookmarks: bool,
-        timeout: Duration,
         newest: watch::Receiver<u64>,
     ) -> Self {
         let control = shared.control.subscribe();
@@ -76,13 +88,15 @@ impl Watch {
             initial: start.initial.into(),
             mark_end: start.mark_end,
             position: start.version,
-            bookmarks,
-            deadline: now + timeout,
+            bookmarks: start.bookmarks,
+            deadline: now + start.timeout,
             next_bookmark: now + shared.bookmark_interval,
             newest,
             control,
             begun_under,
             end: End::No,
+            encoding: start.encoding,
+            entry: start.entry,
             shared,
         }
     }
@@ -139,8 +153,18 @@ impl Watch {
     fn ready_piece(&mut self) -> Option<Bytes> {
         let kind = &RESOURCES[self.resource];
         let mut out = Vec::new();
+        let known = self.shared.store().version();
+        let (lag, future) = {
+            let faults = &self.control.borrow().faults;
+            (faults.lag, faults.from_the_future)
+        };
+        let newest = lag.map_or(known, |lag| lag.version.min(known));
+        if self.position > known && future == FromTheFuture::Event {
+            self.end = End::Clean;
+            return Some(self.error(&Refusal::too_large(self.position, known)));
+        }
         while let Some(object) = self.initial.pop_front() {
-            write_event("ADDED", kind, &object, &mut out);
+            write_event(self.encoding, "ADDED", kind, &object, &mut out);
             if out.len() >= PIECE {
                 return Some(out.into());
             }
@@ -152,9 +176,13 @@ impl Watch {
         let steps = self.shared.store().steps_after(self.resource, self.position, STEPS);
         match steps {
             Some(steps) => {
-                for step in steps {
+                for step in steps.into_iter().take_while(|step| step.version <= newest) {
                     self.position = step.version;
-                    write_step(kind, &self.selector, &step, &mut out);
+                    let before = out.len();
+                    write_step(self.encoding, kind, &self.selector, &step, &mut out);
+                    if out.len() > before {
+                        self.entry.told_of_change();
+                    }
                 }
             }
             None => {
@@ -163,9 +191,12 @@ impl Watch {
             }
         }
         if out.is_empty() && self.bookmarks && Instant::now() >= self.next_bookmark.min(self.deadline) {
-            self.position = self.position.max(self.shared.store().version());
             self.next_bookmark = Instant::now() + self.shared.bookmark_interval;
-            self.write_bookmark(false, &mut out);
+            // Of a version that is yet to come nothing can be said.
+            if self.position <= newest {
+                self.position = newest;
+                self.write_bookmark(false, &mut out);
+            }
             if Instant::now() >= self.deadline {
                 self.end = End::Clean;
             }
@@ -180,13 +211,33 @@ impl Watch {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         let object = json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata});
-        out.extend_from_slice(json!({"type": "BOOKMARK", "object": object}).to_string().as_bytes());
-        out.push(b'\n');
+        match self.encoding {
+            Encoding::Json => {
+                out.extend_from_slice(json!({"type": "BOOKMARK", "object": object}).to_string().as_bytes());
+                out.push(b'\n');
+            }
+            Encoding::Protobuf => {
+                let message = protobuf::message(kind.kind, &object);
+                let object = protobuf::envelope(&kind.api_version(), kind.kind, &message);
+                protobuf::event("BOOKMARK", &object, out);
+            }
+        }
     }
 
     fn gone(&self) -> Bytes {
-        let status = Refusal::gone(self.position, self.shared.store().version()).value();
-        format!("{}\n", json!({"type": "ERROR", "object": status})).into()
+        self.error(&Refusal::gone(self.position, self.shared.store().version()))
+    }
+
+    fn error(&self, refusal: &Refusal) -> Bytes {
+        let status = refusal.value();
+        match self.encoding {
+            Encoding::Json => format!("{}\n", json!({"type": "ERROR", "object": status})).into(),
+            Encoding::Protobuf => {
+                let mut out = Vec::new();
+                protobuf::event("ERROR", &protobuf::status(&status), &mut out);
+                out.into()
+            }
+        }
     }
 
     fn half_an_event(&self) -> Bytes {
@@ -194,7 +245,7 @@ impl Watch {
         let mut out = Vec::new();
         let objects = self.shared.store().matching(self.resource, &self.selector);
         match objects.first() {
-            Some(object) => write_event("MODIFIED", kind, object, &mut out),
+            Some(object) => write_event(self.encoding, "MODIFIED", kind, object, &mut out),
             None => self.write_bookmark(false, &mut out),
         }
         out.truncate(out.len() / 2);
@@ -202,7 +253,11 @@ impl Watch {
     }
 }
 
-fn write_event(name: &str, kind: &Resource, object: &Stored, out: &mut Vec<u8>) {
+fn write_event(encoding: Encoding, name: &str, kind: &Resource, object: &Stored, out: &mut Vec<u8>) {
+    if encoding == Encoding::Protobuf {
+        let object = protobuf::envelope(&kind.api_version(), kind.kind, object.protobuf(kind));
+        return protobuf::event(name, &object, out);
+    }
     out.extend_from_slice(b"{\"type\":\"");
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b"\",\"object\":");
@@ -211,19 +266,19 @@ fn write_event(name: &str, kind: &Resource, object: &Stored, out: &mut Vec<u8>) 
 }
 
 /// An object that a change moves in or out of the selection is announced as added or deleted.
-fn write_step(kind: &Resource, selector: &Selector, step: &Step, out: &mut Vec<u8>) {
+fn write_step(encoding: Encoding, kind: &Resource, selector: &Selector, step: &Step, out: &mut Vec<u8>) {
     let was = step.before.as_ref().filter(|before| selector.matches(before));
     let is = !step.deleted && selector.matches(&step.after);
     match (was, is) {
         (None, false) => {}
-        (None, true) => write_event("ADDED", kind, &step.after, out),
-        (Some(_), true) => write_event("MODIFIED", kind, &step.after, out),
-        (Some(_), false) if step.deleted => write_event("DELETED", kind, &step.after, out),
+        (None, true) => write_event(encoding, "ADDED", kind, &step.after, out),
+        (Some(_), true) => write_event(encoding, "MODIFIED", kind, &step.after, out),
+        (Some(_), false) if step.deleted => write_event(encoding, "DELETED", kind, &step.after, out),
         (Some(before), false) => {
             // As in Kubernetes: the last state that was selected, with the version of the change.
             let mut last = before.value(kind);
             last["metadata"]["resourceVersion"] = json!(step.version.to_string());
-            write_event("DELETED", kind, &Stored::new(kind, last, step.version), out);
+            write_event(encoding, "DELETED", kind, &Stored::new(kind, last, step.version), out);
         }
     }
 }

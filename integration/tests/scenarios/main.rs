@@ -5,6 +5,7 @@
 //! write the function, and name it in the list at the head of its file.
 
 mod affinity;
+mod api_server_faults;
 mod cluster_ip;
 mod conflicts;
 mod drift;
