@@ -17,7 +17,9 @@ use crate::{
         client,
         events::{Event, Events},
         node::{self, Node},
-        node_watch, watch as watches,
+        node_watch,
+        watch::Source,
+        watched, wire,
     },
     engine::Message,
     host::{
@@ -109,7 +111,12 @@ async fn start(
     let (messages, inbox) = mpsc::channel::<Message>();
 
     let (node_sender, mut node) = watch::channel::<Option<Node>>(None);
-    tokio::spawn(node_watch::run(client.clone(), name.clone(), node_sender));
+    let mut source = Source {
+        client: client.clone(),
+        accept: wire::accept(&settings.client.content_type, &settings.client.accept_content_types),
+        events: None,
+    };
+    tokio::spawn(node_watch::run(source.clone(), name.clone(), node_sender));
     let ips = node_watch::wait_for(&mut node, NODE_IPS_TIMEOUT, Node::ips).await;
     let ips = node::primary_first(ips, settings.bind_address);
     if ips.is_empty() {
@@ -162,9 +169,10 @@ async fn start(
     interfaces::follow(messages.clone())?;
     let external_ips = settings.feature_gates.enabled(Feature::AllowServiceExternalIPs);
     let lists = FirstLists::default();
-    tokio::spawn(watches::services(client.clone(), external_ips, lists.clone(), messages.clone()));
-    tokio::spawn(watches::slices(client.clone(), name.clone(), lists, messages.clone()));
-    tokio::spawn(watches::service_cidrs(client.clone(), messages.clone()));
+    source.events = Some(events.clone());
+    tokio::spawn(watched::services(source.clone(), external_ips, lists.clone(), messages.clone()));
+    tokio::spawn(watched::slices(source.clone(), name.clone(), lists, messages.clone()));
+    tokio::spawn(watched::service_cidrs(source, messages.clone()));
     let reloaded = reload::follow(&arguments, &current, reload::INTERVAL, |settings| {
         log.apply(&settings.logging);
         health.set_limit(settings.sync_period * 2);

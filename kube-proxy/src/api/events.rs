@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use http::{Method, Request, StatusCode};
 use jiff::Timestamp;
 use kube::Client;
-use proxy_core::model::{Family, ServiceName};
+use proxy_core::model::{Family, ObjectName, ServiceName};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
@@ -123,6 +123,15 @@ impl Event {
     /// The API server was not heard from for a time; said when that is over.
     pub(crate) fn api_silent(note: String) -> Self {
         Self::node(Severity::Warning, "APIServerWasSilent", "SyncProxyRules", note)
+    }
+
+    /// An object cannot be decoded: its last state stays.
+    pub(crate) fn unreadable(kind: &str, object: &ObjectName, why: &str) -> Self {
+        let note = format!("{kind} {object} cannot be read, its last state stays: {why}");
+        match kind {
+            "Service" => Self::service(object, Severity::Warning, "UnreadableObject", "SyncProxyRules", note),
+            _ => Self::node(Severity::Warning, "UnreadableObject", "SyncProxyRules", note),
+        }
     }
 
     fn node(severity: Severity, reason: &'static str, action: &'static str, note: String) -> Self {

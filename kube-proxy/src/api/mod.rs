@@ -4,5 +4,8 @@ pub(crate) mod client;
 pub(crate) mod events;
 pub(crate) mod node;
 pub(crate) mod node_watch;
+mod reflector;
 pub(crate) mod slim;
 pub(crate) mod watch;
+pub(crate) mod watched;
+pub(crate) mod wire;

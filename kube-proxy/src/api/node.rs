@@ -3,26 +3,27 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use k8s_openapi::{ClusterResourceScope, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use proxy_core::model::Family;
 use serde::Deserialize;
 
-use crate::api::slim::{resource, slim_metadata};
+use crate::api::{
+    slim::{Metadata, Object, object, read},
+    wire::{Fields, Malformed, Value},
+};
 
 const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 /// A node that the cluster autoscaler is about to delete should get no new connections from load balancers.
 const TAINT_TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct Node {
-    #[serde(deserialize_with = "slim_metadata")]
-    pub(crate) metadata: ObjectMeta,
+    pub(crate) metadata: Metadata,
     spec: NodeSpec,
     status: NodeStatus,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 struct NodeSpec {
     #[serde(rename = "podCIDR")]
@@ -32,19 +33,19 @@ struct NodeSpec {
     taints: Option<Vec<Taint>>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 struct Taint {
     key: String,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 struct NodeStatus {
     addresses: Option<Vec<Address>>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 struct Address {
     #[serde(rename = "type")]
@@ -52,9 +53,50 @@ struct Address {
     address: String,
 }
 
-resource!(Node, ClusterResourceScope, "", "Node", "nodes");
+/// The text in a message's first field.
+fn first(value: Value<'_>) -> Result<String, Malformed> {
+    let mut text = String::new();
+    read!(value.fields()?, value, {
+        1 => "key": text = value.string()?,
+    });
+    Ok(text)
+}
+
+impl Address {
+    fn read(value: Value<'_>) -> Result<Self, Malformed> {
+        let mut address = Self::default();
+        read!(value.fields()?, value, {
+            1 => "type": address.kind = value.string()?,
+            2 => "address": address.address = value.string()?,
+        });
+        Ok(address)
+    }
+}
+
+object!(Node, "/api/v1", "Node", "nodes");
 
 impl Node {
+    /// From protobuf; the numbers are those of `k8s.io/api/core/v1/generated.proto`.
+    fn read(fields: Fields<'_>) -> Result<Self, Malformed> {
+        let mut node = Self::default();
+        read!(fields, value, {
+            1 => "metadata": node.metadata = Metadata::from_protobuf(value)?,
+            2 => "spec": {
+                read!(value.fields()?, value, {
+                    1 => "podCIDR": node.spec.pod_cidr = value.present()?,
+                    5 => "taints": node.spec.taints.get_or_insert_default().push(Taint { key: first(value)? }),
+                    7 => "podCIDRs": node.spec.pod_cidrs.get_or_insert_default().push(value.string()?),
+                });
+            },
+            3 => "status": {
+                read!(value.fields()?, value, {
+                    5 => "addresses": node.status.addresses.get_or_insert_default().push(Address::read(value)?),
+                });
+            },
+        });
+        Ok(node)
+    }
+
     /// The node's primary addresses: the first of each family, internal ones before external ones; the family of the
     /// very first is the node's primary family.
     pub(crate) fn ips(&self) -> Vec<IpAddr> {
@@ -79,13 +121,13 @@ impl Node {
     }
 
     pub(crate) fn zone(&self) -> Option<&str> {
-        self.metadata.labels.as_ref()?.get(LABEL_ZONE).map(String::as_str)
+        self.metadata.labels.get(LABEL_ZONE)
     }
 
     /// Whether load balancers should send new connections here: not while the node is being deleted.
     pub(crate) fn eligible(&self) -> bool {
         let tainted = self.spec.taints.iter().flatten().any(|taint| taint.key == TAINT_TO_BE_DELETED);
-        self.metadata.deletion_timestamp.is_none() && !tainted
+        !self.metadata.is_being_deleted && !tainted
     }
 }
 

@@ -4,14 +4,14 @@ use std::{net::IpAddr, sync::mpsc, time::Duration};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
-use kube::{Api, Client, runtime::watcher::Event as WatchEvent};
 use proxy_core::model::Input;
 use tokio::sync::watch;
 
 use crate::{
     api::{
         node::{self, Node},
-        watch as watches,
+        reflector::{Selection, Told},
+        watch::{Source, reflect},
     },
     engine::Message,
     telemetry::health::HealthState,
@@ -30,16 +30,13 @@ pub(crate) async fn wait_for<T>(
     }
 }
 
-pub(crate) async fn run(client: Client, name: String, sender: watch::Sender<Option<Node>>) {
-    let query = watches::Query::new(None, Some(format!("metadata.name={name}")));
-    let mut listed = None;
-    watches::watch(Api::<Node>::all(client), query, false, |event| {
-        match event {
-            WatchEvent::Init => listed = None,
-            WatchEvent::InitApply(node) => listed = Some(node),
-            WatchEvent::InitDone => sender.send_replace(listed.take()).map_or((), drop),
-            WatchEvent::Apply(node) => sender.send_replace(Some(node)).map_or((), drop),
-            WatchEvent::Delete(_) => sender.send_replace(None).map_or((), drop),
+pub(crate) async fn run(source: Source, name: String, sender: watch::Sender<Option<Node>>) {
+    let selection = Selection { fields: Some(format!("metadata.name={name}")), ..Selection::default() };
+    reflect::<Node>(&source, selection, None, |told| {
+        match told {
+            Told::Applied(node) => drop(sender.send_replace(Some(node))),
+            Told::Gone(_) => drop(sender.send_replace(None)),
+            Told::Listed => {}
         }
         true
     })

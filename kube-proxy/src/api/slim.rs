@@ -1,28 +1,27 @@
 //! The fields of Kubernetes objects that a proxy needs.
 //!
-//! Decoding is lenient on purpose: one object that does not fit must not end a watch, so values are checked in the
-//! translation into the engine's model, where the object can be named and skipped. Decoded objects live only until they
-//! are translated.
+//! Decoding is lenient on purpose: values are checked in the translation into the engine's model, which can leave out a
+//! part of an object and say so. Decoded objects live only until they are translated.
 
-use k8s_openapi::{
-    ClusterResourceScope, NamespaceResourceScope,
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
-};
-use proxy_core::model;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, de::DeserializeOwned};
 
+mod metadata;
+mod protobuf;
 mod translation;
 
-#[derive(Debug, Clone, Default, Deserialize)]
+use crate::api::wire::{Fields, Malformed};
+pub(crate) use metadata::{Metadata, Names};
+pub(crate) use protobuf::read;
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Service {
-    #[serde(deserialize_with = "slim_metadata")]
-    pub(crate) metadata: ObjectMeta,
+    pub(crate) metadata: Metadata,
     pub(crate) spec: ServiceSpec,
     pub(crate) status: ServiceStatus,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct ServiceSpec {
     #[serde(rename = "type")]
@@ -42,20 +41,20 @@ pub(crate) struct ServiceSpec {
     ports: Option<Vec<ServicePort>>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct SessionAffinityConfig {
     #[serde(rename = "clientIP")]
     client_ip: Option<ClientIp>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct ClientIp {
     timeout_seconds: Option<i64>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct ServicePort {
     name: Option<String>,
@@ -64,36 +63,35 @@ struct ServicePort {
     node_port: Option<i64>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct ServiceStatus {
     load_balancer: Option<LoadBalancerStatus>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct LoadBalancerStatus {
     ingress: Option<Vec<Ingress>>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Ingress {
     ip: Option<String>,
     ip_mode: Option<String>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct EndpointSlice {
-    #[serde(deserialize_with = "slim_metadata")]
-    pub(crate) metadata: ObjectMeta,
+    pub(crate) metadata: Metadata,
     address_type: Option<String>,
     ports: Option<Vec<EndpointPort>>,
     endpoints: Option<Vec<Endpoint>>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct EndpointPort {
     name: Option<String>,
@@ -101,7 +99,7 @@ struct EndpointPort {
     port: Option<i64>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Endpoint {
     addresses: Option<FirstOf>,
@@ -111,7 +109,7 @@ struct Endpoint {
 }
 
 /// Only the first address counts (the API says that the others are meaningless).
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(from = "Vec<String>")]
 struct FirstOf(Option<String>);
 
@@ -121,7 +119,7 @@ impl From<Vec<String>> for FirstOf {
     }
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Conditions {
     ready: Option<bool>,
@@ -129,98 +127,71 @@ struct Conditions {
     terminating: Option<bool>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Hints {
     for_zones: Option<Vec<Named>>,
     for_nodes: Option<Vec<Named>>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 struct Named {
     name: String,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct ServiceCidr {
-    #[serde(deserialize_with = "slim_metadata")]
-    pub(crate) metadata: ObjectMeta,
+    pub(crate) metadata: Metadata,
     spec: ServiceCidrSpec,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 struct ServiceCidrSpec {
     cidrs: Option<Vec<String>>,
 }
 
-/// Keeps what a watch and a translation need, and drops the rest while it is parsed (managed fields above all).
-pub(crate) fn slim_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Slim {
-        name: Option<String>,
-        namespace: Option<String>,
-        uid: Option<String>,
-        resource_version: Option<String>,
-        creation_timestamp: Option<Time>,
-        deletion_timestamp: Option<Time>,
-        labels: Option<std::collections::BTreeMap<String, String>>,
-        annotations: Option<std::collections::BTreeMap<String, String>>,
+/// A kind of object that is listed and watched.
+pub(crate) trait Object: DeserializeOwned + Send + 'static {
+    const KIND: &'static str;
+    /// Of the API group and version.
+    const PREFIX: &'static str;
+    const PLURAL: &'static str;
+
+    fn metadata(&self) -> &Metadata;
+
+    fn from_protobuf(bytes: &[u8]) -> Result<Self, Malformed>;
+
+    /// The path of all of them, or of those in one namespace.
+    fn path(namespace: &str) -> String {
+        match namespace {
+            "" => format!("{}/{}", Self::PREFIX, Self::PLURAL),
+            namespace => format!("{}/namespaces/{namespace}/{}", Self::PREFIX, Self::PLURAL),
+        }
     }
-    let slim = Slim::deserialize(deserializer)?;
-    Ok(ObjectMeta {
-        name: slim.name,
-        namespace: slim.namespace,
-        uid: slim.uid,
-        resource_version: slim.resource_version,
-        creation_timestamp: slim.creation_timestamp,
-        deletion_timestamp: slim.deletion_timestamp,
-        labels: slim.labels,
-        annotations: slim.annotations,
-        ..ObjectMeta::default()
-    })
 }
 
-macro_rules! resource {
-    ($type:ty, $scope:ty, $group:literal, $kind:literal, $plural:literal) => {
-        impl kube::Resource for $type {
-            type DynamicType = ();
-            type Scope = $scope;
+macro_rules! object {
+    ($type:ty, $prefix:literal, $kind:literal, $plural:literal) => {
+        impl Object for $type {
+            const KIND: &'static str = $kind;
+            const PREFIX: &'static str = $prefix;
+            const PLURAL: &'static str = $plural;
 
-            fn kind(_: &()) -> std::borrow::Cow<'_, str> {
-                $kind.into()
-            }
-            fn group(_: &()) -> std::borrow::Cow<'_, str> {
-                $group.into()
-            }
-            fn version(_: &()) -> std::borrow::Cow<'_, str> {
-                "v1".into()
-            }
-            fn plural(_: &()) -> std::borrow::Cow<'_, str> {
-                $plural.into()
-            }
-            fn meta(&self) -> &ObjectMeta {
+            fn metadata(&self) -> &Metadata {
                 &self.metadata
             }
-            fn meta_mut(&mut self) -> &mut ObjectMeta {
-                &mut self.metadata
+
+            fn from_protobuf(bytes: &[u8]) -> Result<Self, Malformed> {
+                Self::read(Fields(bytes))
             }
         }
     };
 }
-pub(crate) use resource;
+pub(crate) use object;
 
-resource!(Service, NamespaceResourceScope, "", "Service", "services");
-resource!(EndpointSlice, NamespaceResourceScope, "discovery.k8s.io", "EndpointSlice", "endpointslices");
-resource!(ServiceCidr, ClusterResourceScope, "networking.k8s.io", "ServiceCIDR", "servicecidrs");
-
-/// The name of a namespaced object.
-pub(crate) fn name(metadata: &ObjectMeta) -> model::ObjectName {
-    model::ObjectName::new(
-        metadata.namespace.as_deref().unwrap_or_default(),
-        metadata.name.as_deref().unwrap_or_default(),
-    )
-}
+object!(Service, "/api/v1", "Service", "services");
+object!(EndpointSlice, "/apis/discovery.k8s.io/v1", "EndpointSlice", "endpointslices");
+object!(ServiceCidr, "/apis/networking.k8s.io/v1", "ServiceCIDR", "servicecidrs");

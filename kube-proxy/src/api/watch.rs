@@ -1,180 +1,429 @@
-//! Watches the API server and turns what it says into inputs for the engine.
-//!
-//! Streams the initial list where the server can (WatchList), lists and watches where it refuses; a re-list names
-//! everything anew, so that the engine can tell what vanished in between. Nothing is cached here.
+//! Carries what a [`Reflector`] asks to the API server, and what comes of it back. Nothing is cached here.
 
 use std::{
-    collections::HashMap,
-    fmt::Debug,
+    future::{Future, pending},
     hash::{BuildHasher, RandomState},
-    pin::pin,
-    sync::mpsc,
-    time::Duration,
+    io,
+    pin::Pin,
+    time::{Duration, Instant},
 };
 
-use futures::StreamExt;
-use ipnet::IpNet;
-use kube::{
-    Api, Client,
-    runtime::watcher::{self, Event, InitialListStrategy},
-};
-use proxy_core::model::{Input, Kind};
-use serde::de::DeserializeOwned;
+use http::header;
+use http_body_util::BodyExt as _;
+use kube::{Client, client::Body};
+use proxy_core::model::ObjectName;
+use tokio::time::{sleep_until, timeout_at};
 
 use crate::{
-    api::slim,
-    engine::Message,
-    telemetry::first_sync::{FirstLists, Timed},
+    api::{
+        events::{Event as ClusterEvent, Events},
+        reflector::{Event, Go, Next, Note, Reflector, Refusal, Request, Selection, Told, Version},
+        slim::Object,
+        wire::{self, Broken, Encoding, ListDecoder, ListPart, WatchDecoder, WatchPart},
+    },
+    telemetry::{first_sync::Listing, metrics},
 };
 
-/// Label of Services that another proxy serves.
-const NOT_OURS: &str = "!service.kubernetes.io/service-proxy-name";
-const NOT_HEADLESS: &str = "!service.kubernetes.io/headless";
-/// How long a streamed list may stay silent before it is taken for a server that does not know streamed lists (it
-/// ignores the parameter and never says that the list is complete).
-const STREAMED_LIST_SILENCE: Duration = Duration::from_secs(20);
-const FIRST_RETRY: Duration = Duration::from_millis(200);
-const LAST_RETRY: Duration = Duration::from_secs(30);
+/// Of the body of a refusal, no more is read than this.
+const LARGEST_REFUSAL: usize = 64 * 1024;
+/// How long a request for one object, or the body of a refusal, may take.
+const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What to ask for, and what this process has learnt about how the server wants to be asked.
-#[derive(Debug, Clone)]
-pub(crate) struct Query {
-    pub(crate) labels: Option<&'static str>,
-    pub(crate) fields: Option<String>,
-    streaming: bool,
+/// Where objects come from.
+#[derive(Clone)]
+pub(crate) struct Source {
+    pub(crate) client: Client,
+    /// Which encodings to ask for (`wire::accept`).
+    pub(crate) accept: &'static str,
+    /// Told where an object cannot be read.
+    pub(crate) events: Option<Events>,
 }
 
-impl Query {
-    pub(crate) fn new(labels: Option<&'static str>, fields: Option<String>) -> Self {
-        Self { labels, fields, streaming: true }
-    }
-
-    fn config(&self) -> watcher::Config {
-        watcher::Config {
-            label_selector: self.labels.map(str::to_owned),
-            field_selector: self.fields.clone(),
-            timeout: Some(watch_seconds()),
-            // A paged list would be a quorum read: the resource version 0 is dropped where a limit is sent.
-            list_semantic: watcher::ListSemantic::Any,
-            page_size: None,
-            initial_list_strategy: if self.streaming {
-                InitialListStrategy::StreamingList
-            } else {
-                InitialListStrategy::ListWatch
-            },
-            bookmarks: true,
+/// Lists and watches for ever; what is to be believed goes to `tell`. Returns only when that says that nobody listens any
+/// more. `first` takes the time of the first list.
+pub(crate) async fn reflect<K: Object>(
+    source: &Source,
+    selection: Selection,
+    first: Option<Listing>,
+    mut tell: impl FnMut(Told<K>) -> bool,
+) {
+    let seed = RandomState::new().hash_one(K::KIND);
+    let mut carrier = Carrier {
+        source,
+        first,
+        reflector: Reflector::new(selection, seed, now()),
+        state: Listening::default(),
+    };
+    while !carrier.state.over {
+        match carrier.reflector.next(now()) {
+            Next::Wait(at) => sleep_until(at.into()).await,
+            Next::Ask(request) => carrier.carry(&request, &mut tell).await,
         }
-    }
-
-    /// Whether asking differently may help where the server answered with this status.
-    fn adapt(&mut self, kind: &str, code: u16, message: &str) -> bool {
-        if self.streaming && (code == 422 || (code == 400 && message.contains("sendInitialEvents"))) {
-            tracing::info!(
-                kind,
-                message,
-                "The API server does not stream lists; listing and watching instead"
-            );
-            self.streaming = false;
-            return true;
-        }
-        if code == 400 && self.fields.as_deref().is_some_and(|fields| fields.starts_with("spec.")) {
-            tracing::info!(
-                kind,
-                message,
-                "The API server does not know the field selector; filtering here instead"
-            );
-            self.fields = None;
-            return true;
-        }
-        false
+        carrier.take_notes();
     }
 }
 
-/// 5 to 10 minutes, at random, so that the nodes of a cluster do not come back all at once.
-fn watch_seconds() -> u32 {
-    let random = RandomState::new().hash_one(0_u8);
-    300 + u32::try_from(random % 300).expect("below 300")
+struct Carrier<'a, K> {
+    source: &'a Source,
+    first: Option<Listing>,
+    reflector: Reflector<K>,
+    state: Listening,
 }
 
-/// Watches for ever; every event goes to `handle`. Returns only when `handle` says that nobody listens any more, or,
-/// for an `optional` kind, never (a server that lacks it or forbids it is asked again from time to time).
-pub(crate) async fn watch<K>(
-    api: Api<K>,
-    mut query: Query,
-    optional: bool,
-    mut handle: impl FnMut(Event<K>) -> bool,
-) where
-    K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
-{
-    let kind = K::kind(&()).into_owned();
-    let mut failures = 0_u32;
-    loop {
-        let mut events = pin!(watcher::watcher(api.clone(), query.config()));
-        let mut listing = true;
+#[derive(Debug, Clone, Copy, Default)]
+struct Listening {
+    /// Nobody wants to be told any more.
+    over: bool,
+    /// A list is complete.
+    listed: bool,
+}
+
+impl Listening {
+    fn pass<K>(&mut self, told: Told<K>, tell: &mut impl FnMut(Told<K>) -> bool) {
+        self.listed |= matches!(told, Told::Listed);
+        self.over |= !tell(told);
+    }
+}
+
+type Asked<K> = Pin<Box<dyn Future<Output = Result<Option<Found<K>>, String>> + Send>>;
+
+/// An object that was asked for by its name.
+struct Found<K> {
+    name: ObjectName,
+    version: Version,
+    object: K,
+}
+
+impl<K: Object> Carrier<'_, K> {
+    async fn carry(&mut self, request: &Request, tell: &mut impl FnMut(Told<K>) -> bool) {
+        let sent = send(self.source, K::path(""), request);
+        let response = match timeout_at(self.reflector.deadline().into(), sent).await {
+            Err(_) => return self.reflector.silent(now()),
+            Ok(Err(error)) => {
+                let refused = is_connection_refused(&error);
+                return self.reflector.unreachable(now(), refused, chain(&error));
+            }
+            Ok(Ok(response)) => response,
+        };
+        self.reflector.opened(now());
+        if !response.status().is_success() {
+            let refusal = refusal(response).await;
+            return self.reflector.refused(now(), &refusal);
+        }
+        let Some(encoding) = encoding(&response) else {
+            let kind = response.headers().get(header::CONTENT_TYPE);
+            return self.reflector.ended(now(), Some(format!("an answer of type {kind:?}")));
+        };
+        let body = response.into_body();
+        if request.is_list() {
+            self.list(body, ListDecoder::new(encoding), tell).await;
+        } else {
+            self.watch(body, WatchDecoder::new(encoding), tell).await;
+        }
+    }
+
+    async fn list(
+        &mut self,
+        mut body: Body,
+        mut decoder: ListDecoder,
+        tell: &mut impl FnMut(Told<K>) -> bool,
+    ) {
+        let mut token = None;
         loop {
-            let next = if listing && query.streaming {
-                match tokio::time::timeout(STREAMED_LIST_SILENCE, events.next()).await {
-                    Ok(next) => next,
-                    Err(_) => {
-                        tracing::warn!(
-                            kind,
-                            "The API server never completed a streamed list; listing and watching instead"
-                        );
-                        query.streaming = false;
-                        break;
+            let piece = match timeout_at(self.reflector.deadline().into(), next_piece(&mut body)).await {
+                Err(_) => return self.reflector.silent(now()),
+                Ok(Err(error)) => return self.reflector.ended(now(), Some(error)),
+                Ok(Ok(piece)) => piece,
+            };
+            let begun = now();
+            self.reflector.heard(begun);
+            decoder.feed(piece.as_deref());
+            let over = self.take_list(&mut decoder, &mut token, tell);
+            self.decoded(begun);
+            self.take_notes();
+            if over || self.state.over {
+                return;
+            }
+        }
+    }
+
+    /// Answers whether there is nothing more to come of it.
+    fn take_list(
+        &mut self,
+        decoder: &mut ListDecoder,
+        token: &mut Option<String>,
+        tell: &mut impl FnMut(Told<K>) -> bool,
+    ) -> bool {
+        loop {
+            let part = match decoder.next::<K>() {
+                Ok(Some(part)) => part,
+                Ok(None) => return false,
+                Err(Broken(why)) => {
+                    self.reflector.ended(now(), Some(why));
+                    return true;
+                }
+            };
+            let Self { reflector, state, .. } = self;
+            let mut tell = |told| state.pass(told, tell);
+            match part {
+                ListPart::Head { version, token: next } => {
+                    *token = next;
+                    if reflector.page(now(), &version) == Go::Away {
+                        return true;
                     }
                 }
-            } else {
-                events.next().await
-            };
-            match next {
-                None => break,
-                Some(Ok(event)) => {
-                    failures = 0;
-                    match event {
-                        Event::Init => listing = true,
-                        Event::InitDone => listing = false,
-                        _ => {}
-                    }
-                    if !handle(event) {
+                ListPart::Item(Ok(object)) => {
+                    let metadata = object.metadata();
+                    let (name, version) = (metadata.name(), metadata.version());
+                    reflector.listed(name, &version, object, &mut tell);
+                }
+                ListPart::Item(Err(unreadable)) => {
+                    reflector.unreadable(now(), &unreadable.name, &unreadable.version, unreadable.why);
+                }
+                ListPart::End => {
+                    reflector.page_end(now(), token.take(), &mut tell);
+                    return true;
+                }
+            }
+        }
+    }
+
+    async fn watch(
+        &mut self,
+        mut body: Body,
+        mut decoder: WatchDecoder,
+        tell: &mut impl FnMut(Told<K>) -> bool,
+    ) {
+        let mut asked: Option<Asked<K>> = None;
+        loop {
+            let deadline = self.reflector.deadline();
+            let again = self.reflector.again_at().filter(|_| asked.is_none());
+            let wake = again.map_or(deadline, |again| again.min(deadline));
+            tokio::select! {
+                piece = next_piece(&mut body) => {
+                    let piece = match piece {
+                        Err(error) => return self.reflector.ended(now(), Some(error)),
+                        Ok(None) => return self.reflector.ended(now(), None),
+                        Ok(Some(piece)) => piece,
+                    };
+                    let begun = now();
+                    self.reflector.heard(begun);
+                    decoder.feed(&piece);
+                    let over = self.take_watch(&mut decoder, tell);
+                    self.decoded(begun);
+                    if over || self.state.over {
                         return;
                     }
                 }
-                Some(Err(error)) => {
-                    if let Some(status) = refusal(&error)
-                        && query.adapt(&kind, status.code, &status.message)
-                    {
-                        break;
+                () = sleep_until(wake.into()) => {
+                    if now() >= deadline {
+                        return self.reflector.silent(now());
                     }
-                    let wait = if optional
-                        && refusal(&error).is_some_and(|status| matches!(status.code, 403 | 404))
-                    {
-                        tracing::debug!(kind, %error, "The API server does not offer this kind");
-                        Duration::from_secs(300)
-                    } else {
-                        let gone = matches!(&error, watcher::Error::WatchError(status) if status.code == 410);
-                        if !gone {
-                            tracing::warn!(kind, error = %chain(&error), "Watch failed; trying again");
+                    asked = self.reflector.again(now()).map(|name| self.ask_again(name));
+                }
+                found = async { match &mut asked { Some(asked) => asked.await, None => pending().await } } => {
+                    asked = None;
+                    match found {
+                        Ok(Some(Found { name, version, object })) => {
+                            let Self { reflector, state, .. } = self;
+                            let mut tell = |told| state.pass(told, tell);
+                            reflector.came_again(&name, &version, object, &mut tell);
                         }
-                        jittered(FIRST_RETRY.saturating_mul(1 << failures.min(10)).min(LAST_RETRY))
-                    };
-                    failures += 1;
-                    tokio::time::sleep(wait).await;
+                        Ok(None) => {}
+                        Err(error) => tracing::debug!(kind = K::KIND, error, "An object could still not be read"),
+                    }
+                }
+            }
+            self.take_notes();
+        }
+    }
+
+    /// Answers whether there is nothing more to come of it.
+    fn take_watch(&mut self, decoder: &mut WatchDecoder, tell: &mut impl FnMut(Told<K>) -> bool) -> bool {
+        loop {
+            let part = match decoder.next::<K>() {
+                Ok(Some(part)) => part,
+                Ok(None) => return false,
+                Err(Broken(why)) => {
+                    self.reflector.ended(now(), Some(why));
+                    return true;
+                }
+            };
+            let event = match part {
+                WatchPart::Applied(Ok(object)) => {
+                    let metadata = object.metadata();
+                    Event::Applied { name: metadata.name(), version: metadata.version(), object }
+                }
+                WatchPart::Applied(Err(wire::Unreadable { name, version, why })) => {
+                    Event::Unreadable { name, version, why }
+                }
+                WatchPart::Deleted(metadata) => {
+                    Event::Deleted { name: metadata.name(), version: metadata.version() }
+                }
+                WatchPart::Bookmark { version, ends_list } => Event::Bookmark { version, ends_list },
+                WatchPart::Error(refusal) => Event::Error(refusal),
+            };
+            let Self { reflector, state, .. } = self;
+            let mut tell = |told| state.pass(told, tell);
+            if reflector.event(now(), event, &mut tell) == Go::Away {
+                return true;
+            }
+        }
+    }
+
+    /// Asks for one object by its name; a list, as a proxy has the right to list, not to get.
+    fn ask_again(&self, name: ObjectName) -> Asked<K> {
+        let request = self.reflector.request_for(&name);
+        let source = self.source.clone();
+        Box::pin(async move {
+            let path = K::path(name.namespace());
+            let asked = async {
+                let response = send(&source, path, &request).await.map_err(|error| chain(&error))?;
+                if !response.status().is_success() {
+                    return Err(refusal(response).await.message);
+                }
+                let encoding = encoding(&response).ok_or("an unknown encoding")?;
+                only::<K>(response.into_body(), encoding).await
+            };
+            tokio::time::timeout(PATIENCE, asked).await.map_err(|_| "no answer".to_owned())?
+        })
+    }
+
+    /// What has come since `begun` was decoded and told.
+    fn decoded(&mut self, begun: Instant) {
+        let Some(mut first) = self.first.take() else { return };
+        first.decoded(now().saturating_duration_since(begun));
+        if self.state.listed { first.complete() } else { self.first = Some(first) }
+    }
+
+    fn take_notes(&mut self) {
+        let kind = K::KIND;
+        for note in self.reflector.take_notes() {
+            match note {
+                Note::Failed { what, wait, usual: false } => {
+                    tracing::warn!(kind, error = what, retryAfter = ?wait, "Watch failed; trying again");
+                }
+                Note::Failed { what, wait, usual: true } => {
+                    tracing::debug!(kind, reason = what, retryAfter = ?wait, "Listing again");
+                }
+                Note::NotStreamed(why) => {
+                    tracing::info!(
+                        kind,
+                        why,
+                        "The API server does not stream lists; listing and watching instead"
+                    );
+                }
+                Note::FieldsUnknown(why) => {
+                    tracing::info!(
+                        kind,
+                        why,
+                        "The API server does not know the field selector; filtering here instead"
+                    );
+                }
+                Note::NotOffered(why) => {
+                    tracing::debug!(kind, why, "The API server does not offer this kind")
+                }
+                Note::Past { seen, answered } => tracing::warn!(
+                    kind,
+                    seen = seen.as_str(),
+                    answered = answered.as_str(),
+                    "The API server answered with a state older than what was seen; it is not believed"
+                ),
+                Note::Unreadable { name, why } => {
+                    metrics::object_unreadable(kind);
+                    tracing::error!(kind, object = %name, field = why, "An object cannot be read; its last state stays");
+                    if let Some(events) = &self.source.events {
+                        events.send(ClusterEvent::unreadable(kind, &name, &why));
+                    }
+                }
+                Note::Recovered(failures) => tracing::info!(kind, failures, "The watch works again"),
+            }
+        }
+    }
+}
+
+async fn send(source: &Source, path: String, request: &Request) -> Result<http::Response<Body>, kube::Error> {
+    let request = http::Request::get(format!("{path}?{}", request.query()))
+        .header(header::ACCEPT, source.accept)
+        .body(Body::empty())
+        .map_err(kube::Error::HttpError)?;
+    source.client.send(request).await
+}
+
+fn encoding(response: &http::Response<Body>) -> Option<Encoding> {
+    Encoding::of(response.headers().get(header::CONTENT_TYPE)?.to_str().ok()?)
+}
+
+/// `None` at the end.
+async fn next_piece(body: &mut Body) -> Result<Option<impl std::ops::Deref<Target = [u8]>>, String> {
+    loop {
+        match body.frame().await {
+            None => return Ok(None),
+            Some(Err(error)) => return Err(chain(&error)),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
                 }
             }
         }
     }
 }
 
-/// The server's own answer, if it is what went wrong.
-fn refusal(error: &watcher::Error) -> Option<&kube::core::Status> {
-    match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status),
-        watcher::Error::WatchError(status) => Some(status),
-        _ => None,
+/// What the server says about a request that it refused.
+async fn refusal(response: http::Response<Body>) -> Refusal {
+    let code = response.status().as_u16();
+    let encoding = encoding(&response);
+    let seconds =
+        response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let mut body = response.into_body();
+    let mut text = Vec::new();
+    let read = async {
+        while let Ok(Some(piece)) = next_piece(&mut body).await {
+            text.extend_from_slice(&piece);
+            if text.len() > LARGEST_REFUSAL {
+                break;
+            }
+        }
+    };
+    // What the code alone says will do.
+    let _ = tokio::time::timeout(PATIENCE, read).await;
+    let refusal = wire::refusal(encoding, code, &text);
+    Refusal { retry_after: seconds.map(Duration::from_secs).or(refusal.retry_after), ..refusal }
+}
+
+/// The only object of a list.
+async fn only<K: Object>(mut body: Body, encoding: Encoding) -> Result<Option<Found<K>>, String> {
+    let mut decoder = ListDecoder::new(encoding);
+    let mut found = None;
+    loop {
+        let piece = next_piece(&mut body).await?;
+        decoder.feed(piece.as_deref());
+        while let Some(part) = decoder.next::<K>().map_err(|error| error.to_string())? {
+            match part {
+                ListPart::Item(Ok(object)) => {
+                    let metadata = object.metadata();
+                    found = Some(Found { name: metadata.name(), version: metadata.version(), object });
+                }
+                ListPart::Item(Err(unreadable)) => return Err(unreadable.why),
+                ListPart::Head { .. } => {}
+                ListPart::End => return Ok(found),
+            }
+        }
     }
+}
+
+fn is_connection_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut error = Some(error);
+    while let Some(cause) = error {
+        if cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        {
+            return true;
+        }
+        error = cause.source();
+    }
+    false
 }
 
 /// An error with its sources, on one line.
@@ -191,105 +440,8 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Half of it at least, all of it at most.
-fn jittered(wait: Duration) -> Duration {
-    let random = RandomState::new().hash_one(1_u8) % 512;
-    wait.mul_f64(0.5 + f64::from(u32::try_from(random).expect("below 512")) / 1024.0)
-}
-
-/// Services with a cluster IP that are not served by another proxy.
-pub(crate) async fn services(
-    client: Client,
-    external_ips: bool,
-    first_lists: FirstLists,
-    inputs: mpsc::Sender<Message>,
-) {
-    let mut listing = first_lists.begin();
-    let query = Query::new(Some(NOT_OURS), Some("spec.clusterIP!=None".to_owned()));
-    let translate = move |service: slim::Service| {
-        let name = slim::name(&service.metadata);
-        let translated = service.translate(external_ips);
-        for complaint in translated.complaints {
-            tracing::error!(service = %name, complaint, "Part of a Service is ignored");
-        }
-        translated.object.map_or(Input::ServiceGone(name), Input::Service)
-    };
-    watch(Api::<Timed<slim::Service>>::all(client), query, false, |event| {
-        let input = match event {
-            Event::Init => Input::Listing(Kind::Service),
-            Event::InitDone => {
-                listing.complete();
-                Input::Listed(Kind::Service)
-            }
-            Event::InitApply(service) => listing.decode(service, translate),
-            Event::Apply(service) => translate(service.object),
-            Event::Delete(service) => Input::ServiceGone(slim::name(&service.object.metadata)),
-        };
-        inputs.send(input.into()).is_ok()
-    })
-    .await;
-}
-
-/// EndpointSlices of Services that are not headless.
-pub(crate) async fn slices(
-    client: Client,
-    node: String,
-    first_lists: FirstLists,
-    inputs: mpsc::Sender<Message>,
-) {
-    let mut listing = first_lists.begin();
-    let query = Query::new(Some(NOT_HEADLESS), None);
-    let translate = |slice: slim::EndpointSlice| {
-        let name = slim::name(&slice.metadata);
-        let translated = slice.translate(&node);
-        for complaint in translated.complaints {
-            tracing::error!(endpointSlice = %name, complaint, "Part of an EndpointSlice is ignored");
-        }
-        translated.object.map_or(Input::SliceGone(name), Input::Slice)
-    };
-    watch(Api::<Timed<slim::EndpointSlice>>::all(client), query, false, |event| {
-        let input = match event {
-            Event::Init => Input::Listing(Kind::Slice),
-            Event::InitDone => {
-                listing.complete();
-                Input::Listed(Kind::Slice)
-            }
-            Event::InitApply(slice) => listing.decode(slice, translate),
-            Event::Apply(slice) => translate(slice.object),
-            Event::Delete(slice) => Input::SliceGone(slim::name(&slice.object.metadata)),
-        };
-        inputs.send(input.into()).is_ok()
-    })
-    .await;
-}
-
-/// ServiceCIDRs; an older API server or an older role may not offer them.
-pub(crate) async fn service_cidrs(client: Client, inputs: mpsc::Sender<Message>) {
-    let mut known: HashMap<String, Vec<IpNet>> = HashMap::new();
-    let mut listing: Option<HashMap<String, Vec<IpNet>>> = None;
-    let parsed = |cidr: &slim::ServiceCidr| {
-        (cidr.metadata.name.clone().unwrap_or_default(), cidr.networks().collect::<Vec<IpNet>>())
-    };
-    watch(Api::<slim::ServiceCidr>::all(client), Query::new(None, None), true, |event| {
-        match event {
-            Event::Init => listing = Some(HashMap::new()),
-            Event::InitApply(cidr) => {
-                listing.get_or_insert_default().extend([parsed(&cidr)]);
-                return true;
-            }
-            Event::InitDone => known = listing.take().unwrap_or_default(),
-            Event::Apply(cidr) => known.extend([parsed(&cidr)]),
-            Event::Delete(cidr) => {
-                known.remove(&cidr.metadata.name.unwrap_or_default());
-            }
-        }
-        if listing.is_some() {
-            return true;
-        }
-        let mut all: Vec<IpNet> = known.values().flatten().copied().collect();
-        all.sort_unstable();
-        all.dedup();
-        inputs.send(Input::ServiceCidrs(all.into()).into()).is_ok()
-    })
-    .await;
+#[expect(clippy::disallowed_methods, reason = "the reflector takes its clock from here")]
+fn now() -> Instant {
+    // Of the runtime, so that tests can hold it.
+    tokio::time::Instant::now().into_std()
 }

@@ -247,6 +247,11 @@ pub(crate) fn first_lists(waiting: Duration, decoding: Duration) {
     }
 }
 
+/// An object of this kind could not be decoded.
+pub(crate) fn object_unreadable(kind: &'static str) {
+    metrics::counter!("switchyard_unreadable_objects_total", "kind" => kind).increment(1);
+}
+
 /// A family's first sync ended, or a try at it.
 pub(crate) fn first_sync(family: Family, phases: Phases) {
     for (phase, took) in [("plan", phases.plan), ("encode", phases.encode), ("kernel", phases.kernel)] {

@@ -8,15 +8,14 @@ use proxy_core::{
     store::share_zones,
 };
 
-use super::{Conditions, Endpoint, EndpointSlice, Service, ServiceCidr, ServicePort, name};
-
-/// Annotations that begin so are options of ours; backends know them without the prefix.
-const OPTION_PREFIX: &str = "switchyard.dev/";
+use super::{
+    Conditions, Endpoint, EndpointSlice, Service, ServiceCidr, ServicePort,
+    metadata::{ANNOTATION_TRIGGER_TIME, OPTION_PREFIX},
+};
 
 const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
-const ANNOTATION_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// The API server's default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 
@@ -39,9 +38,8 @@ impl Service {
         let spec = &self.spec;
         let kind = spec.kind.as_deref().unwrap_or("ClusterIP");
         let main = spec.cluster_ip.as_deref().unwrap_or_default();
-        let has_label =
-            |label| self.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(label));
-        if kind == "ExternalName" || main.is_empty() || main == "None" || has_label(LABEL_PROXY_NAME) {
+        let is_served_by_another = self.metadata.labels.contains(LABEL_PROXY_NAME);
+        if kind == "ExternalName" || main.is_empty() || main == "None" || is_served_by_another {
             return None;
         }
         let given = spec.cluster_ips.as_deref().filter(|ips| !ips.is_empty());
@@ -83,8 +81,8 @@ impl Service {
         let checked = kind == "LoadBalancer" && external_policy == TrafficPolicy::Local;
         let health_check_node_port = spec.health_check_node_port.filter(|_| checked).and_then(port_number);
         Some(model::Service {
-            name: name(&self.metadata),
-            created: self.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
+            name: self.metadata.name(),
+            created: self.metadata.created.unwrap_or(i64::MAX),
             cluster_ips,
             external_ips,
             ignored_external_ips,
@@ -100,9 +98,9 @@ impl Service {
     }
 
     fn options(&self) -> Box<[(Box<str>, Box<str>)]> {
-        let all = self.metadata.annotations.iter().flatten();
-        all.filter_map(|(key, value)| Some((key.strip_prefix(OPTION_PREFIX)?.into(), value.as_str().into())))
-            .collect()
+        let all = self.metadata.annotations.iter();
+        // Backends know them without the prefix.
+        all.filter_map(|(key, value)| Some((key.strip_prefix(OPTION_PREFIX)?.into(), value.into()))).collect()
     }
 }
 
@@ -137,13 +135,11 @@ impl EndpointSlice {
             Some("IPv6") => Family::V6,
             _ => return None,
         };
-        let labels = self.metadata.labels.as_ref();
-        if labels.is_some_and(|labels| labels.contains_key(LABEL_HEADLESS)) {
+        let labels = &self.metadata.labels;
+        if labels.contains(LABEL_HEADLESS) {
             return None;
         }
-        let Some(service) =
-            labels.and_then(|labels| labels.get(LABEL_SERVICE_NAME)).filter(|name| !name.is_empty())
-        else {
+        let Some(service) = labels.get(LABEL_SERVICE_NAME).filter(|name| !name.is_empty()) else {
             complaints.push(format!("no label {LABEL_SERVICE_NAME}"));
             return None;
         };
@@ -161,19 +157,21 @@ impl EndpointSlice {
             })
         });
         let ports = ports.collect();
+        let object = self.metadata.name();
         let mut last_zones = None;
         let endpoints = self.endpoints.iter().flatten();
         let endpoints = endpoints
             .filter_map(|endpoint| endpoint.parse(family, node, &mut last_zones, complaints))
             .collect();
-        let annotations = self.metadata.annotations.as_ref();
-        let trigger_time = annotations
-            .and_then(|annotations| annotations.get(ANNOTATION_TRIGGER_TIME))
+        let trigger_time = self
+            .metadata
+            .annotations
+            .get(ANNOTATION_TRIGGER_TIME)
             .and_then(|time| time.parse::<jiff::Timestamp>().ok())
             .and_then(|time| i64::try_from(time.as_nanosecond()).ok());
         Some(model::Slice {
-            name: name(&self.metadata),
-            service: model::ObjectName::new(self.metadata.namespace.as_deref().unwrap_or_default(), service),
+            service: model::ObjectName::new(object.namespace(), service),
+            name: object,
             family,
             ports,
             endpoints,

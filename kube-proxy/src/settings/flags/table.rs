@@ -136,7 +136,7 @@ pub(super) const TABLE: &[Flag] = &[
     row!("ipvs-udp-timeout", configuration.ipvs.udp_timeout, "Timeout of IPVS UDP flows; 0 leaves it as it is. Ignored with --config."),
     row!("ipvs-vip-binding", ipvs_vip_binding, "How virtual IPs become the node's own in ipvs mode: as local routes, or as addresses of kube-ipvs0. Also with --config."),
     row!("kube-api-burst", configuration.client.burst, "Accepted, without effect. Ignored with --config."),
-    row!("kube-api-content-type", configuration.client.content_type, "Accepted; requests are JSON. Ignored with --config."),
+    row!("kube-api-content-type", configuration.client.content_type, "Encoding of lists and watches: application/vnd.kubernetes.protobuf or application/json. Ignored with --config."),
     row!("kube-api-qps", configuration.client.qps, "Accepted, without effect. Ignored with --config."),
     row!("kubeconfig", configuration.client.kubeconfig, "Path of a kubeconfig file; without it and --master the in-cluster configuration is used. Ignored with --config."),
     row!("log-flush-frequency", configuration.logging.flush_frequency, "Accepted; every line is written at once."),

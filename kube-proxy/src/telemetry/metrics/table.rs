@@ -131,5 +131,6 @@ pub(super) const TABLE: &[Metric] = &[
     metric("switchyard_config_changes_total", Counter, &["result"], ALL, "Changes of the configuration file: applied, restart or invalid"),
     metric("switchyard_api_last_contact_timestamp_seconds", Gauge, &["kind"], ALL, "When the API server last said something about objects of this kind: a list, a change or a bookmark; 0 before it did"),
     metric("switchyard_events_dropped_total", Counter, &["reason"], ALL, "Events that were not sent: rate, queue, forbidden or error"),
+    metric("switchyard_unreadable_objects_total", Counter, &["kind"], ALL, "Objects from the API server that could not be decoded and keep their last good state"),
     metric("switchyard_health_check_node_ports", Gauge, &["state"], ALL, "Health check node ports: serving or failed"),
 ];

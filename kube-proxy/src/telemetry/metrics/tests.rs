@@ -71,6 +71,7 @@ pub(crate) fn recorded(work: impl FnOnce()) -> String {
 fn exercise(mode: Mode) {
     let second = Duration::from_secs(1);
     first_lists(second, second);
+    object_unreadable("Service");
     for family in Family::BOTH {
         first_sync(family, Phases { plan: second, encode: second, kernel: second });
         for (full, succeeded) in [(true, true), (false, true), (false, false)] {
