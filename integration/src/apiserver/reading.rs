@@ -252,7 +252,8 @@ pub(crate) fn watch(
     let wants_state = streaming || (from_now && options.initial_events.is_none());
     // The newest is asked of the storage.
     let lag = faults.lag.filter(|_| options.version.is_some());
-    let newest_version = lag.map_or(store.version(), |lag| lag.version.min(store.version()));
+    let current = store.version();
+    let newest_version = lag.map_or(current, |lag| lag.version.min(current));
     if streaming
         && let Some(version) = options.version.filter(|version| *version > newest_version)
         && !lag.is_some_and(|lag| lag.lies)

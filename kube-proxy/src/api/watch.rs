@@ -440,7 +440,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-#[expect(clippy::disallowed_methods, reason = "the reflector takes its clock from here")]
 fn now() -> Instant {
     // Of the runtime, so that tests can hold it.
     tokio::time::Instant::now().into_std()

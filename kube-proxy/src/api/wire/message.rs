@@ -158,7 +158,7 @@ impl Head {
     pub(super) fn read(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
         let Some((key, key_size)) = varint(bytes)? else { return Ok(None) };
         let field = u32::try_from(key >> 3).ok().filter(|field| *field > 0);
-        let field = field.ok_or(Malformed::new("a field of an impossible number"))?;
+        let field = field.ok_or_else(|| Malformed::new("a field of an impossible number"))?;
         let head = |kind, size| Ok(Some(Self { field, kind, size }));
         let rest = &bytes[key_size..];
         match key & 7 {

@@ -532,7 +532,7 @@ fn an_object_that_does_not_fit_is_named_with_its_field_and_the_rest_is_read() {
     let bad = json!({
         "metadata": {"namespace": "ns", "name": "bad", "resourceVersion": "2"}, "spec": {"ports": [{"port": 1}, {"port": "eighty"}]},
     });
-    let (words, whole) = read::<Service>(Encoding::Json, &json_list(&[bad.clone(), good.clone()]), &[11]);
+    let (words, whole) = read::<Service>(Encoding::Json, &json_list(&[bad.clone(), good]), &[11]);
     assert_eq!((words.len(), whole), (3, Ok(true)));
     assert!(
         words[1].contains("ns/bad") && words[1].contains("spec.ports[1].port: invalid type"),
