@@ -23,7 +23,7 @@ use proxy_core::{
     backend::{Change, Effect, Executor as _, Plan, Planned, Planner as _},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, Protocol, ServiceName, ServicePortName, TrafficPolicy},
-    route::{Frontend, FrontendKind, Named, Route, Target},
+    route::{Frontend, FrontendKind, Route, Target},
 };
 
 fn main() {
@@ -338,22 +338,15 @@ fn route(at: u32, endpoints: u32, of: u32) -> Route {
     let target = |n: u32| Target { addr: addr(0x0a80_0000, at * of + n), port: 8080, local: false };
     Route {
         protocol: Protocol::Tcp,
-        frontends: [Frontend {
-            kind: FrontendKind::ClusterIp,
-            at: Some(addr(0x0a60_0000, at)),
-            port: 80,
-            sources: None,
-        }]
-        .into(),
-        internal_policy: TrafficPolicy::Cluster,
+        frontends: [Frontend { kind: FrontendKind::ClusterIp, at: Some(addr(0x0a60_0000, at)), port: 80 }]
+            .into(),
+        policy: Arc::default(),
         external_policy: TrafficPolicy::Cluster,
         cluster: (0..endpoints).map(target).collect(),
         local: Box::default(),
         any_endpoint: true,
-        affinity: None,
-        health_check_node_port: None,
-        named: Named { endpoints: endpoints as usize, ..Named::default() },
-        options: Box::default(),
+        lost: Box::default(),
+        endpoints,
     }
 }
 

@@ -13,7 +13,7 @@ use proxy_core::{
     backend::{Change, Effect, Plan, Planned, Planner as _},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, Protocol, ServiceName, ServicePortName, TrafficPolicy},
-    route::{Frontend, FrontendKind, Named, Route, Target},
+    route::{Frontend, FrontendKind, Route, Target},
 };
 
 use crate::{Host, Op, Planner, Variant, model::Model};
@@ -55,23 +55,21 @@ pub(crate) fn target(at: &str, local: bool) -> Target {
 }
 
 pub(crate) fn frontend(kind: FrontendKind, at: Option<&str>, port: u16) -> Frontend {
-    Frontend { kind, at: at.map(addr), port, sources: None }
+    Frontend { kind, at: at.map(addr), port }
 }
 
 /// A cluster IP with two endpoints, the first of them on this node.
 pub(crate) fn web() -> Route {
     Route {
+        policy: Arc::default(),
         protocol: Protocol::Tcp,
         frontends: [frontend(FrontendKind::ClusterIp, Some("10.96.0.10"), 80)].into(),
-        internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         cluster: [target("10.244.0.5:8080", true), target("10.244.1.5:8080", false)].into(),
         local: Box::default(),
         any_endpoint: true,
-        affinity: None,
-        health_check_node_port: None,
-        named: Named::default(),
-        options: Box::default(),
+        lost: Box::default(),
+        endpoints: 0,
     }
 }
 
@@ -94,9 +92,9 @@ pub(crate) fn local_web() -> Route {
     Route {
         external_policy: TrafficPolicy::Local,
         local: [target("10.244.0.5:8080", true)].into(),
-        health_check_node_port: Some(32123),
         ..exposed_web()
     }
+    .under(|policy| policy.health_check_node_port = Some(32123))
 }
 
 /// The rules that Service ports add, without those that are there without any.

@@ -83,7 +83,7 @@ fn a_source_outside_the_ranges_is_dropped_at_the_load_balancer_ip_only() {
         let node = served();
         let mut route = exposed(&node);
         let ranges = ["10.244.0.0/16".parse().expect("a network")];
-        route.frontends[1].sources =
+        route.policy_mut().sources =
             Some(AllowedSources { ranges: ranges.into(), own_vips: Box::default() }.into());
         let mut proxy = Proxy::new(variant, node.environment());
         proxy.routes = vec![(name("web", "http"), route.into())];

@@ -204,8 +204,8 @@ fn a_restart_writes_nothing_and_figures_count_what_is_there() {
         ]
         .into();
         exposed.external_policy = TrafficPolicy::Local;
-        exposed.affinity = Some(600);
-        exposed.health_check_node_port = Some(32_000);
+        exposed.policy_mut().affinity = Some(600);
+        exposed.policy_mut().health_check_node_port = Some(32_000);
         proxy.routes = vec![
             (name("api", "http"), exposed.into()),
             (name("gone", "http"), cluster_ip(addr("10.96.0.12"), 80, &[]).into()),
@@ -502,7 +502,8 @@ fn affinity_survives_other_endpoints_and_a_rewrite() {
         b.serve("b", 8080);
         let vip = addr("10.96.0.10");
         let web = name("web", "http");
-        let sticky = |endpoints: &[Target]| Route { affinity: Some(600), ..cluster_ip(vip, 80, endpoints) };
+        let sticky =
+            |endpoints: &[Target]| cluster_ip(vip, 80, endpoints).under(|policy| policy.affinity = Some(600));
         let both = [target(a.addr, 8080, false), target(b.addr, 8080, false)];
         let mut proxy = Proxy::new(variant, node.environment());
         proxy.routes = vec![(web.clone(), sticky(&both).into())];

@@ -30,7 +30,7 @@ use proxy_core::{
     backend::{Change, Effect, Executor, Plan, Planned, Planner},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, ObjectName, Protocol, ServicePortName, TrafficPolicy},
-    route::{Frontend, FrontendKind, Named, Route, Target},
+    route::{Frontend, FrontendKind, Route, Target},
 };
 
 const ALONE: &str = "the kernel alone, the same messages encoded before";
@@ -318,22 +318,14 @@ fn routes(services: u32, endpoints: u32) -> Routes {
             cluster.sort_unstable();
             let route = Route {
                 protocol: Protocol::Tcp,
-                frontends: [Frontend {
-                    kind: FrontendKind::ClusterIp,
-                    at: Some(vip),
-                    port: 80,
-                    sources: None,
-                }]
-                .into(),
-                internal_policy: TrafficPolicy::Cluster,
+                frontends: [Frontend { kind: FrontendKind::ClusterIp, at: Some(vip), port: 80 }].into(),
+                policy: Arc::default(),
                 external_policy: TrafficPolicy::Cluster,
                 any_endpoint: !cluster.is_empty(),
                 cluster: cluster.into(),
                 local: Box::default(),
-                affinity: None,
-                health_check_node_port: None,
-                named: Named::default(),
-                options: Box::default(),
+                lost: Box::default(),
+                endpoints: 0,
             };
             (ServicePortName { service, port: "".into(), protocol: Protocol::Tcp }, Arc::new(route))
         })

@@ -392,7 +392,7 @@ fn changed_claims(changes: &[Change], known: &Environment, environment: &Environ
 }
 
 fn report_problems(name: &ServicePortName, route: &Route) {
-    for problem in Options::problems(&route.options) {
+    for problem in Options::problems(&route.policy.options) {
         tracing::warn!(service = %name, "annotation {problem}");
     }
 }

@@ -61,7 +61,7 @@ pub(crate) fn render(
     let mut render = Renderer {
         route,
         environment,
-        options: Options::read(&route.options, schedulers.default),
+        options: Options::read(&route.policy.options, schedulers.default),
         by_client: schedulers.by_client,
         mark,
         rendered: Rendered::default(),
@@ -165,7 +165,7 @@ impl Renderer<'_> {
     }
 
     fn sources(&mut self, frontend: &Frontend, spot: Spot) {
-        let Some(sources) = &frontend.sources else { return };
+        let Some(sources) = self.route.sources(frontend) else { return };
         let elements = &mut self.rendered.elements;
         elements.push(Element::Restricted(spot));
         let mut allowed: Vec<IpNet> = sources.ranges.iter().map(IpNet::trunc).collect();
@@ -204,7 +204,7 @@ impl Renderer<'_> {
             // As kube-proxy: without the port all connections of a client would go to one endpoint.
             service.flags = service.flags.union(ServiceFlags::SCHEDULER_2);
         }
-        match (self.route.affinity, key) {
+        match (self.route.policy.affinity, key) {
             (None, _) => {}
             // Persistence by mark leaves the port as the client has it, and on the port of FTP it lets every higher port
             // of the address through to the endpoint (`ip_vs_sched_persist`, `ip_vs_service_find`). A hash of the

@@ -58,7 +58,7 @@ fn measure(size: u32, affinity: Option<u32>) {
     let (name, route) = routes.pop().expect("there are some");
     let mut route = Route::clone(&route);
     route.cluster = (0..size).map(|number| target(1_000_000 + number)).collect();
-    route.affinity = affinity;
+    route.policy_mut().affinity = affinity;
     let now = Arc::new(route);
     routes.push((name.clone(), Arc::clone(&now)));
     let mut proxy = Proxy::new();

@@ -215,9 +215,9 @@ fn ranges(runs: usize) {
             kind: FrontendKind::LoadBalancerIp,
             at: Some(Ipv4Addr::from(0xc633_0000 + at).into()),
             port: 80,
-            sources: sources(at),
         });
         route.frontends = frontends.into();
+        route.policy_mut().sources = sources(at);
     }
     let mut proxy = Proxy::new();
     proxy.full(&routes);
@@ -229,7 +229,7 @@ fn ranges(runs: usize) {
             own.truncate(100 - changed);
             let new = sources(1000 + round as u32).expect("there are some");
             own.extend(&new.ranges[..changed]);
-            after.frontends[1].sources =
+            after.policy_mut().sources =
                 Some(Arc::new(AllowedSources { ranges: own.into(), own_vips: Box::new([]) }));
             let after = Arc::new(after);
             times.push(proxy.change(name, before, &after));
@@ -249,7 +249,7 @@ fn once_per_port(addresses: u32, runs: usize) {
         .flat_map(|(name, route)| {
             route.frontends.iter().enumerate().map(move |(at, frontend)| {
                 let mut own = Route::clone(route);
-                own.frontends = Box::new([frontend.clone()]);
+                own.frontends = Box::new([*frontend]);
                 let port = format!("{}-{at}", name.port).into();
                 (ServicePortName { port, ..name.clone() }, Arc::new(own))
             })

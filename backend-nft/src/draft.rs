@@ -116,7 +116,7 @@ impl Draft<'_> {
         let mut new = Placement::default();
         let Placement { cluster, local, sticky } = old;
         if let Some(route) = route
-            && let Some(seconds) = route.affinity
+            && let Some(seconds) = route.policy.affinity
             && (wanted.cluster || wanted.local)
         {
             // Without a free id the Service port is served without stickiness.
@@ -191,15 +191,15 @@ impl Draft<'_> {
 
     /// Source ranges. They can be many: nothing is computed where they are the same ones.
     fn sources(&mut self, before: Option<&Arc<Route>>, after: Option<&Arc<Route>>) {
-        let (had, wanted) = (frontends(before), frontends(after));
-        if had.iter().chain(wanted).all(|frontend| frontend.sources.is_none()) || had == wanted {
+        let of = |route: Option<&Arc<Route>>| route.and_then(|route| route.policy.sources.clone());
+        let (had, wanted) = (of(before), of(after));
+        if had.is_none() && wanted.is_none() || had == wanted && frontends(before) == frontends(after) {
             return;
         }
         let elements = |route: Option<&Arc<Route>>| {
             let mut elements = Vec::new();
-            for frontend in frontends(route) {
-                let protocol = route.map_or(Protocol::Tcp, |route| route.protocol);
-                source_elements(protocol, frontend, &mut elements);
+            if let Some(route) = route {
+                route.frontends.iter().for_each(|frontend| source_elements(route, frontend, &mut elements));
             }
             elements
         };

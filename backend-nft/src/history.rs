@@ -13,7 +13,7 @@ use proxy_core::{
     backend::{Change, Effect, Planned, Planner as _},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, ObjectName, Protocol, ServicePortName, TrafficPolicy},
-    route::{AllowedSources, Answer, Frontend, FrontendKind, Named, Route, Target},
+    route::{AllowedSources, Answer, Frontend, FrontendKind, Policy, Route, Target},
 };
 
 use crate::{
@@ -104,17 +104,10 @@ fn route(number: u8, wish: &Wish) -> Route {
     local.extend(wish.extra_local.iter().copied().map(endpoint));
     local.sort_unstable();
     local.dedup();
-    let at = |kind, at, port| Frontend { kind, at, port, sources: None };
+    let at = |kind, at, port| Frontend { kind, at, port };
     let mut frontends = vec![at(FrontendKind::ClusterIp, Some(cluster_ip(number)), 80)];
     if wish.load_balancer {
-        let sources = wish.ranges.as_ref().map(|ranges| {
-            Arc::new(AllowedSources {
-                ranges: ranges.clone().into(),
-                own_vips: Box::new([load_balancer(number)]),
-            })
-        });
-        let kind = FrontendKind::LoadBalancerIp;
-        frontends.push(Frontend { sources, ..at(kind, Some(load_balancer(number)), 80) });
+        frontends.push(at(FrontendKind::LoadBalancerIp, Some(load_balancer(number)), 80));
     }
     if wish.wandering {
         frontends.push(at(FrontendKind::ExternalIp, Some(WANDERING), 80));
@@ -124,18 +117,26 @@ fn route(number: u8, wish: &Wish) -> Route {
     }
     let external = frontends.len() > 1;
     let policy = |local| if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
+    let sources = |ranges: &Vec<IpNet>| AllowedSources {
+        ranges: ranges.clone().into(),
+        own_vips: Box::new([load_balancer(number)]),
+    };
+    let shared = Policy {
+        internal: policy(wish.internal_local),
+        affinity: wish.affinity,
+        sources: wish.ranges.as_ref().map(|ranges| Arc::new(sources(ranges))),
+        ..Policy::default()
+    };
     Route {
+        policy: shared.into(),
         protocol: Protocol::Tcp,
         frontends: frontends.into(),
-        internal_policy: policy(wish.internal_local),
         external_policy: policy(wish.external_local && external),
         any_endpoint: !cluster.is_empty() || !local.is_empty() || wish.elsewhere,
         cluster: cluster.into(),
         local: local.into(),
-        affinity: wish.affinity,
-        health_check_node_port: None,
-        named: Named::default(),
-        options: Box::new([]),
+        lost: Box::default(),
+        endpoints: 0,
     }
 }
 
@@ -239,7 +240,7 @@ fn expected(routes: &Installed, from: From, packet: &Packet) -> BTreeSet<Fate> {
             false => Fate::Passed,
         });
     };
-    if let Some(sources) = &frontend.sources
+    if let Some(sources) = route.sources(frontend)
         && !sources.ranges.iter().any(|net| net.contains(&packet.source))
         && !sources.own_vips.contains(&packet.source)
     {
@@ -414,19 +415,17 @@ fn sticky(endpoints: u32) -> Route {
     let target =
         |number: u32| Target { addr: Ipv4Addr::from(0x0a02_0000 + number).into(), port: 8080, local: false };
     let cluster: Box<[Target]> = (0..endpoints).map(target).collect();
-    let ip = Frontend { kind: FrontendKind::ClusterIp, at: Some(cluster_ip(0)), port: 80, sources: None };
+    let ip = Frontend { kind: FrontendKind::ClusterIp, at: Some(cluster_ip(0)), port: 80 };
     Route {
+        policy: Arc::new(Policy { affinity: Some(60), ..Policy::default() }),
         protocol: Protocol::Tcp,
         frontends: Box::new([ip]),
-        internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         any_endpoint: true,
         cluster,
         local: Box::new([]),
-        affinity: Some(60),
-        health_check_node_port: None,
-        named: Named::default(),
-        options: Box::new([]),
+        lost: Box::default(),
+        endpoints: 0,
     }
 }
 

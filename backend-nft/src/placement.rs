@@ -194,9 +194,9 @@ fn frontend_key(protocol: Protocol, frontend: &Frontend) -> Key {
 }
 
 /// The elements of one frontend's source ranges. Ranges inside others are left out: an interval set refuses overlaps.
-pub(crate) fn source_elements(protocol: Protocol, frontend: &Frontend, elements: &mut Vec<Element>) {
-    let (Some(addr), Some(sources)) = (frontend.at, &frontend.sources) else { return };
-    let port = frontend.port;
+pub(crate) fn source_elements(route: &Route, frontend: &Frontend, elements: &mut Vec<Element>) {
+    let (Some(addr), Some(sources)) = (frontend.at, route.sources(frontend)) else { return };
+    let (protocol, port) = (route.protocol, frontend.port);
     elements.push(Element::member(Set::RestrictedVips, Key::Frontend(addr, protocol, port)));
     let own = sources.own_vips.iter().map(|vip| (*vip).into());
     let nets: Vec<ipnet::IpNet> = sources.ranges.iter().copied().chain(own).collect();

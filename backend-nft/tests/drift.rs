@@ -27,7 +27,7 @@ use support::{
 fn some_routes() -> Vec<(ServicePortName, Route)> {
     let endpoints = [local("10.0.2.1"), target("10.0.3.1"), target("10.0.3.2")];
     let mut sticky = route(&endpoints).cluster_ip("172.30.0.2").load_balancer("198.51.100.2");
-    sticky.affinity = Some(60);
+    sticky.policy_mut().affinity = Some(60);
     sticky.external_policy = TrafficPolicy::Local;
     let mut external = route(&endpoints).cluster_ip("172.30.0.3").load_balancer("198.51.100.3");
     external.external_policy = TrafficPolicy::Local;
@@ -36,7 +36,7 @@ fn some_routes() -> Vec<(ServicePortName, Route)> {
     let mut elsewhere = route(&[target("10.0.3.1")]).load_balancer("198.51.100.5").node_port(30085);
     elsewhere.external_policy = TrafficPolicy::Local;
     let mut dropped = route(&[target("10.0.3.1")]).cluster_ip("172.30.0.8");
-    dropped.internal_policy = TrafficPolicy::Local;
+    dropped.policy_mut().internal = TrafficPolicy::Local;
     vec![
         (name("dropped"), dropped),
         (name("plain"), route(&endpoints).cluster_ip("172.30.0.1").node_port(30080)),
@@ -124,7 +124,7 @@ fn what_is_written_for_ipv6_is_found_as_it_was_written() {
     enter_node();
     let endpoints = [local("fd00::2:1"), target("fd00::3:1"), target("fd00::3:2")];
     let mut sticky = route(&endpoints).cluster_ip("fd99::2").load_balancer("fd44::2");
-    sticky.affinity = Some(60);
+    sticky.policy_mut().affinity = Some(60);
     sticky.external_policy = TrafficPolicy::Local;
     let mut external = route(&endpoints).cluster_ip("fd99::3").load_balancer("fd44::3");
     external.external_policy = TrafficPolicy::Local;

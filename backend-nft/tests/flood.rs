@@ -107,7 +107,7 @@ fn policies_and_affinity_change() {
     let changes = under_flood(&mut proxy, 150_000, |proxy, at| {
         let mut route = udp(5, 0);
         if at % 2 == 1 {
-            route.affinity = Some(60);
+            route.policy_mut().affinity = Some(60);
         }
         if at % 3 == 1 {
             route.external_policy = TrafficPolicy::Local;
@@ -125,7 +125,7 @@ fn sticky_endpoints_come_and_go() {
     let mut proxy = start();
     let sticky = |targets, from| {
         let mut route = udp(targets, from);
-        route.affinity = Some(60);
+        route.policy_mut().affinity = Some(60);
         route
     };
     proxy.full(vec![(service(), sticky(3, 0))]);

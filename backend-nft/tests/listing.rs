@@ -80,11 +80,11 @@ fn routes(family: Family) -> Vec<(proxy_core::model::ServicePortName, Route)> {
         route
     };
     let sticky = |mut route: Route| {
-        route.affinity = Some(10_800);
+        route.policy_mut().affinity = Some(10_800);
         route
     };
     let internal = |mut route: Route| {
-        route.internal_policy = TrafficPolicy::Local;
+        route.policy_mut().internal = TrafficPolicy::Local;
         route
     };
     let many: Vec<Target> = (1..=70).map(|number| target(number, false)).collect();

@@ -177,7 +177,7 @@ fn nothing_here(world: World) {
         .load_balancer(&world.external(10))
         .node_port(30080);
     let mut sticky = web.clone();
-    sticky.affinity = Some(60);
+    sticky.policy_mut().affinity = Some(60);
     for web in [web, sticky] {
         proxy.full(vec![(name("web"), web)]);
         for at in [to(&world.external(10), 80), to(world.node(), 30080)] {
@@ -195,8 +195,8 @@ fn internal_local(world: World) {
         let internal = |targets: &[Target], number| {
             let mut route =
                 route(targets).cluster_ip(&world.vip(number)).load_balancer(&world.external(number));
-            route.internal_policy = TrafficPolicy::Local;
-            route.affinity = affinity;
+            route.policy_mut().internal = TrafficPolicy::Local;
+            route.policy_mut().affinity = affinity;
             route
         };
         proxy.full(vec![
@@ -267,7 +267,7 @@ fn sticky(world: World) {
     let web = |targets: &[Target]| {
         let mut route =
             route(targets).cluster_ip(&world.vip(1)).load_balancer(&world.external(10)).node_port(30080);
-        route.affinity = Some(600);
+        route.policy_mut().affinity = Some(600);
         route
     };
     let all = [world.remote(1), world.local(2), world.remote(3)];
@@ -334,7 +334,7 @@ fn changing(world: World) {
     proxy.change(&name("web"), Some(web(&[world.remote(2), world.remote(3)])));
     assert_eq!(answering(POD1, at), names(&["pod3", "pod4"]));
     let mut sticky = web(&[world.remote(2), world.remote(3)]);
-    sticky.affinity = Some(60);
+    sticky.policy_mut().affinity = Some(60);
     proxy.change(&name("web"), Some(sticky));
     assert_eq!(answering(POD1, at).len(), 1);
     proxy.change(&name("web"), Some(local_policy(web(&[world.remote(1)])).load_balancer(&world.external(1))));
@@ -360,7 +360,7 @@ fn priority(world: World) {
     load("nft", &watch).expect("nft takes it");
     let mut proxy = Proxy::new(world.family);
     let mut sticky = route(&[world.remote(1), world.remote(2)]).cluster_ip(&world.vip(2)).node_port(30081);
-    sticky.affinity = Some(60);
+    sticky.policy_mut().affinity = Some(60);
     proxy.full(vec![
         (name("web"), route(&[world.remote(1), world.remote(2)]).cluster_ip(&world.vip(1)).node_port(30080)),
         (name("sticky"), sticky),
@@ -510,7 +510,7 @@ fn a_full_map_of_clients_costs_stickiness_only_and_is_counted() {
     let mut proxy = Proxy::new(Family::V4);
     proxy.planner = backend_nft::Planner::new(Family::V4).remember_clients(2);
     let mut web = route(&[world.local(1), world.local(2), world.local(3)]).cluster_ip("172.30.0.1");
-    web.affinity = Some(600);
+    web.policy_mut().affinity = Some(600);
     proxy.full(vec![(name("web"), web)]);
     let at = to("172.30.0.1", 80);
     for known in [POD1, OUTSIDE] {

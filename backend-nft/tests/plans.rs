@@ -8,7 +8,7 @@ use backend_nft::{Found, Op, Planner};
 use proxy_core::{
     backend::{Change, Effect, Plan, Planned, Planner as _},
     model::{Family, ServicePortName, TrafficPolicy},
-    route::{Named, Route},
+    route::Route,
 };
 use support::routes::{Build, environment, local, name, now, route, target};
 
@@ -38,7 +38,7 @@ fn from_to(before: Option<Route>, after: Option<Route>) -> String {
 }
 
 fn sticky(mut route: Route) -> Route {
-    route.affinity = Some(10_800);
+    route.policy_mut().affinity = Some(10_800);
     route
 }
 
@@ -50,8 +50,7 @@ fn a_first_service_makes_its_chains_then_its_elements() {
 #[test]
 fn an_endpoint_that_cannot_be_used_writes_nothing() {
     for before in [web(), sticky(web())] {
-        let named = Named { endpoints: 3, ..before.named.clone() };
-        assert_eq!(from_to(Some(before.clone()), Some(Route { named, ..before })), "");
+        assert_eq!(from_to(Some(before.clone()), Some(Route { endpoints: 3, ..before })), "");
     }
 }
 

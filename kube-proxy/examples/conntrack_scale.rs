@@ -79,7 +79,13 @@ fn endpoint() -> IpAddr {
 /// One of a thousand DNS Services, all of which have one endpoint.
 fn rule(n: u32) -> FlowRule {
     let frontend = (Protocol::Udp, Some(service(n)), 53);
-    FlowRule { frontend, serving: [(endpoint(), 5353)].into(), untranslated: true, urgent: true }
+    FlowRule {
+        frontend,
+        serving: [(endpoint(), 5353)].into(),
+        translated: true,
+        untranslated: true,
+        urgent: true,
+    }
 }
 
 fn flow(n: u32, protocol: u8, replier: IpAddr) -> Flow {

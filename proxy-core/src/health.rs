@@ -25,7 +25,7 @@ pub struct HealthChecks {
 impl HealthChecks {
     pub fn update(&mut self, name: &ServiceName, entry: Option<&Entry>) {
         let check = entry.and_then(|entry| {
-            let service = entry.service.as_ref()?;
+            let service = entry.service.as_deref()?;
             let port = service.health_check_node_port?;
             let local = |family| {
                 let is_of = service.cluster_ips.iter().any(|ip| Family::of(*ip) == family);

@@ -5,6 +5,7 @@ mod aside;
 mod phases;
 
 use std::{
+    cmp::Ordering,
     collections::{HashMap, HashSet},
     mem,
     sync::Arc,
@@ -21,13 +22,14 @@ use crate::{
     backend::{ApplyError, Change, Effect, Executor, Plan, Planned, Planner},
     claims::ClaimKey,
     environment::Environment,
+    limits::Excess,
     model::{Family, Kind, ServiceName, ServicePortName, TrafficPolicy},
     reconciler::Pace,
-    route::{self, Frontend, NodeView, Route},
+    route::{self, Asked, Frontend, NodeView, Policy, Route},
     store::Store,
 };
 
-/// Routes of one Service, one per port.
+/// Routes of one Service, one per port, sorted by name.
 type Routes = Box<[(ServicePortName, Arc<Route>)]>;
 
 /// How many times one sync may find a Service at fault before it counts as failed.
@@ -76,7 +78,7 @@ struct Failure {
 }
 
 /// Services of which single operations were refused while everything else took effect.
-type Rejected = Vec<(ServiceName, String)>;
+type Rejected = HashMap<ServiceName, String>;
 
 /// Inputs taken in since the last successful sync.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -109,8 +111,10 @@ pub struct SyncReport {
     pub services: Vec<ServiceName>,
     /// Applied changes. Of a full sync: against what was installed before.
     pub changes: Vec<Change>,
-    /// Services that lost an address to another in this sync.
+    /// Services that lost addresses to another in this sync, the most addresses first.
     pub conflicts: Vec<Conflict>,
+    /// Services that were found to ask for more than one may.
+    pub excesses: Vec<(ServiceName, Excess)>,
     /// Services that the kernel refused; all others went ahead.
     pub set_aside: Vec<(ServiceName, String)>,
     /// Services set aside earlier that work now.
@@ -183,14 +187,20 @@ where
         self.installed.get(name).map_or(&[], |routes| routes)
     }
 
+    /// Who owns an address and port.
+    pub fn owner(&self, key: &ClaimKey) -> Option<&ServiceName> {
+        self.addresses.owner(key)
+    }
+
     /// Everything that is installed, in no order.
     pub fn all_installed(&self) -> impl Iterator<Item = &(ServicePortName, Arc<Route>)> {
         self.installed.values().flat_map(|routes| routes.iter())
     }
 
-    /// Services that the kernel refused and that wait for another try.
+    /// Services that the kernel refused and that wait for another try, and those that ask for more than one may.
     pub fn set_aside_names(&self) -> impl Iterator<Item = &ServiceName> {
-        self.aside.names()
+        let refused = self.aside.names().filter(|name| !self.addresses.excesses().contains_key(*name));
+        refused.chain(self.addresses.excesses().keys())
     }
 
     pub fn executor(&self) -> &X {
@@ -340,6 +350,7 @@ where
             services: Vec::new(),
             changes: Vec::new(),
             conflicts: Vec::new(),
+            excesses: Vec::new(),
             set_aside: Vec::new(),
             restored: Vec::new(),
             triggers: Vec::new(),
@@ -369,20 +380,24 @@ where
     ) -> SyncReport {
         let mut report = self.report(started);
         let mut work = mem::take(&mut self.dirty);
-        report.conflicts = self.addresses.settle(&mut work, store, node);
-        let mut wanted: HashMap<ServiceName, Routes> = work
-            .iter()
-            .filter(|name| !self.aside.waits(name, started))
-            .map(|name| (name.clone(), self.routes(name, store, node)))
-            .collect();
-        // What is still being waited for keeps its last good state, less what others own by now.
-        let mut held: HashSet<ServiceName> = self.aside.waiting(started).cloned().collect();
+        let news = self.addresses.settle(&mut work, store);
+        (report.conflicts, report.excesses) = (news.conflicts, news.excesses);
+        // Who waits, or asks for too much, keeps the last good state, less what others own by now.
+        let waits = |name: &ServiceName| {
+            self.aside.waits(name, started) || self.addresses.excesses().contains_key(name)
+        };
+        let all = work.iter().chain(self.set_aside_names());
+        let mut held: HashSet<ServiceName> = all.filter(|name| waits(name)).cloned().collect();
+        let mut wanted: HashMap<ServiceName, Routes> = HashMap::with_capacity(work.len());
         wanted.extend(held.iter().filter_map(|name| Some((name.clone(), self.reduced(name)?))));
+        for name in work.iter().filter(|name| !held.contains(*name)) {
+            wanted.insert(name.clone(), self.routes(name, store, node));
+        }
 
         for _ in 0..MOST_CULPRITS_PER_SYNC {
             match self.attempt(&wanted, started, &mut report, stopwatch) {
                 Ok(rejected) => {
-                    held.extend(rejected.iter().map(|(name, _)| name.clone()));
+                    held.extend(rejected.keys().cloned());
                     self.commit(wanted, &held, &mut report);
                     report.services = work.into_iter().collect();
                     for (name, reason) in rejected {
@@ -436,7 +451,9 @@ where
 
     /// What is installed for a Service, less the addresses that other Services own by now; `None` if they own none.
     fn reduced(&self, name: &ServiceName) -> Option<Routes> {
-        let own = |route: &Route, frontend: &Frontend| self.addresses.grants(&key(route, frontend), name);
+        let own = |route: &Route, frontend: &Frontend| {
+            self.addresses.grants(&(route.protocol, frontend.at, frontend.port), name)
+        };
         let installed = self.installed(name);
         if installed.iter().all(|(_, route)| route.frontends.iter().all(|frontend| own(route, frontend))) {
             return None;
@@ -501,8 +518,9 @@ where
                 let mut rejected = Rejected::new();
                 for rejection in outcome.rejected {
                     match rejection.owner.and_then(&owner) {
-                        Some(name) if rejected.iter().any(|(known, _)| *known == name) => {}
-                        Some(name) => rejected.push((name, rejection.reason)),
+                        Some(name) => {
+                            rejected.entry(name).or_insert(rejection.reason);
+                        }
                         // The rest took effect, and nobody can be set aside for it: only a full sync can mend that.
                         None => {
                             let error = ApplyError::Lost(std::io::Error::other(rejection.reason));
@@ -565,22 +583,7 @@ where
     fn changes(&self, wanted: &HashMap<ServiceName, Routes>) -> Vec<Change> {
         let mut changes = Vec::new();
         for (name, after) in wanted {
-            let before = self.installed(name);
-            for (port, route) in after {
-                let known = before.iter().find(|(known, _)| known == port).map(|(_, route)| route);
-                if known.is_none_or(|known| known != route) {
-                    changes.push(Change {
-                        name: port.clone(),
-                        before: known.cloned(),
-                        after: Some(route.clone()),
-                    });
-                }
-            }
-            for (port, route) in before {
-                if !after.iter().any(|(known, _)| known == port) {
-                    changes.push(Change { name: port.clone(), before: Some(route.clone()), after: None });
-                }
-            }
+            compare(self.installed(name), after, &mut changes);
         }
         changes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         changes
@@ -590,30 +593,55 @@ where
     fn routes(&self, name: &ServiceName, store: &Store, node: &NodeView) -> Routes {
         let Some(entry) = store.entry(name) else { return Routes::default() };
         let Some(service) = &entry.service else { return Routes::default() };
-        let mut routes: Vec<(ServicePortName, Arc<Route>)> = Vec::with_capacity(service.ports.len());
-        // The API server lets no two ports of a Service share a name or an address; the kernel does not rely on it.
-        let mut taken: HashSet<ClaimKey> = HashSet::new();
-        for port in &service.ports {
-            let port_name =
-                ServicePortName { service: name.clone(), port: port.name.clone(), protocol: port.protocol };
-            if routes.iter().any(|(known, _)| *known == port_name) {
-                continue;
-            }
-            let Some(wanted) = route::wanted_frontends(service, port, self.family, node) else { continue };
-            let granted = wanted.iter().filter(|frontend| {
-                let key = (port.protocol, frontend.at, frontend.port);
-                self.addresses.grants(&key, name) && taken.insert(key)
-            });
-            let granted = granted.cloned().collect();
-            let route = route::route(entry, service, port, self.family, &wanted, granted, node);
-            routes.push((port_name, Arc::new(route)));
+        let asked = self.addresses.asked(name);
+        if asked.is_empty() {
+            return Routes::default();
         }
-        routes.into()
+        let endpoints = entry.endpoints(self.family);
+        let policy = Arc::new(Policy::of(service, self.family, node));
+        let of_port = |asked: &[Asked]| {
+            let port = &service.ports[usize::from(asked[0].port)];
+            let mut divided = (Vec::with_capacity(asked.len()), Vec::new());
+            for asked in asked {
+                let granted = self.addresses.granted(asked, name);
+                if granted { &mut divided.0 } else { &mut divided.1 }.push(asked.frontend);
+            }
+            let route = route::route(service, port, &policy, divided, &endpoints, node);
+            let (port, protocol) = (port.name.clone(), port.protocol);
+            (ServicePortName { service: name.clone(), port, protocol }, Arc::new(route))
+        };
+        let mut routes: Routes = asked.chunk_by(|a, b| a.port == b.port).map(of_port).collect();
+        routes.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        routes
     }
 }
 
-fn key(route: &Route, frontend: &Frontend) -> ClaimKey {
-    (route.protocol, frontend.at, frontend.port)
+/// What differs between the routes of a Service before and after; both are sorted by name.
+fn compare(
+    before: &[(ServicePortName, Arc<Route>)],
+    after: &[(ServicePortName, Arc<Route>)],
+    changes: &mut Vec<Change>,
+) {
+    let (mut before, mut after) = (before.iter().peekable(), after.iter().peekable());
+    loop {
+        let order = match (before.peek(), after.peek()) {
+            (None, None) => return,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((had, _)), Some((has, _))) => had.cmp(has),
+        };
+        let had = if order.is_le() { before.next() } else { None };
+        let has = if order.is_ge() { after.next() } else { None };
+        let (name, differs) = match (had, has) {
+            (Some((name, had)), Some((_, has))) => (name, had != has),
+            (Some((name, _)), None) | (None, Some((name, _))) => (name, true),
+            (None, None) => return,
+        };
+        if differs {
+            let route = |of: Option<&(ServicePortName, Arc<Route>)>| of.map(|(_, route)| route.clone());
+            changes.push(Change { name: name.clone(), before: route(had), after: route(has) });
+        }
+    }
 }
 
 impl Counts {
@@ -642,7 +670,7 @@ impl Counts {
 fn no_local(route: &Route) -> (bool, bool) {
     let none_here = route.any_endpoint && route.local.is_empty();
     (
-        none_here && route.internal_policy == TrafficPolicy::Local,
+        none_here && route.policy.internal == TrafficPolicy::Local,
         none_here && route.external_policy == TrafficPolicy::Local,
     )
 }

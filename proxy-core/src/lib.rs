@@ -10,6 +10,7 @@ pub mod conntrack;
 pub mod environment;
 pub mod health;
 pub mod instance;
+pub mod limits;
 pub mod model;
 pub mod reconciler;
 pub mod route;

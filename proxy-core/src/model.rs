@@ -135,6 +135,18 @@ pub enum TrafficPolicy {
     Local,
 }
 
+/// Names (without our prefix) of the annotations that a backend knows; all others cost nothing.
+pub const OPTIONS: [&str; 3] = ["ipvs-local-weight", "ipvs-scheduler", "ipvs-weight"];
+
+/// No value that means anything is longer; of one that is, only so many bytes are kept, to be named.
+pub const LONGEST_OPTION: usize = 64;
+
+/// What to keep of an annotation of ours, its prefix taken off; `None`: no backend knows it.
+pub fn option(name: &str, value: &str) -> Option<(Box<str>, Box<str>)> {
+    let end = value.floor_char_boundary(LONGEST_OPTION);
+    OPTIONS.contains(&name).then(|| (name.into(), value[..end].into()))
+}
+
 /// A Service that has a cluster IP (headless and ExternalName ones never get this far).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
@@ -224,9 +236,13 @@ pub enum Kind {
 /// Everything that can change the desired state.
 #[derive(Debug, Clone)]
 pub enum Input {
-    Service(Service),
+    /// A Service as it is now.
+    Service(Arc<Service>),
+    /// A Service that is not there any more.
     ServiceGone(ServiceName),
-    Slice(Slice),
+    /// A slice as it is now.
+    Slice(Arc<Slice>),
+    /// A slice that is not there any more.
     SliceGone(SliceName),
     /// A (re-)list begins: what is not named before the matching [`Input::Listed`] no longer exists.
     Listing(Kind),

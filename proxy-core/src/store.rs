@@ -1,30 +1,52 @@
 //! The one copy of what the cluster says, and which Services an input makes worth a second look.
 
+mod entry;
+
 use std::{
+    borrow::Borrow,
     collections::{HashMap, HashSet, hash_map},
+    hash::{Hash, Hasher},
     mem,
-    net::IpAddr,
     sync::Arc,
 };
 
-use crate::model::{Endpoint, Family, Kind, Protocol, Service, ServiceName, Slice, SliceName};
+pub use entry::{Endpoints, Entry, Slices};
+
+use crate::model::{Family, Kind, Service, ServiceName, Slice, SliceName};
 
 /// Services and EndpointSlices, keyed by the Service they belong to.
 #[derive(Debug, Default)]
 pub struct Store {
     entries: HashMap<ServiceName, Entry>,
-    /// The Service a slice counts for: a delete names the slice only, and a label may move it to another Service.
-    slice_owner: HashMap<SliceName, ServiceName>,
+    /// Every slice by its own name: a delete names the slice only, and a label may move it to another Service.
+    by_name: HashSet<ByName>,
     services: Listing<ServiceName>,
     slices: Listing<SliceName>,
 }
 
-/// One Service name's worth of input. Slices may come before their Service and outlive it.
-#[derive(Debug, Default)]
-pub struct Entry {
-    pub service: Option<Service>,
-    pub slices: Vec<Slice>,
+/// A slice that is found by its name.
+#[derive(Debug)]
+struct ByName(Arc<Slice>);
+
+impl Borrow<SliceName> for ByName {
+    fn borrow(&self) -> &SliceName {
+        &self.0.name
+    }
 }
+
+impl Hash for ByName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.name.hash(state);
+    }
+}
+
+impl PartialEq for ByName {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name == other.0.name
+    }
+}
+
+impl Eq for ByName {}
 
 /// How far the watch of one kind has come.
 #[derive(Debug)]
@@ -64,7 +86,7 @@ impl Store {
     }
 
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.entries.values().filter_map(|entry| entry.service.as_ref())
+        self.entries.values().filter_map(|entry| entry.service.as_deref())
     }
 
     /// Names of all Services that exist.
@@ -72,7 +94,9 @@ impl Store {
         self.entries.iter().filter(|(_, entry)| entry.service.is_some()).map(|(name, _)| name)
     }
 
-    pub fn set_service(&mut self, service: Service) -> Option<Touched> {
+    /// Remembers a Service. `None`: it is as it was.
+    pub fn set_service(&mut self, service: impl Into<Arc<Service>>) -> Option<Touched> {
+        let service = service.into();
         if let Some(seen) = &mut self.services.seen {
             seen.insert(service.name.clone());
         }
@@ -85,6 +109,7 @@ impl Store {
         Some(Touched::both(name))
     }
 
+    /// Forgets a Service. `None`: it was not there.
     pub fn remove_service(&mut self, name: &ServiceName) -> Option<Touched> {
         let hash_map::Entry::Occupied(mut entry) = self.entries.entry(name.clone()) else { return None };
         entry.get_mut().service.take()?;
@@ -94,45 +119,37 @@ impl Store {
         Some(Touched::both(name.clone()))
     }
 
-    /// At most two are touched: the Service that the slice left and the one it joined.
-    pub fn set_slice(&mut self, slice: Slice) -> Vec<Touched> {
+    /// Remembers a slice. At most two Services are touched: the one that the slice left and the one it joined.
+    pub fn set_slice(&mut self, slice: impl Into<Arc<Slice>>) -> Vec<Touched> {
+        let slice = slice.into();
         if let Some(seen) = &mut self.slices.seen {
             seen.insert(slice.name.clone());
         }
         let mut touched = Vec::new();
-        if let Some(owner) = self.slice_owner.get(&slice.name)
-            && *owner != slice.service
-        {
-            touched.extend(self.remove_slice(&slice.name.clone()));
-        }
-        let joined = Touched { service: slice.service.clone(), family: Some(slice.family) };
-        let entry = self.entries.entry(slice.service.clone()).or_default();
-        match entry.slices.iter_mut().find(|known| known.name == slice.name) {
-            Some(known) if *known == slice => return touched,
-            Some(known) => {
-                if known.family != slice.family {
-                    touched.push(Touched { service: slice.service.clone(), family: Some(known.family) });
-                }
-                *known = slice;
+        if let Some(ByName(known)) = self.by_name.get(&slice.name) {
+            if *known == slice {
+                return touched;
             }
-            None => {
-                self.slice_owner.insert(slice.name.clone(), slice.service.clone());
-                entry.slices.push(slice);
+            if (&known.service, known.family) != (&slice.service, slice.family) {
+                touched.extend(self.remove_slice(&slice.name));
             }
         }
-        touched.push(joined);
+        touched.push(Touched { service: slice.service.clone(), family: Some(slice.family) });
+        self.by_name.replace(ByName(slice.clone()));
+        self.entries.entry(slice.service.clone()).or_default().slices.set(slice);
         touched
     }
 
+    /// Forgets a slice. `None`: it was not there.
     pub fn remove_slice(&mut self, name: &SliceName) -> Option<Touched> {
-        let owner = self.slice_owner.remove(name)?;
+        let ByName(slice) = self.by_name.take(name)?;
+        let owner = slice.service.clone();
         let hash_map::Entry::Occupied(mut entry) = self.entries.entry(owner.clone()) else { return None };
-        let at = entry.get().slices.iter().position(|slice| slice.name == *name)?;
-        let family = entry.get_mut().slices.swap_remove(at).family;
+        entry.get_mut().slices.remove(name);
         if entry.get().slices.is_empty() && entry.get().service.is_none() {
             entry.remove();
         }
-        Some(Touched { service: owner, family: Some(family) })
+        Some(Touched { service: owner, family: Some(slice.family) })
     }
 
     /// A (re-)list begins: from now on names are noted.
@@ -155,58 +172,16 @@ impl Store {
             Kind::Slice => {
                 self.slices.complete_once = true;
                 let Some(seen) = mem::take(&mut self.slices.seen) else { return Vec::new() };
-                let gone: Vec<_> =
-                    self.slice_owner.keys().filter(|name| !seen.contains(*name)).cloned().collect();
+                let gone: Vec<_> = self
+                    .by_name
+                    .iter()
+                    .map(|ByName(slice)| &slice.name)
+                    .filter(|name| !seen.contains(*name))
+                    .cloned()
+                    .collect();
                 gone.iter().filter_map(|name| self.remove_slice(name)).collect()
             }
         }
-    }
-}
-
-impl Entry {
-    /// The endpoints of one Service port in one family with the port each listens on. One address and port counts
-    /// once; of two that share them, the one that is not terminating is taken (a pod's address may be reused before
-    /// the old pod is gone). Else the order of slice names decides, not the order of events: of two that do not terminate the
-    /// later one, of two that terminate the first.
-    pub fn endpoints(&self, family: Family, port: &str, protocol: Protocol) -> Vec<(&Endpoint, u16)> {
-        let mut slices: Vec<&Slice> = self.slices.iter().filter(|slice| slice.family == family).collect();
-        slices.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        let mut found: Vec<(&Endpoint, u16)> = slices
-            .iter()
-            .flat_map(|slice| {
-                let ports = slice
-                    .ports
-                    .iter()
-                    .filter(move |candidate| *candidate.name == *port && candidate.protocol == protocol);
-                ports.flat_map(|port| slice.endpoints.iter().map(move |endpoint| (endpoint, port.port)))
-            })
-            .collect();
-        // Stable: within one address and port the order of slices stays.
-        found.sort_by_key(|(endpoint, port)| (endpoint.addr, *port));
-        found.dedup_by(|later, earlier| {
-            let same = (later.0.addr, later.1) == (earlier.0.addr, earlier.1);
-            if same && !later.0.terminating {
-                *earlier = *later;
-            }
-            same
-        });
-        found
-    }
-
-    /// Distinct addresses of ready endpoints on this node: what a load balancer's health check asks.
-    pub fn ready_local_addresses(&self, family: Family) -> usize {
-        let mut addresses: Vec<IpAddr> = self
-            .slices
-            .iter()
-            // Without a port that it names, an endpoint cannot answer anybody.
-            .filter(|slice| slice.family == family && !slice.ports.is_empty())
-            .flat_map(|slice| slice.endpoints.iter())
-            .filter(|endpoint| endpoint.local && endpoint.ready)
-            .map(|endpoint| endpoint.addr)
-            .collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        addresses.len()
     }
 }
 

@@ -179,8 +179,8 @@ struct Cluster {
 impl Cluster {
     fn inputs(&self) -> Vec<Input> {
         let mut inputs = vec![Input::Zone(self.zone.clone()), Input::NodeIps(self.node_ips.clone())];
-        inputs.extend(self.services.values().cloned().map(Input::Service));
-        inputs.extend(self.slices.values().cloned().map(Input::Slice));
+        inputs.extend(self.services.values().cloned().map(|object| Input::Service(object.into())));
+        inputs.extend(self.slices.values().cloned().map(|object| Input::Slice(object.into())));
         inputs
     }
 
@@ -188,7 +188,7 @@ impl Cluster {
         match event {
             Event::Service(service) => {
                 self.services.insert(service.name.clone(), service.clone());
-                rig.put(Input::Service(service));
+                rig.put(Input::Service(service.into()));
             }
             Event::ServiceGone(name) => {
                 self.services.remove(&name);
@@ -196,7 +196,7 @@ impl Cluster {
             }
             Event::Slice(slice) => {
                 self.slices.insert(slice.name.clone(), slice.clone());
-                rig.put(Input::Slice(slice));
+                rig.put(Input::Slice(slice.into()));
             }
             Event::SliceGone(name) => {
                 self.slices.remove(&name);
@@ -212,11 +212,19 @@ impl Cluster {
                 match kind {
                     Kind::Service => {
                         self.services.retain(|_, _| named());
-                        self.services.values().cloned().map(Input::Service).for_each(|input| rig.put(input));
+                        self.services
+                            .values()
+                            .cloned()
+                            .map(|object| Input::Service(object.into()))
+                            .for_each(|input| rig.put(input));
                     }
                     Kind::Slice => {
                         self.slices.retain(|_, _| named());
-                        self.slices.values().cloned().map(Input::Slice).for_each(|input| rig.put(input));
+                        self.slices
+                            .values()
+                            .cloned()
+                            .map(|object| Input::Slice(object.into()))
+                            .for_each(|input| rig.put(input));
                     }
                 }
                 rig.put(Input::Listed(kind));

@@ -18,7 +18,7 @@ fn two() -> Vec<Input> {
 }
 
 fn with_endpoint(of: &str, number: u8) -> [Input; 2] {
-    [Input::Service(service(of, number)), Input::Slice(slice(of, &[number]))]
+    [Input::Service(service(of, number).into()), Input::Slice(slice(of, &[number]).into())]
 }
 
 fn many(count: u8) -> Vec<Input> {
@@ -53,7 +53,7 @@ fn an_empty_cluster_is_written_too() {
 fn a_change_is_written_at_once_when_idle() {
     let mut rig = Rig::running(two());
     rig.pass(LONG);
-    rig.put(Input::Slice(slice("a", &[1, 2])));
+    rig.put(Input::Slice(slice("a", &[1, 2]).into()));
     assert_eq!(rig.engine.next_wakeup(), Some(rig.now));
     let reports = rig.sync();
     assert_eq!(reports.len(), 1, "the other family is not touched");
@@ -68,10 +68,10 @@ fn a_burst_is_taken_together() {
     let mut rig = Rig::running(many(50));
     rig.pass(LONG);
     let before = rig.v4().log.len();
-    rig.put(Input::Slice(slice("s001", &[1, 100])));
+    rig.put(Input::Slice(slice("s001", &[1, 100]).into()));
     rig.sync();
     for number in 2..=50 {
-        rig.put(Input::Slice(slice(&format!("s{number:03}"), &[number, 100])));
+        rig.put(Input::Slice(slice(&format!("s{number:03}"), &[number, 100]).into()));
     }
     assert!(rig.sync().is_empty(), "the minimum interval has not passed");
     assert_eq!(rig.engine.next_wakeup(), Some(rig.now + Pace::default().min_interval));
@@ -85,13 +85,13 @@ fn a_burst_is_taken_together() {
 fn a_slow_kernel_gets_a_rest_as_long_as_its_work() {
     let mut rig = Rig::running(two());
     rig.pass(LONG);
-    rig.put(Input::Slice(slice("a", &[1, 2])));
+    rig.put(Input::Slice(slice("a", &[1, 2]).into()));
     let mut now = rig.now;
     let reports = rig.engine.sync_due(&mut || {
         now += Duration::from_millis(40);
         now
     });
-    rig.put(Input::Slice(slice("a", &[1])));
+    rig.put(Input::Slice(slice("a", &[1]).into()));
     let took = reports[0].ended - reports[0].started;
     assert!(took >= Duration::from_millis(40));
     assert_eq!(rig.engine.next_wakeup(), Some(reports[0].ended + took));
@@ -101,9 +101,9 @@ fn a_slow_kernel_gets_a_rest_as_long_as_its_work() {
 fn what_equals_what_is_installed_costs_the_kernel_nothing() {
     let mut rig = Rig::running(two());
     let before = rig.v4().log.len();
-    rig.put(Input::Slice(slice("a", &[1, 2])));
-    rig.put(Input::Slice(slice("a", &[1])));
-    rig.put(Input::Slice(Slice { trigger_time: Some(5), ..slice("a", &[1]) }));
+    rig.put(Input::Slice(slice("a", &[1, 2]).into()));
+    rig.put(Input::Slice(slice("a", &[1]).into()));
+    rig.put(Input::Slice(Slice { trigger_time: Some(5), ..slice("a", &[1]) }.into()));
     let reports = rig.settle();
     assert!(reports.iter().all(|report| report.changes.is_empty() && report.error.is_none()));
     assert_eq!(rig.v4().log.len(), before);
@@ -114,7 +114,7 @@ fn a_failed_sync_is_repeated_with_growing_pauses_and_loses_nothing() {
     let mut rig = Rig::running(two());
     rig.pass(LONG);
     rig.v4().faults.busy = 5;
-    rig.put(Input::Slice(slice("a", &[1, 2])));
+    rig.put(Input::Slice(slice("a", &[1, 2]).into()));
     let mut waits = Vec::new();
     for round in 0..5 {
         let reports = rig.sync();
@@ -124,7 +124,7 @@ fn a_failed_sync_is_repeated_with_growing_pauses_and_loses_nothing() {
         waits.push(reports[0].retry_at.expect("retried") - rig.now);
         assert_eq!(rig.engine.next_wakeup(), reports[0].retry_at);
         // What comes meanwhile joins, and does not shorten the pause.
-        rig.put(Input::Slice(slice("b", &[2, 10 + round])));
+        rig.put(Input::Slice(slice("b", &[2, 10 + round]).into()));
         assert!(rig.sync().is_empty());
         rig.now = reports[0].retry_at.expect("retried");
     }
@@ -137,7 +137,7 @@ fn a_failed_sync_is_repeated_with_growing_pauses_and_loses_nothing() {
 
     rig.pass(LONG);
     rig.v4().faults.busy = 1;
-    rig.put(Input::Slice(slice("a", &[1])));
+    rig.put(Input::Slice(slice("a", &[1]).into()));
     let reports = rig.settle();
     assert_eq!(reports[0].retry_at.expect("retried") - reports[0].ended, first, "success resets the pause");
 }
@@ -146,7 +146,7 @@ fn a_failed_sync_is_repeated_with_growing_pauses_and_loses_nothing() {
 fn the_pause_has_an_upper_bound() {
     let mut rig = Rig::running(two());
     rig.v4().faults.busy = 100;
-    rig.put(Input::Slice(slice("a", &[1, 2])));
+    rig.put(Input::Slice(slice("a", &[1, 2]).into()));
     let reports = rig.settle();
     let longest = reports.iter().filter_map(|report| Some(report.retry_at? - report.ended)).max();
     assert_eq!(longest, Some(Pace::default().max_retry));
@@ -158,7 +158,7 @@ fn one_family_that_fails_does_not_stop_the_other() {
     let mut rig = Rig::running(two());
     rig.pass(LONG);
     rig.v6().faults.busy = u32::MAX;
-    rig.put(Input::Service(service("c", 3)));
+    rig.put(Input::Service(service("c", 3).into()));
     let reports = rig.run_for(LONG);
     assert!(reports.iter().any(|report| report.family == Family::V6 && report.error.is_some()));
     assert!(reports.iter().all(|report| report.family == Family::V6 || report.error.is_none()));
@@ -174,7 +174,7 @@ fn a_lost_reply_leads_to_a_full_sync() {
     for took_effect in [true, false] {
         let mut rig = Rig::running(two());
         rig.v4().faults.lost = vec![took_effect];
-        rig.put(Input::Service(service("c", 3)));
+        rig.put(Input::Service(service("c", 3).into()));
         let reports = rig.settle();
         let v4: Vec<_> = reports.iter().filter(|report| report.family == Family::V4).collect();
         assert!(v4[0].error.is_some());
@@ -188,8 +188,8 @@ fn the_culprit_is_set_aside_and_all_others_go_ahead_at_once() {
     let mut rig = Rig::running(two());
     rig.pass(LONG);
     rig.v4().faults.refuse.insert(name("a"));
-    rig.put(Input::Slice(slice("a", &[1, 2])));
-    rig.put(Input::Slice(slice("b", &[2, 3])));
+    rig.put(Input::Slice(slice("a", &[1, 2]).into()));
+    rig.put(Input::Slice(slice("b", &[2, 3]).into()));
     let reports = rig.sync();
     assert_eq!(reports[0].error, None);
     assert_eq!(reports[0].set_aside, [(name("a"), "not this one".to_owned())]);
@@ -216,12 +216,12 @@ fn an_edit_gives_a_service_that_was_set_aside_another_chance_at_once() {
     let mut rig = Rig::running(two());
     rig.pass(LONG);
     rig.v4().faults.refuse.insert(name("a"));
-    rig.put(Input::Slice(slice("a", &[1, 2])));
+    rig.put(Input::Slice(slice("a", &[1, 2]).into()));
     rig.sync();
     rig.v4().faults.refuse.clear();
     rig.pass(Duration::from_millis(100));
     assert!(rig.sync().is_empty());
-    rig.put(Input::Slice(slice("a", &[1, 3])));
+    rig.put(Input::Slice(slice("a", &[1, 3]).into()));
     let reports = rig.sync();
     assert_eq!(reports[0].restored, [name("a")]);
 }
@@ -245,7 +245,7 @@ fn a_flood_of_culprits_takes_a_few_syncs_but_gets_through() {
     rig.v4().faults.refuse = (1..=100).map(|number| name(&format!("s{number:03}"))).collect();
     rig.run_for(Duration::from_secs(10));
     assert_eq!(rig.in_kernel(Family::V4).len(), 100);
-    rig.put(Input::Slice(slice("s150", &[1, 2])));
+    rig.put(Input::Slice(slice("s150", &[1, 2]).into()));
     rig.run_for(Duration::from_secs(3));
     let kernel = rig.v4();
     let changed = kernel.routes.iter().find(|(port, _)| port.service == name("s150"));
@@ -273,13 +273,13 @@ fn a_last_good_state_that_is_refused_in_its_turn_is_left_out() {
 #[test]
 fn a_service_that_is_set_aside_gives_up_an_address_that_another_owns_by_now() {
     let external = |of: &str, number, addr: &str| {
-        Input::Service(Service { external_ips: [ip(addr)].into(), ..service(of, number) })
+        Input::Service(Service { external_ips: [ip(addr)].into(), ..service(of, number) }.into())
     };
     // `b` holds the address; its edit, which would keep it, is refused; then the older `a` claims it.
-    let mut rig = Rig::running([external("b", 2, "203.0.113.1"), Input::Slice(slice("b", &[2]))]);
+    let mut rig = Rig::running([external("b", 2, "203.0.113.1"), Input::Slice(slice("b", &[2]).into())]);
     rig.pass(LONG);
     rig.v4().faults.refuse.insert(name("b"));
-    rig.put(Input::Slice(slice("b", &[2, 3])));
+    rig.put(Input::Slice(slice("b", &[2, 3]).into()));
     rig.sync();
     rig.pass(Duration::from_millis(100));
     rig.v4().faults.refuse.clear();
@@ -293,12 +293,12 @@ fn a_service_that_is_set_aside_gives_up_an_address_that_another_owns_by_now() {
 #[test]
 fn what_is_refused_even_without_the_address_is_left_out() {
     let with_address = |of: &str, number| {
-        Input::Service(Service { external_ips: [ip("203.0.113.1")].into(), ..service(of, number) })
+        Input::Service(Service { external_ips: [ip("203.0.113.1")].into(), ..service(of, number) }.into())
     };
-    let mut rig = Rig::running([with_address("b", 2), Input::Slice(slice("b", &[2]))]);
+    let mut rig = Rig::running([with_address("b", 2), Input::Slice(slice("b", &[2]).into())]);
     rig.pass(LONG);
     rig.v4().faults.refuse.insert(name("b"));
-    rig.put(Input::Slice(slice("b", &[2, 3])));
+    rig.put(Input::Slice(slice("b", &[2, 3]).into()));
     rig.sync();
     rig.pass(Duration::from_millis(100));
     rig.put(with_address("a", 1));
@@ -318,7 +318,7 @@ fn every_port_of_a_service_is_served_and_what_is_given_twice_once() {
     let second = ServicePort { name: "q".into(), port: 81, ..first };
     let same_address = ServicePort { name: "r".into(), ..first };
     many.ports = [first.clone(), second, same_address, first].into();
-    let rig = Rig::running([Input::Service(many)]);
+    let rig = Rig::running([Input::Service(many.into())]);
     let kernel = rig.v4();
     let ports: Vec<_> =
         kernel.routes.iter().map(|(port, route)| (&*port.port, route.frontends.len())).collect();
@@ -328,7 +328,7 @@ fn every_port_of_a_service_is_served_and_what_is_given_twice_once() {
 #[test]
 fn the_heir_of_an_address_gets_it_though_it_did_not_change() {
     let with = |of: &str, number| {
-        Input::Service(Service { external_ips: [ip("203.0.113.1")].into(), ..service(of, number) })
+        Input::Service(Service { external_ips: [ip("203.0.113.1")].into(), ..service(of, number) }.into())
     };
     let mut rig = Rig::listed([with("old", 1), with("young", 2)]);
     let reports = rig.settle();
@@ -337,7 +337,7 @@ fn the_heir_of_an_address_gets_it_though_it_did_not_change() {
     assert_eq!((&conflicts[0].service, &conflicts[0].winner), (&name("young"), &name("old")));
     assert_eq!(rig.frontends("young"), ["172.30.0.2:80"]);
 
-    rig.put(Input::Slice(slice("young", &[2])));
+    rig.put(Input::Slice(slice("young", &[2]).into()));
     assert!(rig.settle().iter().all(|report| report.conflicts.is_empty()), "told once");
 
     rig.put(Input::ServiceGone(name("old")));
@@ -352,7 +352,7 @@ fn the_heir_of_an_address_gets_it_though_it_did_not_change() {
 fn a_service_that_is_made_anew_loses_its_seniority() {
     let with = |of: &str, number: u8, created| {
         let external_ips = [ip("203.0.113.1")].into();
-        Input::Service(Service { created, external_ips, ..service(of, number) })
+        Input::Service(Service { created, external_ips, ..service(of, number) }.into())
     };
     let mut rig = Rig::running([with("a", 1, 10), with("b", 2, 20)]);
     assert_eq!(rig.frontends("a").len(), 2);
@@ -366,7 +366,7 @@ fn a_service_that_is_made_anew_loses_its_seniority() {
 #[test]
 fn a_cluster_ip_cannot_be_taken_by_an_external_ip() {
     let thief = Service { created: -5, external_ips: [ip("172.30.0.2")].into(), ..service("thief", 1) };
-    let mut rig = Rig::running([Input::Service(thief), Input::Service(service("owner", 2))]);
+    let mut rig = Rig::running([Input::Service(thief.into()), Input::Service(service("owner", 2).into())]);
     assert_eq!(rig.frontends("thief"), ["172.30.0.1:80"]);
     assert_eq!(rig.frontends("owner"), ["172.30.0.2:80"]);
     rig.put(Input::ServiceGone(name("owner")));
@@ -379,8 +379,8 @@ fn a_rejected_operation_is_repeated_by_full_syncs_with_growing_pauses() {
     let mut rig = Rig::running(two());
     rig.pass(LONG);
     rig.v4().faults.reject.insert(name("a"));
-    rig.put(Input::Slice(slice("a", &[1, 2])));
-    rig.put(Input::Slice(slice("b", &[2, 3])));
+    rig.put(Input::Slice(slice("a", &[1, 2]).into()));
+    rig.put(Input::Slice(slice("b", &[2, 3]).into()));
     let reports = rig.sync();
     assert_eq!(reports[0].set_aside, [(name("a"), "not this op".to_owned())]);
     assert!(reports[0].restored.is_empty());
@@ -430,7 +430,7 @@ fn a_plan_that_does_not_fit_becomes_a_full_one_at_once() {
     let mut rig = Rig::running(two());
     rig.pass(LONG);
     rig.v4().full_up = true;
-    rig.put(Input::Slice(slice("a", &[1, 2])));
+    rig.put(Input::Slice(slice("a", &[1, 2]).into()));
     let reports = rig.sync();
     assert_eq!(reports[0].full, Some("does not fit"));
     assert_eq!(reports[0].error, None);
@@ -450,7 +450,7 @@ fn a_full_sync_can_be_demanded() {
 fn a_new_list_removes_what_is_gone() {
     let mut rig = Rig::running(two());
     rig.put(Input::Listing(Kind::Service));
-    rig.put(Input::Service(service("b", 2)));
+    rig.put(Input::Service(service("b", 2).into()));
     assert!(rig.run_for(LONG).is_empty(), "half a list takes nothing away");
     rig.put(Input::Listed(Kind::Service));
     rig.settle();
@@ -481,7 +481,7 @@ fn a_new_zone_is_a_second_look_at_every_service() {
     for (endpoint, zone) in zoned.endpoints.iter_mut().zip(["east", "west"]) {
         endpoint.for_zones = Some([zone.into()].into());
     }
-    let mut rig = Rig::running([Input::Service(service("a", 1)), Input::Slice(zoned)]);
+    let mut rig = Rig::running([Input::Service(service("a", 1).into()), Input::Slice(zoned.into())]);
     let targets = |rig: &Rig| rig.v4().routes.values().map(|route| route.cluster.len()).sum::<usize>();
     assert_eq!(targets(&rig), 2);
     rig.put(Input::Zone(Some("west".into())));
@@ -512,11 +512,11 @@ fn the_nodes_addresses_are_part_of_the_environment_and_of_source_ranges() {
         source_ranges: Some(["192.168.0.0/16".parse().expect("a network")].into()),
         ..service("a", 1)
     };
-    let mut rig = Rig::running([Input::Service(restricted)]);
+    let mut rig = Rig::running([Input::Service(restricted.into())]);
     let own_vips = |rig: &Rig| {
         let kernel = rig.v4();
         let route = kernel.routes.values().next().expect("one Service");
-        route.frontends[1].sources.as_ref().expect("restricted").own_vips.len()
+        route.sources(&route.frontends[1]).expect("restricted").own_vips.len()
     };
     assert_eq!(own_vips(&rig), 0);
     rig.put(Input::NodeIps([ip("192.168.0.10")].into()));
@@ -545,9 +545,9 @@ fn changed_settings_take_effect_without_a_restart() {
     rig.engine.set_settings(all, pace, rig.now);
     rig.settle();
     assert!(rig.v4().environment.as_ref().is_some_and(|environment| environment.masquerade_all));
-    rig.put(Input::Slice(slice("a", &[1, 2])));
+    rig.put(Input::Slice(slice("a", &[1, 2]).into()));
     rig.sync();
-    rig.put(Input::Slice(slice("a", &[1])));
+    rig.put(Input::Slice(slice("a", &[1]).into()));
     let last = rig.now;
     rig.sync();
     assert_eq!(rig.engine.next_wakeup(), Some(last + Duration::from_secs(7)));
@@ -559,14 +559,14 @@ fn the_earliest_of_several_reasons_to_wake_up_counts() {
     rig.pass(LONG);
     // `a` waits longer than `b`, for it was refused twice.
     rig.v4().faults.refuse = [name("a"), name("b")].into();
-    rig.put(Input::Slice(slice("a", &[1, 2])));
+    rig.put(Input::Slice(slice("a", &[1, 2]).into()));
     rig.sync();
     let first = rig.engine.next_wakeup().expect("a is retried");
     rig.now = first;
     rig.sync();
     let of_a = rig.engine.next_wakeup().expect("a is retried");
     rig.pass(Duration::from_millis(10));
-    rig.put(Input::Slice(slice("b", &[2, 3])));
+    rig.put(Input::Slice(slice("b", &[2, 3]).into()));
     rig.sync();
     let of_b = rig.engine.next_wakeup().expect("b is retried");
     assert!(of_b < of_a);
@@ -582,14 +582,18 @@ fn what_is_installed_is_counted() {
     let mut external = service("b", 2);
     external.external_policy = TrafficPolicy::Local;
     external.external_ips = [ip("203.0.113.1")].into();
-    let inputs = [Input::Service(local), Input::Service(external), Input::Service(service("c", 3))];
-    let slices = ["a", "b", "c"].map(|of| Input::Slice(slice(of, &[1, 2])));
+    let inputs = [
+        Input::Service(local.into()),
+        Input::Service(external.into()),
+        Input::Service(service("c", 3).into()),
+    ];
+    let slices = ["a", "b", "c"].map(|of| Input::Slice(slice(of, &[1, 2]).into()));
     let mut rig = Rig::running(inputs.into_iter().chain(slices));
     let expected = Counts { service_ports: 3, endpoints: 4, no_local_internal: 1, no_local_external: 1 };
     assert_eq!(rig.engine.instances()[0].counts(), expected);
     let mut here = slice("b", &[1, 2]);
     here.endpoints[0].local = true;
-    rig.put(Input::Slice(here));
+    rig.put(Input::Slice(here.into()));
     rig.put(Input::ServiceGone(name("a")));
     rig.settle();
     let expected = Counts { service_ports: 2, endpoints: 4, no_local_internal: 0, no_local_external: 0 };
@@ -600,7 +604,7 @@ fn what_is_installed_is_counted() {
 fn trigger_times_come_with_the_sync_that_gave_them_effect() {
     let mut rig = Rig::running(two());
     rig.v4().faults.busy = 1;
-    rig.put(Input::Slice(Slice { trigger_time: Some(7), ..slice("a", &[1, 2]) }));
+    rig.put(Input::Slice(Slice { trigger_time: Some(7), ..slice("a", &[1, 2]) }.into()));
     let reports = rig.settle();
     assert!(reports[0].error.is_some() && reports[0].triggers.is_empty());
     assert_eq!(reports[1].triggers, [7]);
@@ -615,7 +619,7 @@ fn health_checks_follow_the_endpoints_of_this_node() {
     };
     let mut local = slice("a", &[1, 2]);
     local.endpoints[0].local = true;
-    let mut rig = Rig::running([Input::Service(checked), Input::Slice(local)]);
+    let mut rig = Rig::running([Input::Service(checked.into()), Input::Slice(local.into())]);
     let counts = |rig: &mut Rig| {
         rig.engine
             .take_health_checks()
@@ -626,7 +630,7 @@ fn health_checks_follow_the_endpoints_of_this_node() {
     assert_eq!(counts(&mut rig), None, "unchanged since the last call");
     rig.put(Input::SliceGone(proxy_core::model::SliceName::new("ns", "a-1")));
     assert_eq!(counts(&mut rig), Some(vec![(Some(0), None)]));
-    rig.put(Input::Service(Service { health_check_node_port: Some(30999), ..service("a", 1) }));
+    rig.put(Input::Service(Service { health_check_node_port: Some(30999), ..service("a", 1) }.into()));
     assert_eq!(counts(&mut rig), Some(vec![(Some(0), Some(0))]));
     rig.put(Input::ServiceGone(name("a")));
     assert_eq!(counts(&mut rig), Some(vec![]));

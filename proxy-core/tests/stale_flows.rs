@@ -61,7 +61,7 @@ fn dns_slice(last: &[u8]) -> Slice {
 fn with_state(mut slice: Slice, of: usize, ready: bool, serving: bool, terminating: bool) -> Input {
     let endpoint = &mut slice.endpoints[of];
     (endpoint.ready, endpoint.serving, endpoint.terminating) = (ready, serving, terminating);
-    Input::Slice(slice)
+    Input::Slice(slice.into())
 }
 
 fn at(text: &str) -> (IpAddr, u16) {
@@ -70,7 +70,7 @@ fn at(text: &str) -> (IpAddr, u16) {
 }
 
 fn flow(destination: &str, replier: &str) -> Flow {
-    Flow { protocol: Protocol::Udp, destination: at(destination), replier: at(replier) }
+    Flow { protocol: Protocol::Udp, destination: at(destination), replier: at(replier), unanswered: true }
 }
 
 fn node() -> NodePortDestinations {
@@ -93,7 +93,8 @@ fn assert_stale(stale: &StaleFlows, flows: &[(&str, &str, bool)]) {
 
 #[test]
 fn flows_older_than_the_process_are_judged_at_the_start() {
-    let stale = Tracked::new(false).stale([Input::Service(dns()), Input::Slice(dns_slice(&[1]))]);
+    let stale =
+        Tracked::new(false).stale([Input::Service(dns().into()), Input::Slice(dns_slice(&[1]).into())]);
     assert_stale(
         &stale,
         &[
@@ -111,7 +112,8 @@ fn flows_older_than_the_process_are_judged_at_the_start() {
 
 #[test]
 fn a_flow_to_another_host_on_the_number_of_a_node_port_is_not_ours() {
-    let stale = Tracked::new(false).stale([Input::Service(dns()), Input::Slice(dns_slice(&[1]))]);
+    let stale =
+        Tracked::new(false).stale([Input::Service(dns().into()), Input::Slice(dns_slice(&[1]).into())]);
     assert_stale(
         &stale,
         &[("203.0.113.5:30053", "203.0.113.5:30053", false), ("127.0.0.1:30053", "127.0.0.1:30053", false)],
@@ -139,8 +141,8 @@ fn node_port_destinations_follow_the_configuration() {
 #[test]
 fn an_endpoint_that_goes_takes_its_flows_with_it() {
     let mut tracked = Tracked::new(false);
-    tracked.stale([Input::Service(dns()), Input::Slice(dns_slice(&[1, 2]))]);
-    let stale = tracked.stale([Input::Slice(dns_slice(&[1]))]);
+    tracked.stale([Input::Service(dns().into()), Input::Slice(dns_slice(&[1, 2]).into())]);
+    let stale = tracked.stale([Input::Slice(dns_slice(&[1]).into())]);
     assert_stale(
         &stale,
         &[("172.30.0.1:53", "10.0.0.2:5353", true), ("172.30.0.1:53", "10.0.0.1:5353", false)],
@@ -150,7 +152,7 @@ fn an_endpoint_that_goes_takes_its_flows_with_it() {
 #[test]
 fn an_endpoint_that_terminates_keeps_its_flows_while_it_serves() {
     let mut tracked = Tracked::new(false);
-    tracked.stale([Input::Service(dns()), Input::Slice(dns_slice(&[1, 2]))]);
+    tracked.stale([Input::Service(dns().into()), Input::Slice(dns_slice(&[1, 2]).into())]);
     let stale = tracked.stale([with_state(dns_slice(&[1, 2]), 1, false, true, true)]);
     assert!(stale.is_empty(), "nothing went, so nothing is read");
     // Its end changes no route, for it had left that before: it must be noticed all the same.
@@ -164,14 +166,14 @@ fn an_endpoint_that_terminates_keeps_its_flows_while_it_serves() {
 #[test]
 fn an_endpoint_published_though_not_ready_keeps_its_flows() {
     let stale = Tracked::new(false)
-        .stale([Input::Service(dns()), with_state(dns_slice(&[1]), 0, true, false, false)]);
+        .stale([Input::Service(dns().into()), with_state(dns_slice(&[1]), 0, true, false, false)]);
     assert_stale(&stale, &[("172.30.0.1:53", "10.0.0.1:5353", false)]);
 }
 
 #[test]
 fn a_service_that_loses_all_endpoints_loses_all_flows() {
     let mut tracked = Tracked::new(false);
-    tracked.stale([Input::Service(dns()), Input::Slice(dns_slice(&[1]))]);
+    tracked.stale([Input::Service(dns().into()), Input::Slice(dns_slice(&[1]).into())]);
     let stale = tracked.stale([Input::SliceGone(SliceName::new("ns", "dns-1"))]);
     assert_stale(
         &stale,
@@ -182,7 +184,7 @@ fn a_service_that_loses_all_endpoints_loses_all_flows() {
 #[test]
 fn a_deleted_service_loses_what_was_translated_and_nothing_else() {
     let mut tracked = Tracked::new(false);
-    tracked.stale([Input::Service(dns()), Input::Slice(dns_slice(&[1]))]);
+    tracked.stale([Input::Service(dns().into()), Input::Slice(dns_slice(&[1]).into())]);
     let stale = tracked.stale([Input::ServiceGone(name("dns"))]);
     assert_stale(
         &stale,
@@ -198,10 +200,10 @@ fn a_deleted_service_loses_what_was_translated_and_nothing_else() {
 #[test]
 fn a_service_that_changes_itself_only_is_noticed() {
     let mut tracked = Tracked::new(false);
-    tracked.stale([Input::Service(dns()), Input::Slice(dns_slice(&[1]))]);
+    tracked.stale([Input::Service(dns().into()), Input::Slice(dns_slice(&[1]).into())]);
     let mut other_port = dns();
     other_port.ports[0].port = 54;
-    let stale = tracked.stale([Input::Service(other_port)]);
+    let stale = tracked.stale([Input::Service(other_port.into())]);
     assert_stale(
         &stale,
         &[
@@ -212,7 +214,7 @@ fn a_service_that_changes_itself_only_is_noticed() {
     );
     let mut other_protocol = dns();
     other_protocol.ports[0].protocol = Protocol::Tcp;
-    let stale = tracked.stale([Input::Service(other_protocol)]);
+    let stale = tracked.stale([Input::Service(other_protocol.into())]);
     assert_stale(&stale, &[("172.30.0.1:54", "10.0.0.1:5353", true)]);
     assert_eq!(stale.protocols().collect::<Vec<_>>(), [Protocol::Udp]);
 }
@@ -223,13 +225,13 @@ fn an_address_that_passes_to_another_service_keeps_the_flows_of_shared_endpoints
         service.external_ips = [ip("203.0.113.1")].into();
         service.created = number;
         service.ports[0].node_port = None;
-        Input::Service(service)
+        Input::Service(service.into())
     };
     let other = || Service { name: name("other"), cluster_ips: [ip("172.30.0.2")].into(), ..dns() };
     let other_slice =
         Slice { name: SliceName::new("ns", "o-1"), service: name("other"), ..dns_slice(&[1, 3]) };
     let mut tracked = Tracked::new(false);
-    let slices = [Input::Slice(dns_slice(&[1, 2])), Input::Slice(other_slice)];
+    let slices = [Input::Slice(dns_slice(&[1, 2]).into()), Input::Slice(other_slice.into())];
     tracked.stale(slices.into_iter().chain([external(dns(), 1), external(other(), 2)]));
     let stale = tracked.stale([Input::ServiceGone(name("dns"))]);
     assert_stale(
@@ -249,16 +251,16 @@ fn a_host_network_endpoint_at_the_frontends_own_address_is_not_untranslated() {
     let mut slice = dns_slice(&[1]);
     slice.endpoints[0].addr = ip("192.168.0.10");
     slice.ports[0].port = 53;
-    let stale = Tracked::new(false).stale([Input::Service(service), Input::Slice(slice)]);
+    let stale = Tracked::new(false).stale([Input::Service(service.into()), Input::Slice(slice.into())]);
     assert_stale(&stale, &[("192.168.0.10:53", "192.168.0.10:53", false)]);
 }
 
 #[test]
 fn an_endpoint_that_comes_is_known_to_rules_that_are_still_pending() {
     let mut tracked = Tracked::new(false);
-    tracked.stale([Input::Service(dns()), Input::Slice(dns_slice(&[1, 2]))]);
-    let mut stale = tracked.stale([Input::Slice(dns_slice(&[1]))]);
-    tracked.rig.put(Input::Slice(dns_slice(&[1, 2])));
+    tracked.stale([Input::Service(dns().into()), Input::Slice(dns_slice(&[1, 2]).into())]);
+    let mut stale = tracked.stale([Input::Slice(dns_slice(&[1]).into())]);
+    tracked.rig.put(Input::Slice(dns_slice(&[1, 2]).into()));
     let rules = tracked.rules();
     assert!(!rules.is_empty() && rules.iter().all(|rule| !rule.urgent));
     let mut nothing_pending = StaleFlows::default();
@@ -273,7 +275,7 @@ fn an_endpoint_that_comes_is_known_to_rules_that_are_still_pending() {
 #[test]
 fn a_pass_that_failed_does_not_replace_newer_rules() {
     let mut tracked = Tracked::new(false);
-    let earlier = tracked.stale([Input::Service(dns()), Input::Slice(dns_slice(&[1]))]);
+    let earlier = tracked.stale([Input::Service(dns().into()), Input::Slice(dns_slice(&[1]).into())]);
     let mut later = tracked.stale([Input::ServiceGone(name("dns"))]);
     later.add_earlier(earlier);
     assert_stale(
@@ -284,15 +286,23 @@ fn a_pass_that_failed_does_not_replace_newer_rules() {
 
 #[test]
 fn tcp_is_left_alone_unless_it_is_asked_for() {
-    let tcp = |destination, replier| Flow { protocol: Protocol::Tcp, ..flow(destination, replier) };
+    let tcp = |destination, replier| Flow {
+        protocol: Protocol::Tcp,
+        unanswered: false,
+        ..flow(destination, replier)
+    };
+    let untranslated = tcp("172.30.0.1:80", "172.30.0.1:80");
+    let opening = Flow { unanswered: true, ..untranslated };
     for asked in [false, true] {
         let mut tracked = Tracked::new(asked);
-        let stale = tracked.stale([Input::Service(service("web", 1)), Input::Slice(slice("web", &[1, 2]))]);
-        assert_eq!(stale.is_empty(), !asked);
-        let stale = tracked.stale([Input::Slice(slice("web", &[1]))]);
+        let stale = tracked
+            .stale([Input::Service(service("web", 1).into()), Input::Slice(slice("web", &[1, 2]).into())]);
+        assert!(stale.contains(&opening, &node()), "it repeats its first packet past the rules");
+        assert!(!stale.contains(&untranslated, &node()), "somebody serves it");
+        let stale = tracked.stale([Input::Slice(slice("web", &[1]).into())]);
         assert_eq!(stale.contains(&tcp("172.30.0.1:80", "10.0.0.2:8080"), &node()), asked);
         assert!(!stale.contains(&tcp("172.30.0.1:80", "10.0.0.1:8080"), &node()));
-        assert!(!stale.contains(&tcp("172.30.0.1:80", "172.30.0.1:80"), &node()));
+        assert!(!stale.contains(&untranslated, &node()));
         let stale = tracked.stale([Input::ServiceGone(name("web"))]);
         assert!(!stale.contains(&tcp("172.30.0.1:80", "10.0.0.1:8080"), &node()), "its endpoint is not gone");
     }
@@ -301,7 +311,7 @@ fn tcp_is_left_alone_unless_it_is_asked_for() {
 #[test]
 fn after_a_repair_every_frontend_is_looked_at_again() {
     let mut tracked = Tracked::new(false);
-    tracked.stale([Input::Service(dns()), Input::Slice(dns_slice(&[1]))]);
+    tracked.stale([Input::Service(dns().into()), Input::Slice(dns_slice(&[1]).into())]);
     tracked.rig.v4().damaged = true;
     tracked.rig.engine.check_drift(tracked.rig.now);
     let stale = tracked.stale([]);
@@ -314,7 +324,7 @@ fn after_a_repair_every_frontend_is_looked_at_again() {
 #[test]
 fn a_sync_that_failed_makes_nothing_stale() {
     let mut tracked = Tracked::new(false);
-    tracked.stale([Input::Service(dns()), Input::Slice(dns_slice(&[1]))]);
+    tracked.stale([Input::Service(dns().into()), Input::Slice(dns_slice(&[1]).into())]);
     tracked.rig.v4().faults.busy = 1;
     tracked.rig.put(Input::ServiceGone(name("dns")));
     let report = tracked.rig.sync().remove(0);
@@ -367,12 +377,15 @@ fn put(event: &Event, rig: &mut Rig) {
                 port: *port,
                 node_port: node_port.then_some(30053 + u16::from(*which)),
             };
-            rig.put(Input::Service(Service {
-                ports: [port].into(),
-                external_ips: if *external { [ip("203.0.113.1")].into() } else { [].into() },
-                cluster_ips: [IpAddr::from([172, 30, 0, 1 + which])].into(),
-                ..service(&name_of(*which), 1 + which)
-            }));
+            rig.put(Input::Service(
+                Service {
+                    ports: [port].into(),
+                    external_ips: if *external { [ip("203.0.113.1")].into() } else { [].into() },
+                    cluster_ips: [IpAddr::from([172, 30, 0, 1 + which])].into(),
+                    ..service(&name_of(*which), 1 + which)
+                }
+                .into(),
+            ));
         }
         Event::ServiceGone(which) => rig.put(Input::ServiceGone(name(&name_of(*which)))),
         Event::Slice { which, states } => {
@@ -389,7 +402,7 @@ fn put(event: &Event, rig: &mut Rig) {
                     ..endpoint.clone()
                 })
                 .collect();
-            rig.put(Input::Slice(slice));
+            rig.put(Input::Slice(slice.into()));
         }
         Event::Busy(times) => rig.v4().faults.busy = *times,
         Event::Pass => {}
@@ -456,7 +469,7 @@ proptest! {
             if matches!(event, Event::Pass) {
                 let stale = std::mem::take(&mut pending);
                 flows.retain(|(destination, replier)| {
-                    let flow = Flow { protocol: Protocol::Udp, destination: *destination, replier: *replier };
+                    let flow = Flow { protocol: Protocol::Udp, destination: *destination, replier: *replier, unanswered: true };
                     !stale.contains(&flow, &node())
                 });
             }
@@ -464,7 +477,7 @@ proptest! {
         tracked.rules().into_iter().for_each(|rule| pending.add(rule));
         let before = flows.clone();
         flows.retain(|(destination, replier)| {
-            let flow = Flow { protocol: Protocol::Udp, destination: *destination, replier: *replier };
+            let flow = Flow { protocol: Protocol::Udp, destination: *destination, replier: *replier, unanswered: true };
             !pending.contains(&flow, &node())
         });
         for (destination, replier) in before {

@@ -113,8 +113,9 @@ impl backend::Planner for Planner {
 
         let totals = installed.totals;
         for change in changes {
-            installed.totals.endpoints -= change.before.as_deref().map_or(0, |route| route.named.endpoints);
-            installed.totals.endpoints += change.after.as_deref().map_or(0, |route| route.named.endpoints);
+            installed.totals.endpoints -=
+                change.before.as_deref().map_or(0, |route| route.endpoints as usize);
+            installed.totals.endpoints += change.after.as_deref().map_or(0, |route| route.endpoints as usize);
         }
         let comments = endpoint_comments(installed.totals.endpoints);
         let context = Context { environment, host: installed.host, comments };
@@ -205,7 +206,7 @@ impl backend::Planner for Planner {
         found: Found,
         _now: Instant,
     ) -> Plan<Op> {
-        let endpoints = routes.iter().map(|(_, route)| route.named.endpoints).sum();
+        let endpoints = routes.iter().map(|(_, route)| route.endpoints as usize).sum();
         let mut totals = Totals { endpoints, services: Share::default() };
         let context = Context { environment, host: found.host, comments: endpoint_comments(endpoints) };
         let mut installed =

@@ -1,6 +1,8 @@
 //! Features that meet in one Service: from the objects to the rules. Each snapshot holds the rules that kube-proxy 1.36.2
 //! writes for the same objects, chain by chain; only the order of the shared chains is ours.
 
+use std::sync::Arc;
+
 use insta::assert_snapshot;
 use ipnet::IpNet;
 use proxy_core::{
@@ -9,7 +11,7 @@ use proxy_core::{
         Endpoint, Family, NodeHint, Protocol, Service, ServiceName, ServicePort, ServicePortName, Slice,
         SliceName, SlicePort, TrafficPolicy,
     },
-    route::{self, NodeView, Route},
+    route::{self, NodeView, Policy, Route},
     store::Entry,
 };
 
@@ -98,16 +100,21 @@ fn endpoint(words: &str) -> Endpoint {
 fn routes(service: &Service, slices: &[Slice], family: Family) -> Vec<(ServicePortName, Route)> {
     let node =
         NodeView { zone: Some("zone-a".into()), ips: [addr("192.168.10.1"), addr("fd00:10::1")].into() };
-    let entry = Entry { service: Some(service.clone()), slices: slices.to_vec() };
-    let port_routes = service.ports.iter().map(|port| {
+    let entry = Entry { service: None, slices: slices.iter().cloned().collect() };
+    let endpoints = entry.endpoints(family);
+    let policy = Arc::new(Policy::of(service, family, &node));
+    let all = route::asked(service, family);
+    let port_routes = all.chunk_by(|a, b| a.port == b.port).map(|asked| {
+        let port = &service.ports[usize::from(asked[0].port)];
         let name = ServicePortName {
             service: service.name.clone(),
             port: port.name.clone(),
             protocol: port.protocol,
         };
-        let wanted = route::wanted_frontends(service, port, family, &node).expect("a Service of this family");
-        let granted = wanted.clone();
-        (name, route::route(&entry, service, port, family, &wanted, granted, &node))
+        let (granted, lost): (Vec<route::Asked>, Vec<route::Asked>) =
+            asked.iter().partition(|asked| asked.counts);
+        let [granted, lost] = [granted, lost].map(|asked| asked.iter().map(|asked| asked.frontend).collect());
+        (name, route::route(service, port, &policy, (granted, lost), &endpoints, &node))
     });
     port_routes.collect()
 }

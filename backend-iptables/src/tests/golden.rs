@@ -4,7 +4,7 @@ use insta::assert_snapshot;
 use proxy_core::{
     environment::{LocalPods, NodePortAddresses},
     model::{Family, Protocol, ServiceName, ServicePortName, TrafficPolicy},
-    route::{AllowedSources, FrontendKind, Named, Route, Target},
+    route::{AllowedSources, FrontendKind, Route, Target},
 };
 
 use super::{Bench, addr, environment, exposed_web, frontend, local_web, name, rules_added, target, web};
@@ -126,7 +126,8 @@ fn a_cluster_ip_without_endpoints() {
 fn an_unnamed_udp_port_with_three_endpoints_and_affinity() {
     let endpoints =
         [target("10.244.0.5:53", true), target("10.244.0.10:53", true), target("10.244.1.5:53", false)];
-    let route = Route { protocol: Protocol::Udp, cluster: endpoints.into(), affinity: Some(10_800), ..web() };
+    let route = Route { protocol: Protocol::Udp, cluster: endpoints.into(), ..web() }
+        .under(|policy| policy.affinity = Some(10_800));
     let name = ServicePortName {
         service: ServiceName::new("shop", "dns"),
         port: "".into(),
@@ -249,12 +250,8 @@ fn external_frontends_without_any_endpoint() {
 
 #[test]
 fn internal_policy_local() {
-    let route = Route {
-        internal_policy: TrafficPolicy::Local,
-        cluster: Box::default(),
-        local: local_web().local,
-        ..web()
-    };
+    let route = Route { cluster: Box::default(), local: local_web().local, ..web() }
+        .under(|policy| policy.internal = TrafficPolicy::Local);
     assert_snapshot!(added_v4(route.clone()), @r#"
 *mangle
 *filter
@@ -281,7 +278,7 @@ fn source_ranges_of_a_load_balancer() {
             .into(),
         own_vips: [addr("203.0.113.20")].into(),
     };
-    route.frontends[2].sources = Some(sources.into());
+    route.policy_mut().sources = Some(sources.into());
     assert_snapshot!(added_v4(route), @r#"
 *mangle
 *filter
@@ -309,7 +306,8 @@ fn source_ranges_of_a_load_balancer() {
 
 #[test]
 fn an_external_address_that_is_ignored_or_lost_leaves_the_chain_to_which_nothing_leads() {
-    let route = Route { named: Named { unanswered: true, ..Named::default() }, ..web() };
+    let lost = [frontend(FrontendKind::ExternalIp, Some("203.0.113.10"), 80)];
+    let route = Route { lost: lost.into(), ..web() };
     let text = added_v4(route.clone());
     let rules: Vec<&str> = text.lines().filter(|line| line.contains("KUBE-EXT-")).collect();
     assert_snapshot!(rules.join("\n"), @r#"
@@ -322,18 +320,18 @@ fn an_external_address_that_is_ignored_or_lost_leaves_the_chain_to_which_nothing
 
 #[test]
 fn an_address_given_twice_has_its_rules_twice_unless_that_would_open_it() {
-    let repeated = |kind, at| Named { repeated: [frontend(kind, Some(at), 80)].into(), ..Named::default() };
+    let repeated = |at| [frontend(FrontendKind::ExternalIp, Some(at), 80)].into();
     let rules = |route| -> String {
         let text = added_v4(route);
         let lines = text.lines().filter(|line| line.starts_with("-A KUBE-SERVICES"));
         lines.collect::<Vec<_>>().join("\n")
     };
-    let route = Route { named: repeated(FrontendKind::ExternalIp, "10.96.0.10"), ..web() };
+    let route = Route { lost: repeated("10.96.0.10"), ..web() };
     assert_snapshot!(rules(route), @r#"
 -A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m comment --comment "shop/web:http cluster IP" -m tcp --dport 80 -j KUBE-SVC-67NZLRHBNDSAWJRO
 -A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m comment --comment "shop/web:http external IP" -m tcp --dport 80 -j KUBE-EXT-67NZLRHBNDSAWJRO
 "#);
-    let mut route = Route { named: repeated(FrontendKind::ExternalIp, "203.0.113.20"), ..exposed_web() };
+    let mut route = Route { lost: repeated("203.0.113.20"), ..exposed_web() };
     assert_snapshot!(rules(route.clone()), @r#"
 -A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m comment --comment "shop/web:http cluster IP" -m tcp --dport 80 -j KUBE-SVC-67NZLRHBNDSAWJRO
 -A KUBE-SERVICES -d 203.0.113.10/32 -p tcp -m comment --comment "shop/web:http external IP" -m tcp --dport 80 -j KUBE-EXT-67NZLRHBNDSAWJRO
@@ -344,7 +342,7 @@ fn an_address_given_twice_has_its_rules_twice_unless_that_would_open_it() {
         ranges: ["198.51.100.0/24".parse().expect("a network")].into(),
         own_vips: [].into(),
     };
-    route.frontends[2].sources = Some(sources.into());
+    route.policy_mut().sources = Some(sources.into());
     assert_snapshot!(rules(route), @r#"
 -A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m comment --comment "shop/web:http cluster IP" -m tcp --dport 80 -j KUBE-SVC-67NZLRHBNDSAWJRO
 -A KUBE-SERVICES -d 203.0.113.10/32 -p tcp -m comment --comment "shop/web:http external IP" -m tcp --dport 80 -j KUBE-EXT-67NZLRHBNDSAWJRO
@@ -397,9 +395,9 @@ fn an_ipv6_service() {
         ]
         .into(),
         cluster: [target("[fd00:10:244::5]:8080", true)].into(),
-        affinity: Some(60),
         ..web()
-    };
+    }
+    .under(|policy| policy.affinity = Some(60));
     assert_snapshot!(added(&environment(Family::V6), "web", route), @r#"
 *mangle
 *filter
@@ -469,8 +467,8 @@ fn endpoints(count: u32) -> Box<[Target]> {
 }
 
 /// `usable` endpoints of as many as `named`.
-pub(super) fn sized(usable: u32, named: usize) -> Route {
-    Route { cluster: endpoints(usable), named: Named { endpoints: named, ..Named::default() }, ..web() }
+pub(super) fn sized(usable: u32, named: u32) -> Route {
+    Route { cluster: endpoints(usable), endpoints: named, ..web() }
 }
 
 #[test]
@@ -494,14 +492,14 @@ fn comments_of_the_longest_names_fit_into_the_kernels_255_characters() {
     let name = ServicePortName { service, port: label.as_str().into(), protocol: Protocol::Tcp };
     let longest = "[1111:2222:3333:4444:5555:6666:7777:8888]:65535";
     let sources = AllowedSources { ranges: Box::default(), own_vips: [addr("2001:db8::20")].into() };
-    let mut vip = frontend(FrontendKind::LoadBalancerIp, Some("2001:db8::20"), 80);
-    vip.sources = Some(sources.into());
+    let vip = frontend(FrontendKind::LoadBalancerIp, Some("2001:db8::20"), 80);
     let route = Route {
         frontends: [frontend(FrontendKind::ClusterIp, Some("fd00:10:96::10"), 80), vip].into(),
         cluster: [target(longest, false)].into(),
         local: Box::default(),
         ..local_web()
-    };
+    }
+    .under(|policy| policy.sources = Some(sources.into()));
     let mut bench = Bench::with(environment(Family::V6), []);
     bench.change(&[(name.clone(), Some(route.clone()))]);
     let mut comments = bench.model.save();

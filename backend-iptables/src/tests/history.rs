@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*, sample::subsequence};
 use proxy_core::{
     backend::{Effect, Planned, Planner as _},
     model::{Family, ServicePortName, TrafficPolicy},
-    route::{AllowedSources, FrontendKind, Route, Target},
+    route::{AllowedSources, FrontendKind, Policy, Route, Target},
 };
 
 use super::{Bench, addr, environment, frontend, name, target};
@@ -37,15 +37,7 @@ pub(super) fn route(service: usize) -> impl Strategy<Value = Route> {
             let at = |net: &str| format!("{net}.{}", service + 10);
             let mut frontends = vec![frontend(FrontendKind::ClusterIp, Some(&at("10.96.0")), 80)];
             if vip {
-                let mut vip = frontend(FrontendKind::LoadBalancerIp, Some(&at("203.0.113")), 80);
-                vip.sources = restricted.then(|| {
-                    AllowedSources {
-                        ranges: ["198.51.100.0/24".parse().expect("a network")].into(),
-                        own_vips: [addr(&at("203.0.113"))].into(),
-                    }
-                    .into()
-                });
-                frontends.push(vip);
+                frontends.push(frontend(FrontendKind::LoadBalancerIp, Some(&at("203.0.113")), 80));
             }
             if node_port {
                 frontends.push(frontend(FrontendKind::NodePort, None, 30_000 + service as u16));
@@ -56,15 +48,24 @@ pub(super) fn route(service: usize) -> impl Strategy<Value = Route> {
             let uses_local =
                 internal_policy == TrafficPolicy::Local || external_policy == TrafficPolicy::Local;
             let local: Vec<Target> = endpoints.iter().copied().filter(|target| target.local).collect();
+            let sources = || AllowedSources {
+                ranges: ["198.51.100.0/24".parse().expect("a network")].into(),
+                own_vips: [addr(&at("203.0.113"))].into(),
+            };
+            let policy = Policy {
+                internal: internal_policy,
+                affinity,
+                health_check_node_port: health.then_some(32_000 + service as u16),
+                sources: restricted.then(|| sources().into()),
+                options: Box::default(),
+            };
             Route {
+                policy: policy.into(),
                 frontends: frontends.into(),
-                internal_policy,
                 external_policy,
                 any_endpoint: !endpoints.is_empty(),
                 cluster: if uses_cluster { endpoints.into() } else { Box::default() },
                 local: if uses_local { local.into() } else { Box::default() },
-                affinity,
-                health_check_node_port: health.then_some(32_000 + service as u16),
                 ..super::web()
             }
         },

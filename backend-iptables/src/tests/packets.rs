@@ -45,7 +45,7 @@ fn only(fate: Fate) -> BTreeSet<Fate> {
 
 /// What the route says of a packet, without a look at any rule.
 fn answer(route: &Route, frontend: &Frontend, from: (&str, Option<&str>)) -> BTreeSet<Fate> {
-    let allowed = frontend.sources.as_ref().is_none_or(|sources| {
+    let allowed = route.sources(frontend).is_none_or(|sources| {
         let source = addr(from.0);
         sources.ranges.iter().any(|range| range.contains(&source)) || sources.own_vips.contains(&source)
     });
@@ -178,7 +178,8 @@ fn policy_local_drops_what_finds_no_endpoint_here() {
 
 #[test]
 fn internal_policy_local_uses_this_nodes_endpoints_or_drops() {
-    let internal = Route { internal_policy: TrafficPolicy::Local, cluster: Box::default(), ..web() };
+    let internal =
+        Route { cluster: Box::default(), ..web() }.under(|policy| policy.internal = TrafficPolicy::Local);
     let here = Route { local: local_web().local, ..internal.clone() };
     let bench = Bench::with(environment(Family::V4), [("web", here)]);
     assert_eq!(fates(&bench, POD, CLUSTER_IP), to(&local_web().local, false));
@@ -205,7 +206,7 @@ fn source_ranges_hold_for_load_balancer_ips_only() {
         ranges: ["198.51.100.0/24".parse().expect("a network")].into(),
         own_vips: [addr("203.0.113.20")].into(),
     };
-    route.frontends[2].sources = Some(sources.into());
+    route.policy_mut().sources = Some(sources.into());
     let bench = Bench::with(environment(Family::V4), [("web", route)]);
     let all = web().cluster;
     assert_eq!(fates(&bench, OUTSIDE, BALANCER_IP), to(&all, true));
@@ -254,9 +255,9 @@ fn ipv6_is_treated_alike() {
         ]
         .into(),
         cluster: [v6("[fd00:10:244::5]:8080", true), v6("[fd00:10:244:1::5]:8080", false)].into(),
-        affinity: Some(60),
         ..web()
-    };
+    }
+    .under(|policy| policy.affinity = Some(60));
     let all = route.cluster.clone();
     let bench = Bench::with(environment(Family::V6), [("web", route)]);
     assert_eq!(fates(&bench, ("fd00:10:244::77", Some("veth1")), "[fd00:10:96::10]:80"), to(&all, false));

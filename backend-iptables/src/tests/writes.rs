@@ -51,7 +51,7 @@ COMMIT
 #[test]
 fn a_change_that_rules_do_not_show_writes_nothing() {
     let mut bench = Bench::with(environment(Family::V4), [("web", web())]);
-    let same = Route { options: [("key".into(), "value".into())].into(), ..web() };
+    let same = web().under(|policy| policy.options = [("key".into(), "value".into())].into());
     assert_eq!(bench.change(&[(name("web"), Some(same))]), "");
 }
 

@@ -21,7 +21,7 @@ use proxy_core::{
     backend::{ApplyError, Change, Effect, Executor as _, Planned, Planner as _},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, Protocol, ServiceName, ServicePortName, TrafficPolicy},
-    route::{Frontend, FrontendKind, Named, Route, Target},
+    route::{Frontend, FrontendKind, Route, Target},
 };
 
 /// The node is the namespace of the calling thread.
@@ -292,22 +292,20 @@ pub fn target(addr: IpAddr, port: u16, local: bool) -> Target {
 }
 
 pub fn frontend(kind: FrontendKind, at: Option<IpAddr>, port: u16) -> Frontend {
-    Frontend { kind, at, port, sources: None }
+    Frontend { kind, at, port }
 }
 
 /// A route of a cluster IP.
 pub fn cluster_ip(at: IpAddr, port: u16, cluster: &[Target]) -> Route {
     Route {
+        policy: Arc::default(),
         protocol: Protocol::Tcp,
         frontends: [frontend(FrontendKind::ClusterIp, Some(at), port)].into(),
-        internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         cluster: cluster.into(),
         local: Box::default(),
         any_endpoint: !cluster.is_empty(),
-        affinity: None,
-        health_check_node_port: None,
-        named: Named::default(),
-        options: Box::default(),
+        lost: Box::default(),
+        endpoints: 0,
     }
 }

@@ -4,7 +4,7 @@ use ipvs_netlink::Destination;
 use proxy_core::{
     environment::LocalPods,
     model::{ObjectName, Protocol, TrafficPolicy},
-    route::{AllowedSources, Frontend, FrontendKind, Named, Target},
+    route::{AllowedSources, Frontend, FrontendKind, Policy, Target},
 };
 
 use super::*;
@@ -38,7 +38,7 @@ fn environment() -> Environment {
 }
 
 fn frontend(kind: FrontendKind, at: Option<&str>, port: u16) -> Frontend {
-    Frontend { kind, at: at.map(ip), port, sources: None }
+    Frontend { kind, at: at.map(ip), port }
 }
 
 fn target(addr: &str, local: bool) -> Target {
@@ -48,17 +48,15 @@ fn target(addr: &str, local: bool) -> Target {
 /// A cluster IP with one endpoint here and one elsewhere.
 fn route() -> Route {
     Route {
+        policy: Arc::default(),
         protocol: Protocol::Tcp,
         frontends: [frontend(FrontendKind::ClusterIp, Some("10.96.0.1"), 80)].into(),
-        internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         cluster: [target("10.1.0.2", true), target("10.2.0.2", false)].into(),
         local: Box::default(),
         any_endpoint: true,
-        affinity: None,
-        health_check_node_port: None,
-        named: Named::default(),
-        options: Box::default(),
+        lost: Box::default(),
+        endpoints: 0,
     }
 }
 
@@ -181,7 +179,7 @@ fn one_endpoint_more_and_one_less_are_two_operations() {
 #[test]
 fn an_endpoint_that_cannot_be_used_writes_nothing() {
     let before = load_balancer();
-    let after = Route { named: Named { endpoints: 3, ..Named::default() }, ..before.clone() };
+    let after = Route { endpoints: 3, ..before.clone() };
     let mut planner = planner(&[("a", &before)]);
     assert!(plan(&mut planner, &[("a", Some(&before), Some(&after))]).is_empty());
 }
@@ -208,7 +206,7 @@ fn an_external_load_balancer_under_policy_cluster_is_masqueraded_and_restricted(
     let ranges = ["203.0.113.0/24", "203.0.113.128/25"].map(|range| range.parse().expect("a network"));
     let sources = AllowedSources { ranges: ranges.into(), own_vips: [ip("198.51.100.1")].into() };
     let mut restricted = Route { external_policy: TrafficPolicy::Cluster, ..load_balancer() };
-    restricted.frontends[1].sources = Some(Arc::new(sources));
+    restricted.policy_mut().sources = Some(Arc::new(sources));
     insta::assert_snapshot!(plan(&mut planner(&[]), &[("web", None, Some(&restricted))]));
 }
 
@@ -218,7 +216,7 @@ fn source_ranges_are_exchanged_in_one_step() {
         let sources =
             AllowedSources { ranges: [range.parse().expect("a network")].into(), own_vips: Box::default() };
         let mut route = Route { external_policy: TrafficPolicy::Cluster, ..load_balancer() };
-        route.frontends[1].sources = Some(Arc::new(sources));
+        route.policy_mut().sources = Some(Arc::new(sources));
         route
     };
     let (before, after) = (with("203.0.0.0/16"), with("203.0.113.0/24"));
@@ -241,8 +239,8 @@ fn external_policy_local_without_an_endpoint_here_drops_outsiders_only() {
 
 #[test]
 fn internal_policy_local_without_an_endpoint_here_drops() {
-    let here =
-        Route { internal_policy: TrafficPolicy::Local, local: [target("10.1.0.2", true)].into(), ..route() };
+    let here = Route { local: [target("10.1.0.2", true)].into(), ..route() }
+        .under(|policy| policy.internal = TrafficPolicy::Local);
     let nowhere = Route { local: Box::default(), ..here.clone() };
     let mut planner = planner(&[("web", &here)]);
     insta::assert_snapshot!(plan(&mut planner, &[("web", Some(&here), Some(&nowhere))]));
@@ -258,7 +256,10 @@ fn a_service_without_endpoints_has_an_address_and_no_server() {
 fn affinity_scheduler_and_weights_are_options_of_the_server() {
     let annotations = [("ipvs-scheduler", "mh"), ("ipvs-weight", "2"), ("ipvs-local-weight", "5")]
         .map(|(k, v)| (k.into(), v.into()));
-    let after = Route { affinity: Some(10800), options: annotations.into(), ..route() };
+    let after = route().under(|policy| {
+        policy.affinity = Some(10800);
+        policy.options = annotations.into();
+    });
     let mut planner = planner(&[("web", &route())]);
     insta::assert_snapshot!(plan(&mut planner, &[("web", Some(&route()), Some(&after))]));
 }

@@ -12,7 +12,7 @@ use proxy_core::{
     backend::{Change, Effect, Executor, Planned, Planner},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, ObjectName, Protocol, ServicePortName, TrafficPolicy},
-    route::{Frontend, FrontendKind, Named, Route, Target},
+    route::{Frontend, FrontendKind, Route, Target},
 };
 
 pub(crate) struct Driver {
@@ -192,22 +192,20 @@ pub(crate) fn route(protocol: Protocol, cluster_ip: &str, endpoints: &[&str]) ->
     targets.sort_unstable();
     let local: Vec<Target> = targets.iter().copied().filter(|target| target.local).collect();
     Route {
+        policy: Arc::default(),
         protocol,
         frontends: [frontend(FrontendKind::ClusterIp, Some(cluster_ip), 80)].into(),
-        internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         any_endpoint: !targets.is_empty(),
         cluster: targets.into(),
         local: local.into(),
-        affinity: None,
-        health_check_node_port: None,
-        named: Named::default(),
-        options: Box::default(),
+        lost: Box::default(),
+        endpoints: 0,
     }
 }
 
 pub(crate) fn frontend(kind: FrontendKind, at: Option<&str>, port: u16) -> Frontend {
-    Frontend { kind, at: at.map(ip), port, sources: None }
+    Frontend { kind, at: at.map(ip), port }
 }
 
 /// The same with a load balancer IP on port 80 and a node port 30080.

@@ -163,7 +163,7 @@ fn a_client_with_affinity_stays_until_its_endpoint_goes() {
     with_ipvs(|| {
         rig::build();
         let mut driver = Driver::start(Family::V4, Settings::default());
-        let sticky = |endpoints: &[&str]| Route { affinity: Some(600), ..web(endpoints) };
+        let sticky = |endpoints: &[&str]| web(endpoints).under(|policy| policy.affinity = Some(600));
         driver.set("web", sticky(&PODS));
         let first = tcp(CLIENT, VIP).who().to_owned();
         for _ in 0..6 {
@@ -369,7 +369,7 @@ fn neither_our_own_changes_nor_those_of_others_are_damage() {
             let ranges = ["192.168.7.0/24", "203.0.113.0/25", "203.0.113.7/32", "10.0.0.0/8"];
             let ranges = ranges.map(|range| range.parse().expect("a network")).into();
             let sources = AllowedSources { ranges, own_vips: [ip("198.51.100.1")].into() };
-            of.frontends[1].sources = Some(Arc::new(sources));
+            of.policy_mut().sources = Some(Arc::new(sources));
             of
         };
         driver.set("lb", exposed());
@@ -472,14 +472,11 @@ fn every_scheduler_serves_and_a_missing_one_concerns_only_its_service() {
         let mut driver = start(&PODS);
         for (number, scheduler) in (10..).zip(Scheduler::ALL) {
             let vip = format!("10.96.0.{number}");
-            let chosen = Route {
-                options: [
-                    (options::SCHEDULER.into(), scheduler.as_str().into()),
-                    (options::WEIGHT.into(), "100".into()),
-                ]
-                .into(),
-                ..route(Protocol::Tcp, &vip, &PODS)
-            };
+            let given = [
+                (options::SCHEDULER.into(), scheduler.as_str().into()),
+                (options::WEIGHT.into(), "100".into()),
+            ];
+            let chosen = route(Protocol::Tcp, &vip, &PODS).under(|policy| policy.options = given.into());
             if scheduler == Scheduler::TWOS && std::env::var("VM_RUN_GUEST").is_ok_and(|kind| kind == "qemu")
             {
                 // Debian's 6.1 does not have it.
@@ -503,7 +500,8 @@ fn weights_shape_the_spread() {
         let mut driver = Driver::start(Family::V4, Settings::default());
         let options = [(options::SCHEDULER, "wrr"), (options::LOCAL_WEIGHT, "3")]
             .map(|(key, value)| (key.into(), value.into()));
-        driver.set("web", Route { options: options.into(), ..web(&["10.1.0.2", "10.2.0.2"]) });
+        let web = web(&["10.1.0.2", "10.2.0.2"]).under(|policy| policy.options = options.into());
+        driver.set("web", web);
         let here = (0..16).filter(|_| tcp(CLIENT, VIP).who() == POD).count();
         assert_eq!(here, 12, "three of four go to the endpoint of this node");
     });
@@ -579,9 +577,9 @@ fn maglev_leads_a_client_to_the_same_endpoint_whatever_happened_before() {
     with_ipvs(|| {
         rig::build();
         let mut driver = Driver::start(Family::V4, Settings::default());
-        let by_maglev = |vip: &str, endpoints: &[&str]| Route {
-            options: [(options::SCHEDULER.into(), "mh".into())].into(),
-            ..route(Protocol::Tcp, vip, endpoints)
+        let by_maglev = |vip: &str, endpoints: &[&str]| {
+            let options = [(options::SCHEDULER.into(), "mh".into())];
+            route(Protocol::Tcp, vip, endpoints).under(|policy| policy.options = options.into())
         };
         driver.set("fresh", by_maglev("10.96.0.1", &PODS));
         // Another node: endpoints came one by one, last first; one went and came back; another scheduler before.

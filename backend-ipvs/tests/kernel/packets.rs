@@ -157,7 +157,7 @@ fn a_sticky_service_on_the_port_of_ftp_opens_no_other_port() {
         for affinity in [None, Some(600)] {
             let mut of = route(Protocol::Tcp, V4.vip, &V4.pods[..1]);
             of.frontends = [frontend(FrontendKind::ClusterIp, Some(V4.vip), 21)].into();
-            of.affinity = affinity;
+            of.policy_mut().affinity = affinity;
             driver.set("ftp", of);
             assert_eq!(tcp(CLIENT, "10.96.0.1:21").who(), POD);
             assert_eq!(tcp(CLIENT, "10.96.0.1:9999"), Reply::Refused);
@@ -165,7 +165,7 @@ fn a_sticky_service_on_the_port_of_ftp_opens_no_other_port() {
         // Sticky it is nevertheless.
         let mut of = route(Protocol::Tcp, V4.vip, &V4.pods);
         of.frontends = [frontend(FrontendKind::ClusterIp, Some(V4.vip), 21)].into();
-        of.affinity = Some(600);
+        of.policy_mut().affinity = Some(600);
         driver.set("ftp", of);
         assert_eq!(answering(tcp, CLIENT, "10.96.0.1:21").len(), 1);
     });
@@ -198,8 +198,7 @@ fn an_external_ip_that_is_the_nodes_own_leaves_its_other_ports_alone() {
         rig::serve(NODE, 9999);
         let mut driver = Driver::start(Family::V4, Settings::default());
         let mut of = route(Protocol::Tcp, V4.vip, &V4.pods);
-        of.frontends =
-            [of.frontends[0].clone(), frontend(FrontendKind::ExternalIp, Some("192.168.7.1"), 443)].into();
+        of.frontends = [of.frontends[0], frontend(FrontendKind::ExternalIp, Some("192.168.7.1"), 443)].into();
         driver.set("web", of);
         assert_ne!(tcp(CLIENT, "192.168.7.1:443").who(), NODE);
         assert_eq!(tcp(CLIENT, "192.168.7.1:9999").who(), NODE);
@@ -224,7 +223,7 @@ fn source_ranges_are_enforced_before_the_first_packet_and_followed() {
                     plan.balancer,
                     TrafficPolicy::Cluster,
                 );
-                of.frontends[1].sources = Some(Arc::new(sources));
+                of.policy_mut().sources = Some(Arc::new(sources));
                 of
             };
             let (ours, wider, others) = match plan.family {

@@ -86,8 +86,9 @@ fn affinity_holds_for_pods_and_the_node_under_external_policy_local_too() {
     with_ipvs(|| {
         rig::build();
         let mut driver = Driver::start(Family::V4, Settings::default());
-        let sticky =
-            |endpoints: &[&str]| Route { affinity: Some(600), ..external_local(Protocol::Tcp, endpoints) };
+        let sticky = |endpoints: &[&str]| {
+            external_local(Protocol::Tcp, endpoints).under(|policy| policy.affinity = Some(600))
+        };
         let all = ["10.1.0.2", "10.1.1.2", "10.2.0.2"];
         driver.set("web", sticky(&all));
         for from in [POD, NODE, CLIENT] {
@@ -156,9 +157,9 @@ fn internal_policy_local_stays_here_and_drops_without_an_endpoint_here() {
     with_ipvs(|| {
         rig::build();
         let mut driver = Driver::start(Family::V4, Settings::default());
-        let internal = |endpoints: &[&str]| Route {
-            internal_policy: TrafficPolicy::Local,
-            ..exposed(route(Protocol::Tcp, "10.96.0.1", endpoints), "198.51.100.1", TrafficPolicy::Cluster)
+        let internal = |endpoints: &[&str]| {
+            exposed(route(Protocol::Tcp, "10.96.0.1", endpoints), "198.51.100.1", TrafficPolicy::Cluster)
+                .under(|policy| policy.internal = TrafficPolicy::Local)
         };
         driver.set("web", internal(&["10.1.0.2", "10.2.0.2"]));
         for from in [POD, NODE, CLIENT] {

@@ -12,7 +12,7 @@ use proxy_core::{
     backend::{Change, Effect, Executor as _, Planned, Planner as _},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, ObjectName, Protocol, ServicePortName, TrafficPolicy},
-    route::{Frontend, FrontendKind, Named, Route, Target},
+    route::{Frontend, FrontendKind, Route, Target},
 };
 
 pub type Routes = Vec<(ServicePortName, Arc<Route>)>;
@@ -159,21 +159,18 @@ pub fn routes(services: usize, endpoints: usize, addresses: u32) -> Routes {
                 kind: if at == 0 { FrontendKind::ClusterIp } else { FrontendKind::ExternalIp },
                 at: Some(Ipv4Addr::from(0xac10_0000 + at * 0x2_0000 + service).into()),
                 port: 80,
-                sources: None,
             };
             let cluster = (0..endpoints as u32).map(|at| target(service * endpoints as u32 + at)).collect();
             let route = Route {
+                policy: Arc::default(),
                 protocol: Protocol::Tcp,
                 frontends: (0..addresses).map(frontend).collect(),
-                internal_policy: TrafficPolicy::Cluster,
                 external_policy: TrafficPolicy::Cluster,
                 cluster,
                 local: Box::new([]),
                 any_endpoint: true,
-                affinity: None,
-                health_check_node_port: None,
-                named: Named::default(),
-                options: Box::new([]),
+                lost: Box::default(),
+                endpoints: 0,
             };
             (name, Arc::new(route))
         })

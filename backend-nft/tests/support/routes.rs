@@ -8,7 +8,7 @@ use proxy_core::{
     backend::{Change, Effect, Executor as _, Planned, Planner as _},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, ObjectName, Protocol, ServicePortName, TrafficPolicy},
-    route::{AllowedSources, Frontend, FrontendKind, Named, Route, Target},
+    route::{AllowedSources, Frontend, FrontendKind, Route, Target},
 };
 
 pub fn ip(text: &str) -> IpAddr {
@@ -57,17 +57,15 @@ pub fn route(targets: &[Target]) -> Route {
     cluster.sort_unstable();
     let local = cluster.iter().copied().filter(|target| target.local).collect();
     Route {
+        policy: Arc::default(),
         protocol: Protocol::Tcp,
         frontends: Box::new([]),
-        internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         any_endpoint: !cluster.is_empty(),
         cluster: cluster.into(),
         local,
-        affinity: None,
-        health_check_node_port: None,
-        named: Named::default(),
-        options: Box::new([]),
+        lost: Box::default(),
+        endpoints: 0,
     }
 }
 
@@ -75,7 +73,7 @@ pub trait Build: Sized {
     fn frontend(self, frontend: Frontend) -> Self;
 
     fn at(self, kind: FrontendKind, addr: &str, port: u16) -> Self {
-        self.frontend(Frontend { kind, at: Some(ip(addr)), port, sources: None })
+        self.frontend(Frontend { kind, at: Some(ip(addr)), port })
     }
 
     fn cluster_ip(self, addr: &str) -> Self {
@@ -89,16 +87,21 @@ pub trait Build: Sized {
     fn restricted(self, addr: &str, ranges: &[&str]) -> Self {
         let ranges = ranges.iter().map(|range| range.parse().expect("a network")).collect();
         let sources = Some(Arc::new(AllowedSources { ranges, own_vips: Box::new([]) }));
-        let kind = FrontendKind::LoadBalancerIp;
-        self.frontend(Frontend { kind, at: Some(ip(addr)), port: 80, sources })
+        self.load_balancer(addr).limited(sources)
     }
 
+    fn limited(self, sources: Option<Arc<AllowedSources>>) -> Self;
+
     fn node_port(self, port: u16) -> Self {
-        self.frontend(Frontend { kind: FrontendKind::NodePort, at: None, port, sources: None })
+        self.frontend(Frontend { kind: FrontendKind::NodePort, at: None, port })
     }
 }
 
 impl Build for Route {
+    fn limited(self, sources: Option<Arc<AllowedSources>>) -> Self {
+        self.under(|policy| policy.sources = sources)
+    }
+
     fn frontend(mut self, frontend: Frontend) -> Self {
         let mut frontends = self.frontends.to_vec();
         frontends.push(frontend);

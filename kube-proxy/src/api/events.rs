@@ -8,7 +8,10 @@ use std::{sync::Arc, time::Duration};
 use http::{Method, Request, StatusCode};
 use jiff::Timestamp;
 use kube::Client;
-use proxy_core::model::{Family, ObjectName, ServiceName};
+use proxy_core::{
+    limits::Excess,
+    model::{Family, ObjectName, ServiceName},
+};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
@@ -88,11 +91,28 @@ impl Event {
         Self::service(service, Severity::Normal, "ServiceRestored", "SyncProxyRules", note).shared("")
     }
 
-    /// Another, older Service has the address; this one does not get its traffic.
-    pub(crate) fn address_conflict(service: &ServiceName, winner: &ServiceName, at: &str) -> Self {
-        let note = format!("{at} is also claimed by the older Service {winner}, which gets its traffic");
-        let key = format!("{at} {winner}");
+    /// Another Service, which goes first, has `count` of its addresses, `at` among them.
+    pub(crate) fn address_conflict(
+        service: &ServiceName,
+        winner: &ServiceName,
+        at: &str,
+        count: usize,
+    ) -> Self {
+        let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
+        let note = format!(
+            "{at}{more} is also claimed by the Service {winner}, which gets its traffic: an allocated address goes before \
+             one of status.loadBalancer, that before one of externalIPs, and then the older Service"
+        );
+        let key = format!("{at}{more} {winner}");
         Self::service(service, Severity::Warning, "AddressConflict", "SyncProxyRules", note).shared(&key)
+    }
+
+    /// The Service asks for more than one may.
+    pub(crate) fn too_large(service: &ServiceName, family: Family, excess: &Excess) -> Self {
+        let note =
+            format!("{family}: {excess}. Its last good rules stay, if there are any, until it asks for less");
+        let key = format!("{family} {excess}");
+        Self::service(service, Severity::Warning, "ServiceTooLarge", "SyncProxyRules", note).shared(&key)
     }
 
     /// The Service restricts its load balancer's sources, but says nothing about this family.

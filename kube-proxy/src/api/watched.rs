@@ -40,7 +40,7 @@ pub(crate) async fn services(
                 for complaint in translated.complaints {
                     tracing::error!(service = %name, complaint, "Part of a Service is ignored");
                 }
-                translated.object.map_or(Input::ServiceGone(name), Input::Service)
+                translated.object.map_or(Input::ServiceGone(name), |service| Input::Service(service.into()))
             }
             Told::Gone(name) => Input::ServiceGone(name),
             Told::Listed => Input::Listed(Kind::Service),
@@ -66,7 +66,7 @@ pub(crate) async fn slices(
                 for complaint in translated.complaints {
                     tracing::error!(endpointSlice = %name, complaint, "Part of an EndpointSlice is ignored");
                 }
-                translated.object.map_or(Input::SliceGone(name), Input::Slice)
+                translated.object.map_or(Input::SliceGone(name), |slice| Input::Slice(slice.into()))
             }
             Told::Gone(name) => Input::SliceGone(name),
             Told::Listed => Input::Listed(Kind::Slice),

@@ -10,7 +10,7 @@ use std::{
 
 use netlink::{
     Dump, Pipeline, Socket,
-    conntrack::{self, Filter, protocol},
+    conntrack::{self, Filter, protocol, status},
     route::AddressFamily,
 };
 use proxy_core::{
@@ -29,6 +29,8 @@ const MOST_DUMPS: u32 = 5;
 const PORTION: usize = 4096;
 /// Connections and datagrams are rare in other zones, and those who use them translate by themselves.
 const DEFAULT_ZONE: u16 = 0;
+/// (value, mask) of such flows' status.
+const UNTRANSLATED_AND_UNANSWERED: (u32, u32) = (0, status::SEEN_REPLY | status::DNAT);
 /// `ENOENT`: the flow ended by itself.
 const GONE: i32 = 2;
 
@@ -185,6 +187,8 @@ impl Worker {
                     Family::V6 => AddressFamily::V6,
                 }),
                 protocol: Some(protocol.number()),
+                // The kernel leaves out what nobody looks for: established connections are the bulk of a table.
+                status: active.only_untranslated(protocol).then_some(UNTRANSLATED_AND_UNANSWERED),
                 ..Filter::default()
             };
             complete(|| {
@@ -261,6 +265,7 @@ fn is_stale(flow: &conntrack::Flow, stale: &StaleFlows, node_ports: &NodePortDes
         protocol,
         destination: (flow.original.destination, flow.original.destination_port),
         replier: (flow.reply.source, flow.reply.source_port),
+        unanswered: flow.status & status::SEEN_REPLY == 0,
     };
     // In a zone of somebody else's a flow may pass untranslated on its way to where it is translated.
     (flow.zone == DEFAULT_ZONE || seen.replier != seen.destination) && stale.contains(&seen, node_ports)

@@ -4,4 +4,5 @@ pub(crate) mod ipvs;
 pub(crate) mod observe;
 pub(crate) mod open_load_balancers;
 pub(crate) mod start;
+pub(crate) mod talk;
 pub(crate) mod watched;

@@ -23,7 +23,7 @@ use crate::{
     host::conntrack::ConntrackReconciler,
     serve::service_health::Wanted,
     settings::effective::Mode,
-    sync::open_load_balancers::OpenLoadBalancers,
+    sync::{open_load_balancers::OpenLoadBalancers, talk::Talk},
     telemetry::{
         health::HealthState,
         metrics::{self, Changed, SyncSample},
@@ -43,6 +43,7 @@ pub(crate) struct Observations {
     health_checks: watch::Sender<Wanted>,
     events: Events,
     open_load_balancers: OpenLoadBalancers,
+    talk: Talk,
     node: String,
     after_first_sync: Option<AfterFirstSync>,
     synced: Vec<Family>,
@@ -71,6 +72,7 @@ impl Observations {
             health_checks,
             events,
             open_load_balancers: OpenLoadBalancers::default(),
+            talk: Talk::default(),
             node,
             after_first_sync: Some(after_first_sync),
             synced: Vec::new(),
@@ -80,26 +82,40 @@ impl Observations {
         }
     }
 
-    fn tell(&self, report: &SyncReport, took: Duration) {
+    fn tell(&mut self, report: &SyncReport, took: Duration) {
         if let Some(error) = &report.error {
             tracing::error!(ipFamily = %report.family, error, "Sync failed");
         } else {
             tracing::debug!(ipFamily = %report.family, full = report.full, changes = report.changes.len(),
                 elapsed = ?took, "SyncProxyRules complete");
         }
+        let now = report.ended;
         for conflict in &report.conflicts {
-            let address = conflict.at.map_or_else(|| "node port".to_owned(), |at| at.to_string());
-            tracing::warn!(service = %conflict.service, winner = %conflict.winner, address, port = conflict.port,
-                protocol = %conflict.protocol, "Two Services claim one address; one of them goes without it");
-            let at = format!("{address} {}/{}", conflict.port, conflict.protocol);
-            self.events.send(Event::address_conflict(&conflict.service, &conflict.winner, &at));
+            let Some(left_out) = self.talk.may(conflict.service.namespace(), now) else { continue };
+            let (protocol, at, port) = conflict.first;
+            let address = at.map_or_else(|| "node port".to_owned(), |at| at.to_string());
+            tracing::warn!(service = %conflict.service, winner = %conflict.winner, address, port, %protocol,
+                addresses = conflict.count, leftOut = left_out,
+                "Two Services claim the same addresses; one of them goes without");
+            let at = format!("{address} {port}/{protocol}");
+            let event = Event::address_conflict(&conflict.service, &conflict.winner, &at, conflict.count);
+            self.events.send(event);
+        }
+        for (service, excess) in &report.excesses {
+            let Some(left_out) = self.talk.may(service.namespace(), now) else { continue };
+            tracing::error!(%service, ipFamily = %report.family, %excess, leftOut = left_out,
+                "This Service asks for too much; it keeps its last good state");
+            self.events.send(Event::too_large(service, report.family, excess));
         }
         for (service, reason) in &report.set_aside {
-            tracing::error!(%service, reason, "The kernel refused this Service; it keeps its last good state");
+            let Some(left_out) = self.talk.may(service.namespace(), now) else { continue };
+            tracing::error!(%service, reason, leftOut = left_out,
+                "The kernel refused this Service; it keeps its last good state");
             self.events.send(Event::set_aside(service, &self.node, reason));
         }
         for service in &report.restored {
-            tracing::info!(%service, "A Service that the kernel had refused works again");
+            let Some(left_out) = self.talk.may(service.namespace(), now) else { continue };
+            tracing::info!(%service, leftOut = left_out, "A Service that the kernel had refused works again");
             self.events.send(Event::restored(service, &self.node));
         }
     }
@@ -184,6 +200,9 @@ where
         }
         let family = report.family;
         for service in self.open_load_balancers.news(family, &report.services, engine.store()) {
+            if self.talk.may(service.namespace(), report.ended).is_none() {
+                continue;
+            }
             tracing::warn!(%service, ipFamily = %family, "loadBalancerSourceRanges names no network of this family; \
                 everybody may use the load balancer's addresses of it");
             self.events.send(Event::load_balancer_open(service, family));

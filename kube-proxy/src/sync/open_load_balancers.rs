@@ -24,7 +24,7 @@ impl OpenLoadBalancers {
     ) -> Vec<&'a ServiceName> {
         let mut news = Vec::new();
         for name in services {
-            let service = store.entry(name).and_then(|entry| entry.service.as_ref());
+            let service = store.entry(name).and_then(|entry| entry.service.as_deref());
             let key = (family, name.clone());
             if !service.is_some_and(|service| open_by_omission(service, family)) {
                 self.told.remove(&key);

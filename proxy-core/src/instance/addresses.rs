@@ -1,46 +1,84 @@
 //! Which Service owns each address and port in one family, and who wanted it too.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::IpAddr,
-};
+use std::collections::{HashMap, HashSet};
 
 use crate::{
-    claims::{ClaimKey, Claimant, Claims},
-    model::{Family, Protocol, Service, ServiceName},
-    route::{self, FrontendKind, NodeView},
-    store::Store,
+    claims::{ClaimKey, Claimant, Claims, Precedence},
+    limits::{self, Excess},
+    model::{Family, ServiceName},
+    route::{Asked, asked},
+    store::{Entry, Store},
 };
 
-/// An address that two Services want.
+/// Addresses that two Services want.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conflict {
+    /// The one that goes without them.
     pub service: ServiceName,
+    /// The one that has them.
     pub winner: ServiceName,
-    pub protocol: Protocol,
-    /// `None`: a node port.
-    pub at: Option<IpAddr>,
-    pub port: u16,
+    /// One of them (the protocol, the address or `None` for a node port, the port).
+    pub first: ClaimKey,
+    /// How many there are.
+    pub count: usize,
+}
+
+/// What settling some Services found out that was not known before.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    pub(super) conflicts: Vec<Conflict>,
+    pub(super) excesses: Vec<(ServiceName, Excess)>,
 }
 
 #[derive(Debug)]
 pub(super) struct Addresses {
     family: Family,
     claims: Claims,
-    /// What each Service claims at present, to release it later.
-    claimed: HashMap<ServiceName, Box<[ClaimKey]>>,
-    /// Claims that another Service won.
+    /// What each Service asks for at present: to decide what it gets, and to release it later.
+    asking: HashMap<ServiceName, Asking>,
+    /// Claims that another Service won, one entry for each winner.
     lost: HashMap<ServiceName, Vec<Conflict>>,
+    /// How many claims that is.
+    conflicts: usize,
+    /// Services that ask for more than one may. What they asked for before they did is theirs still.
+    excesses: HashMap<ServiceName, Excess>,
+}
+
+#[derive(Debug, Default)]
+struct Asking {
+    created: i64,
+    asked: Box<[Asked]>,
+}
+
+impl Asking {
+    fn claims<'a>(&'a self, service: &'a ServiceName) -> impl Iterator<Item = (ClaimKey, Claimant)> + 'a {
+        self.asked.iter().filter(|asked| asked.counts).map(|asked| {
+            let precedence = Precedence::new(asked.rank(), self.created);
+            (asked.key(), Claimant { precedence, service: service.clone() })
+        })
+    }
 }
 
 impl Addresses {
     pub(super) fn new(family: Family) -> Self {
-        Self { family, claims: Claims::default(), claimed: HashMap::new(), lost: HashMap::new() }
+        Self {
+            family,
+            claims: Claims::default(),
+            asking: HashMap::new(),
+            lost: HashMap::new(),
+            conflicts: 0,
+            excesses: HashMap::new(),
+        }
     }
 
     /// How many claims another Service won.
     pub(super) fn conflicts(&self) -> usize {
-        self.lost.values().map(Vec::len).sum()
+        self.conflicts
+    }
+
+    /// Who owns it.
+    pub(super) fn owner(&self, key: &ClaimKey) -> Option<&ServiceName> {
+        self.claims.winner(key)
     }
 
     /// Whether nobody else owns it.
@@ -48,70 +86,108 @@ impl Addresses {
         self.claims.winner(key).is_none_or(|winner| winner == service)
     }
 
+    /// Everything that a Service asks for, port by port.
+    pub(super) fn asked(&self, service: &ServiceName) -> &[Asked] {
+        self.asking.get(service).map_or(&[], |asking| &asking.asked)
+    }
+
+    /// Whether a Service gets what it asks for here.
+    pub(super) fn granted(&self, asked: &Asked, service: &ServiceName) -> bool {
+        // Where nothing is claimed twice, everybody owns what is asked for at present.
+        asked.counts && (self.claims.contended() == 0 || self.grants(&asked.key(), service))
+    }
+
+    /// Services that ask for more than one may.
+    pub(super) fn excesses(&self) -> &HashMap<ServiceName, Excess> {
+        &self.excesses
+    }
+
     /// Brings the claims of every Service in `work` up to date; Services that win or lose an address by it join.
-    /// Returns the conflicts that are new.
-    pub(super) fn settle(
-        &mut self,
-        work: &mut HashSet<ServiceName>,
-        store: &Store,
-        node: &NodeView,
-    ) -> Vec<Conflict> {
+    pub(super) fn settle(&mut self, work: &mut HashSet<ServiceName>, store: &Store) -> News {
+        let mut news = News::default();
         let mut moved: Vec<ServiceName> = Vec::new();
         for name in &*work {
-            let service = store.entry(name).and_then(|entry| entry.service.as_ref());
-            let wanted = service.map(|service| self.wanted(service, node)).unwrap_or_default();
-            let same = |before: &[ClaimKey]| before.iter().eq(wanted.iter().map(|(key, _)| key));
-            let before = self.claimed.remove(name).unwrap_or_default();
-            if !same(&before) {
-                let kept: HashSet<&ClaimKey> = wanted.iter().map(|(key, _)| key).collect();
-                for key in before.iter().filter(|key| !kept.contains(key)) {
-                    moved.extend(self.claims.release(key, name));
+            let entry = store.entry(name);
+            let excess =
+                entry.and_then(|entry| limits::excess(entry, entry.service.as_deref()?, self.family));
+            if let Some(excess) = excess {
+                if self.excesses.insert(name.clone(), excess) != Some(excess) {
+                    news.excesses.push((name.clone(), excess));
                 }
-            }
-            if !wanted.is_empty() {
-                self.claimed.insert(name.clone(), wanted.iter().map(|(key, _)| *key).collect());
-            }
-            // Those that it had before are claimed anew as well: its age may differ (deleted and created again).
-            for (key, claimant) in wanted {
-                moved.extend(self.claims.claim(key, claimant));
+            } else {
+                self.excesses.remove(name);
+                self.ask(name, entry, &mut moved);
             }
         }
         work.extend(moved);
-        self.note_conflicts(work)
+        self.note_conflicts(work, &mut news.conflicts);
+        news
     }
 
-    fn wanted(&self, service: &Service, node: &NodeView) -> Vec<(ClaimKey, Claimant)> {
-        let claimant = |kind| Claimant {
-            external: kind != FrontendKind::ClusterIp,
+    fn ask(&mut self, name: &ServiceName, entry: Option<&Entry>, moved: &mut Vec<ServiceName>) {
+        let service = entry.and_then(|entry| entry.service.as_deref());
+        let wanted = service.map_or_else(Asking::default, |service| Asking {
             created: service.created,
-            service: service.name.clone(),
+            asked: asked(service, self.family),
+        });
+        let known = self.asking.get(name);
+        if known.is_some_and(|known| known.created == wanted.created && known.asked == wanted.asked) {
+            return;
+        }
+        let before = if wanted.asked.is_empty() {
+            self.asking.remove(name)
+        } else {
+            self.asking.insert(name.clone(), wanted)
         };
-        let mut claims: Vec<(ClaimKey, Claimant)> = Vec::new();
-        for port in &service.ports {
-            for frontend in route::wanted_frontends(service, port, self.family, node).into_iter().flatten() {
-                claims.push(((port.protocol, frontend.at, frontend.port), claimant(frontend.kind)));
+        let after = self.asking.get(name);
+        // Those that it had before are claimed anew as well: its age may differ (deleted and created again).
+        let kept: HashMap<ClaimKey, Claimant> = if before.is_none() {
+            HashMap::new()
+        } else {
+            after.into_iter().flat_map(|after| after.claims(name)).collect()
+        };
+        for (key, claimant) in before.iter().flat_map(|before| before.claims(name)) {
+            if kept.get(&key) != Some(&claimant) {
+                self.claims.release(&key, &claimant, moved);
             }
         }
-        claims
+        for (key, claimant) in after.into_iter().flat_map(|after| after.claims(name)) {
+            self.claims.claim(key, claimant, moved);
+        }
     }
 
-    fn note_conflicts(&mut self, work: &HashSet<ServiceName>) -> Vec<Conflict> {
-        let mut news = Vec::new();
+    fn note_conflicts(&mut self, work: &HashSet<ServiceName>, news: &mut Vec<Conflict>) {
+        if self.claims.contended() == 0 && self.lost.is_empty() {
+            return;
+        }
         for name in work {
-            let claimed = self.claimed.get(name).into_iter().flatten();
-            let lost: Vec<Conflict> = claimed
-                .filter_map(|key| {
-                    let winner = self.claims.winner(key).filter(|winner| *winner != name)?;
-                    let (protocol, at, port) = *key;
-                    Some(Conflict { service: name.clone(), winner: winner.clone(), protocol, at, port })
-                })
-                .collect();
             let known = self.lost.remove(name).unwrap_or_default();
-            news.extend(lost.iter().filter(|conflict| !known.contains(conflict)).cloned());
+            self.conflicts -= known.iter().map(|conflict| conflict.count).sum::<usize>();
+            let mut lost: HashMap<&ServiceName, Conflict> = HashMap::new();
+            for asked in self.asked(name).iter().filter(|asked| asked.counts) {
+                let first = asked.key();
+                let Some(winner) = self.claims.winner(&first).filter(|winner| *winner != name) else {
+                    continue;
+                };
+                let conflict = || Conflict { service: name.clone(), winner: winner.clone(), first, count: 0 };
+                lost.entry(winner).or_insert_with(conflict).count += 1;
+            }
+            let known: HashMap<&ServiceName, usize> =
+                known.iter().map(|conflict| (&conflict.winner, conflict.count)).collect();
+            let grew = |conflict: &&Conflict| {
+                known.get(&conflict.winner).is_none_or(|known| *known < conflict.count)
+            };
+            news.extend(lost.values().filter(grew).cloned());
+            let mut lost: Vec<Conflict> = lost.into_values().collect();
+            lost.shrink_to_fit();
+            self.conflicts += lost.iter().map(|conflict| conflict.count).sum::<usize>();
             if !lost.is_empty() {
                 self.lost.insert(name.clone(), lost);
             }
         }
-        news
+        // As a stable text: the largest first.
+        news.sort_unstable_by(|a, b| {
+            b.count.cmp(&a.count).then_with(|| (&a.service, &a.winner).cmp(&(&b.service, &b.winner)))
+        });
     }
 }

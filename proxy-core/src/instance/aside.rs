@@ -41,10 +41,6 @@ impl Asides {
         self.0.get(name).is_some_and(|aside| aside.retry_at > now)
     }
 
-    pub(super) fn waiting(&self, now: Instant) -> impl Iterator<Item = &ServiceName> {
-        self.0.iter().filter(move |(_, aside)| aside.retry_at > now).map(|(name, _)| name)
-    }
-
     /// Those whose time has come, and whether only a full sync can mend them.
     pub(super) fn due(&self, now: Instant) -> impl Iterator<Item = (&ServiceName, bool)> {
         let due = self.0.iter().filter(move |(_, aside)| aside.retry_at <= now);

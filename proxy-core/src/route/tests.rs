@@ -1,5 +1,10 @@
 use super::*;
-use crate::model::{Slice, SlicePort};
+use ipnet::IpNet;
+
+use crate::{
+    model::{Endpoint, Family, NodeHint, Slice, SlicePort},
+    store::Entry,
+};
 
 const V4: Family = Family::V4;
 const V6: Family = Family::V6;
@@ -83,10 +88,19 @@ fn routed(service: &Service, endpoints: &[&str], zone: &str) -> Route {
         endpoints: endpoints.iter().map(|words| endpoint(words)).collect(),
         trigger_time: None,
     };
-    let entry = Entry { service: Some(service.clone()), slices: vec![slice] };
+    let entry = Entry { service: None, slices: [slice].into_iter().collect() };
     let node = node(zone);
-    let wanted = wanted_frontends(service, &service.ports[0], V4, &node).expect("it has an address");
-    route(&entry, service, &service.ports[0], V4, &wanted, wanted.clone(), &node)
+    let policy = Arc::new(Policy::of(service, V4, &node));
+    let all = asked(service, V4);
+    let (granted, lost): (Vec<Asked>, Vec<Asked>) = all.iter().partition(|asked| asked.counts);
+    let [granted, lost] = [granted, lost].map(|asked| asked.iter().map(|asked| asked.frontend).collect());
+    route(service, &service.ports[0], &policy, (granted, lost), &entry.endpoints(V4), &node)
+}
+
+/// What the first port asks for and may get.
+fn wanted(service: &Service, family: Family) -> Vec<Frontend> {
+    let all = asked(service, family);
+    all.iter().filter(|asked| asked.counts && asked.port == 0).map(|asked| asked.frontend).collect()
 }
 
 fn last_octets(targets: &[Target]) -> Vec<u8> {
@@ -256,22 +270,28 @@ fn frontends_are_those_of_the_family() {
     service.external_ips = [ip("203.0.113.1"), ip("2001:db8::1")].into();
     service.load_balancer_ips = [ip("198.51.100.1"), ip("2001:db8::2")].into();
     let wanted = |family| {
-        let all = wanted_frontends(&service, &service.ports[0], family, &NodeView::default());
-        all.expect("dual stack").into_iter().map(|frontend| (frontend.kind, frontend.at, frontend.port))
+        let all = wanted(&service, family);
+        all.into_iter().map(|frontend| (frontend.kind, frontend.at, frontend.port)).collect::<Vec<_>>()
     };
     use FrontendKind::{ClusterIp, ExternalIp, LoadBalancerIp, NodePort};
-    assert!(wanted(V4).eq([
-        (ClusterIp, Some(ip("172.30.0.1")), 80),
-        (ExternalIp, Some(ip("203.0.113.1")), 80),
-        (LoadBalancerIp, Some(ip("198.51.100.1")), 80),
-        (NodePort, None, 30080),
-    ]));
-    assert!(wanted(V6).eq([
-        (ClusterIp, Some(ip("fd00::1")), 80),
-        (ExternalIp, Some(ip("2001:db8::1")), 80),
-        (LoadBalancerIp, Some(ip("2001:db8::2")), 80),
-        (NodePort, None, 30080),
-    ]));
+    assert_eq!(
+        wanted(V4),
+        [
+            (ClusterIp, Some(ip("172.30.0.1")), 80),
+            (ExternalIp, Some(ip("203.0.113.1")), 80),
+            (LoadBalancerIp, Some(ip("198.51.100.1")), 80),
+            (NodePort, None, 30080),
+        ]
+    );
+    assert_eq!(
+        wanted(V6),
+        [
+            (ClusterIp, Some(ip("fd00::1")), 80),
+            (ExternalIp, Some(ip("2001:db8::1")), 80),
+            (LoadBalancerIp, Some(ip("2001:db8::2")), 80),
+            (NodePort, None, 30080),
+        ]
+    );
 }
 
 #[test]
@@ -279,7 +299,7 @@ fn a_service_without_an_address_of_the_family_does_not_exist_there() {
     let mut service = with_node_port(TrafficPolicy::Cluster);
     service.cluster_ips = [ip("172.30.0.1")].into();
     service.load_balancer_ips = [ip("2001:db8::2")].into();
-    assert_eq!(wanted_frontends(&service, &service.ports[0], V6, &NodeView::default()), None);
+    assert_eq!(*asked(&service, V6), []);
 }
 
 #[test]
@@ -288,30 +308,39 @@ fn an_address_given_twice_is_one_frontend_and_stays_restricted() {
     service.external_ips = [ip("198.51.100.1"), ip("203.0.113.1"), ip("203.0.113.1")].into();
     service.load_balancer_ips = [ip("198.51.100.1")].into();
     service.source_ranges = Some([net("10.0.0.0/8")].into());
-    let wanted = wanted_frontends(&service, &service.ports[0], V4, &NodeView::default()).expect("it exists");
+    let wanted = wanted(&service, V4);
     let kinds: Vec<FrontendKind> = wanted.iter().map(|frontend| frontend.kind).collect();
     assert_eq!(
         kinds,
         [FrontendKind::ClusterIp, FrontendKind::ExternalIp, FrontendKind::LoadBalancerIp],
         "{wanted:?}"
     );
-    assert!(wanted[2].sources.is_some());
+    let route = routed(&service, &[], "");
+    assert!(route.sources(&wanted[2]).is_some());
+    let lost: Vec<_> = route.lost.iter().map(|frontend| frontend.at).collect();
+    assert_eq!(lost, [Some(ip("198.51.100.1")), Some(ip("203.0.113.1"))]);
 }
 
 #[test]
 fn a_route_says_what_the_objects_name_beyond_what_counts() {
-    let named = |service: &Service| routed(service, &["10.0.0.1 ready", "10.0.0.2"], "").named;
-    assert_eq!(named(&service()), Named { unanswered: false, endpoints: 2, repeated: [].into() });
-    assert!(!named(&with_node_port(TrafficPolicy::Cluster)).unanswered);
+    let route = routed(&service(), &["10.0.0.1 ready", "10.0.0.2"], "");
+    assert_eq!((route.endpoints, &*route.lost), (2, &[][..]));
+    let ignored = |text| {
+        let service = Service { ignored_external_ips: [ip(text)].into(), ..service() };
+        routed(&service, &[], "").lost.len()
+    };
+    assert_eq!(ignored("203.0.113.1"), 1, "nothing answers there, but the Service asked for it");
+    assert_eq!(ignored("2001:db8::1"), 0, "of the other family");
+}
 
-    let ignored = |text| Service { ignored_external_ips: [ip(text)].into(), ..service() };
-    assert!(named(&ignored("203.0.113.1")).unanswered, "nothing answers there, but the Service asked for it");
-    assert!(!named(&ignored("2001:db8::1")).unanswered, "of the other family");
-
-    let twice = [ip("172.30.0.1"), ip("203.0.113.1"), ip("203.0.113.1")];
-    let twice = Service { external_ips: twice.into(), ..service() };
-    let repeated: Vec<_> = named(&twice).repeated.iter().map(|frontend| frontend.at).collect();
-    assert_eq!(repeated, [Some(ip("172.30.0.1")), Some(ip("203.0.113.1"))]);
+#[test]
+fn ports_that_share_a_name_or_an_address_are_one() {
+    let port =
+        |name: &str, port| ServicePort { name: name.into(), protocol: Protocol::Tcp, port, node_port: None };
+    let ports = [port("a", 80), port("a", 81), port("b", 80), port("c", 82)];
+    let service = Service { ports: ports.into(), ..service() };
+    let all: Vec<_> = asked(&service, V4).iter().map(|asked| (asked.port, asked.counts)).collect();
+    assert_eq!(all, [(0, true), (2, false), (3, true)]);
 }
 
 #[test]
@@ -329,9 +358,10 @@ fn source_ranges_restrict_load_balancer_addresses_only() {
     service.external_ips = [ip("203.0.113.1")].into();
     service.load_balancer_ips = [ip("198.51.100.1")].into();
     service.source_ranges = Some([net("10.0.0.0/8")].into());
-    for frontend in routed(&service, &[], "").frontends {
+    let route = routed(&service, &[], "");
+    for frontend in &route.frontends {
         assert_eq!(
-            frontend.sources.is_some(),
+            route.sources(frontend).is_some(),
             frontend.kind == FrontendKind::LoadBalancerIp,
             "{:?}",
             frontend.kind
@@ -354,8 +384,8 @@ fn source_ranges_of_each_family() {
         let mut service = service();
         service.load_balancer_ips = [ip("198.51.100.1"), ip("2001:db8::2")].into();
         service.source_ranges = given.map(|given| given.iter().map(|range| net(range)).collect());
-        let wanted = wanted_frontends(&service, &service.ports[0], *family, &node("")).expect("dual stack");
-        let ranges = wanted[1].sources.as_ref().map(|sources| sources.ranges.to_vec());
+        let sources = Policy::of(&service, *family, &node("")).sources;
+        let ranges = sources.map(|sources| sources.ranges.to_vec());
         let expected = expected.map(|all| all.iter().map(|range| net(range)).collect::<Vec<_>>());
         assert_eq!(ranges, expected, "{what}");
     }
@@ -386,8 +416,7 @@ fn a_range_that_holds_the_node_lets_it_use_its_own_vips() {
     service.load_balancer_ips = [ip("198.51.100.1"), ip("198.51.100.2")].into();
     for (range, own) in [("192.168.0.0/16", 2), ("10.0.0.0/8", 0)] {
         service.source_ranges = Some([net(range)].into());
-        let wanted = wanted_frontends(&service, &service.ports[0], V4, &node("")).expect("it exists");
-        let sources = wanted[1].sources.as_ref().expect("restricted");
+        let sources = Policy::of(&service, V4, &node("")).sources.expect("restricted");
         assert_eq!(sources.own_vips.len(), own, "{range}");
     }
 }
@@ -397,6 +426,6 @@ fn ports_and_affinity_reach_the_route() {
     let mut service = service();
     service.affinity = Some(10800);
     let route = routed(&service, &["10.0.0.1 ready local"], "");
-    assert_eq!(route.affinity, Some(10800));
+    assert_eq!(route.policy.affinity, Some(10800));
     assert_eq!(*route.cluster, [Target { addr: ip("10.0.0.1"), port: 8080, local: true }]);
 }

@@ -1,5 +1,7 @@
+use std::net::IpAddr;
+
 use super::*;
-use crate::model::{NodeHint, ServicePort, SlicePort, TrafficPolicy};
+use crate::model::{Endpoint, NodeHint, Protocol, ServicePort, SlicePort, TrafficPolicy};
 
 fn name(text: &str) -> ServiceName {
     ServiceName::new("ns", text)
@@ -67,7 +69,7 @@ fn a_slice_may_come_before_its_service_and_outlive_it() {
     assert_eq!(store.names().count(), 0);
     store.set_service(service("a"));
     let entry = store.entry(&name("a")).expect("known");
-    assert_eq!(entry.endpoints(Family::V4, "p", Protocol::Udp).len(), 1);
+    assert_eq!(entry.endpoints(Family::V4).of("p", Protocol::Udp).len(), 1);
     assert_eq!(store.remove_service(&name("a")), Some(touched("a", None)));
     assert_eq!(store.names().count(), 0);
     assert!(store.entry(&name("a")).is_some(), "its slice is still there");
@@ -160,7 +162,7 @@ fn one_address_counts_once_and_the_running_endpoint_goes_before_the_terminating_
         store.set_slice(slice("a-1", "a", std::slice::from_ref(first)));
         store.set_slice(slice("a-2", "a", std::slice::from_ref(second)));
         let entry = store.entry(&name("a")).expect("known");
-        let endpoints = entry.endpoints(Family::V4, "p", Protocol::Udp);
+        let endpoints = entry.endpoints(Family::V4).of("p", Protocol::Udp);
         assert_eq!(endpoints.len(), 1);
         assert!(!endpoints[0].0.terminating);
     }
@@ -176,7 +178,7 @@ fn the_outcome_does_not_depend_on_the_order_of_slices() {
             store.set_slice(slice(of, "a", &[only]));
         }
         let entry = store.entry(&name("a")).expect("known");
-        assert!(entry.endpoints(Family::V4, "p", Protocol::Udp)[0].0.ready);
+        assert!(entry.endpoints(Family::V4).of("p", Protocol::Udp)[0].0.ready);
     }
 }
 
@@ -192,7 +194,7 @@ fn ports_are_matched_by_name_and_protocol_over_several_slices() {
     store.set_slice(of("a-2", vec![port("p", Protocol::Udp, 3), port("p", Protocol::Tcp, 4)], 2));
     let entry = store.entry(&name("a")).expect("known");
     let ports = |name, protocol| {
-        let endpoints = entry.endpoints(Family::V4, name, protocol);
+        let endpoints = entry.endpoints(Family::V4).of(name, protocol);
         endpoints.iter().map(|(_, port)| *port).collect::<Vec<_>>()
     };
     assert_eq!(ports("p", Protocol::Udp), [1, 3], "one name may mean another number in another slice");

@@ -89,14 +89,14 @@ impl Writer<'_> {
 
     fn policy_chain_rules(&self, text: &mut String, policy: TrafficPolicy, targets: &[Target]) {
         let chain = self.policy_chain(policy);
-        if self.route.internal_policy == policy {
+        if self.route.policy.internal == policy {
             self.masquerade_internal(text, chain);
         }
         let mut endpoints: Vec<&(ServiceChain, Endpoint)> =
             targets.iter().map(|target| self.endpoint_of(*target)).collect();
         // kube-proxy's order: by `address:port` as text.
         endpoints.sort_unstable_by(|(_, a), (_, b)| a.text.cmp(&b.text));
-        if let Some(seconds) = self.route.affinity {
+        if let Some(seconds) = self.route.policy.affinity {
             for (to, endpoint) in &endpoints {
                 let mask = full_mask(endpoint.addr);
                 self.to_endpoint(text, chain, endpoint)
@@ -173,7 +173,7 @@ impl Writer<'_> {
         comment(Rule::new(text, chain).source_host(endpoint.addr), self).jump(&[MARK_MASQUERADE]);
 
         let mut rule = comment(Rule::new(text, chain).protocol(self.route.protocol), self);
-        if self.route.affinity.is_some() {
+        if self.route.policy.affinity.is_some() {
             let mask = full_mask(endpoint.addr);
             rule = rule.more(&format!("-m recent --set --name {chain} --mask {mask} --rsource"));
         }

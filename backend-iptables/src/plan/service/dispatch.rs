@@ -27,7 +27,7 @@ impl Writer<'_> {
     pub(super) fn dispatch(&self) -> Dispatch {
         let mut lines = Lines::default();
         for frontend in self.frontends(FrontendKind::ClusterIp) {
-            let policy = self.route.internal_policy;
+            let policy = self.route.policy.internal;
             if self.has_endpoints_under(policy) {
                 self.captured(&mut lines, " cluster IP", frontend, self.policy_chain(policy));
             } else {
@@ -59,7 +59,7 @@ impl Writer<'_> {
             }
             self.refused_external(&mut lines, frontend);
         }
-        if let Some(port) = self.route.health_check_node_port {
+        if let Some(port) = self.route.policy.health_check_node_port {
             let dispatcher = Dispatcher::FilterNodePorts;
             Rule::in_fixed(lines.of(dispatcher), dispatcher.chain())
                 .protocol(Protocol::Tcp)

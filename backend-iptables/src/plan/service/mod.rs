@@ -5,6 +5,7 @@
 
 mod chains;
 mod dispatch;
+mod named;
 pub(crate) mod rules;
 mod writer;
 

@@ -1,14 +1,14 @@
 //! Answers about one Service port that more than one of its chains depends on.
 
-use std::net::IpAddr;
+use std::{collections::HashSet, net::IpAddr};
 
 use proxy_core::{
     model::{ServicePortName, TrafficPolicy},
-    route::{AllowedSources, Frontend, FrontendKind, Named, Route, Target},
+    route::{AllowedSources, Frontend, FrontendKind, Route, Target},
 };
 
 use crate::{
-    plan::service::rules::Context,
+    plan::service::{named::Named, rules::Context},
     schema::{
         chains::{ChainStem, Role, ServiceChain},
         rule::socket,
@@ -34,6 +34,9 @@ pub(super) struct Writer<'a> {
     pub(super) name: String,
     chains: [u8; 16],
     pub(super) route: &'a Route,
+    named: Named,
+    /// Addresses that not everybody may use.
+    restricted: HashSet<Option<IpAddr>>,
     pub(super) context: Context<'a>,
     /// Sorted; `endpoints` has the same order.
     targets: Vec<Target>,
@@ -52,7 +55,10 @@ impl<'a> Writer<'a> {
                 (ServiceChain::endpoint(&stem, &endpoint.text), endpoint)
             })
             .collect();
-        Self { name: shown, chains: stem.hash(), route, context, targets, endpoints }
+        let restricted = route.frontends.iter().filter(|frontend| route.sources(frontend).is_some());
+        let restricted = restricted.map(|frontend| frontend.at).collect();
+        let named = Named::of(route);
+        Self { name: shown, chains: stem.hash(), route, named, restricted, context, targets, endpoints }
     }
 
     pub(super) fn chain(&self, role: Role) -> ServiceChain {
@@ -71,26 +77,25 @@ impl<'a> Writer<'a> {
         self.route
             .frontends
             .iter()
-            .chain(&self.route.named.repeated)
+            .chain(&self.named.repeated)
             .filter(move |frontend| frontend.kind == kind && !self.opens_what_is_restricted(frontend))
     }
 
     /// A load balancer IP with source ranges that is given as external IP too: a rule for that would let everybody in.
     pub(super) fn opens_what_is_restricted(&self, frontend: &Frontend) -> bool {
-        frontend.kind == FrontendKind::ExternalIp
-            && self.route.frontends.iter().any(|other| other.at == frontend.at && other.sources.is_some())
+        frontend.kind == FrontendKind::ExternalIp && self.restricted.contains(&frontend.at)
     }
 
     /// kube-proxy writes the chain for external traffic even if nothing leads to it.
     pub(super) fn is_external(&self) -> bool {
         let external = |frontend: &Frontend| frontend.kind != FrontendKind::ClusterIp;
-        let Named { unanswered, repeated, .. } = &self.route.named;
+        let Named { unanswered, repeated } = &self.named;
         *unanswered || self.route.frontends.iter().chain(repeated).any(external)
     }
 
     /// Who may use the load balancer IPs: one list for the Service.
     pub(super) fn sources(&self) -> Option<&AllowedSources> {
-        self.frontends(FrontendKind::LoadBalancerIp).find_map(|frontend| frontend.sources.as_deref())
+        self.frontends(FrontendKind::LoadBalancerIp).find_map(|frontend| self.route.sources(frontend))
     }
 
     pub(super) fn has_endpoints_under(&self, policy: TrafficPolicy) -> bool {

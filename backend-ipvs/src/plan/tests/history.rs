@@ -30,18 +30,23 @@ fn a_route(service: usize) -> impl Strategy<Value = Route> {
             let own = format!("10.96.0.{}", service + 1);
             let mut frontends = vec![frontend(FrontendKind::ClusterIp, Some(&own), 80)];
             if has[0] {
-                let mut balancer =
-                    frontend(FrontendKind::LoadBalancerIp, Some("198.51.100.1"), 1000 + service as u16);
-                if ranges > 0 {
-                    let range = if ranges == 1 { "203.0.0.0/16" } else { "203.0.113.0/24" };
-                    let sources = AllowedSources {
-                        ranges: [range.parse().expect("a network")].into(),
-                        own_vips: Box::default(),
-                    };
-                    balancer.sources = Some(Arc::new(sources));
-                }
-                frontends.push(balancer);
+                let port = 1000 + service as u16;
+                frontends.push(frontend(FrontendKind::LoadBalancerIp, Some("198.51.100.1"), port));
             }
+            let sources = |range: &str| AllowedSources {
+                ranges: [range.parse().expect("a network")].into(),
+                own_vips: Box::default(),
+            };
+            let policy = Policy {
+                internal: internal_policy,
+                affinity: has[2].then_some(600),
+                sources: match ranges {
+                    0 => None,
+                    1 => Some(Arc::new(sources("203.0.0.0/16"))),
+                    _ => Some(Arc::new(sources("203.0.113.0/24"))),
+                },
+                ..Policy::default()
+            };
             if has[3] {
                 // The node's own address, where another Service may have its NodePort.
                 let port = 30000 + (service as u16 + 1) % 3;
@@ -51,9 +56,9 @@ fn a_route(service: usize) -> impl Strategy<Value = Route> {
                 frontends.push(frontend(FrontendKind::NodePort, None, 30000 + service as u16));
             }
             Route {
+                policy: policy.into(),
                 protocol,
                 frontends: frontends.into(),
-                internal_policy,
                 external_policy: if has[0] || has[1] || has[3] {
                     external_policy
                 } else {
@@ -62,10 +67,8 @@ fn a_route(service: usize) -> impl Strategy<Value = Route> {
                 any_endpoint: !all.is_empty(),
                 cluster: all.into(),
                 local: local.into(),
-                affinity: has[2].then_some(600),
-                health_check_node_port: None,
-                named: Named::default(),
-                options: Box::default(),
+                lost: Box::default(),
+                endpoints: 0,
             }
         })
 }
@@ -244,9 +247,8 @@ fn due(installed: &[Option<Route>; 3], environment: &Environment, packet: &Packe
         })
     };
     let Some((route, frontend)) = find(true).or_else(|| find(false)) else { return Due::Nobody };
-    let barred =
-        |sources: &Arc<AllowedSources>| !sources.ranges.iter().any(|net| net.contains(&packet.source));
-    if frontend.sources.as_ref().is_some_and(barred) {
+    let barred = |sources: &AllowedSources| !sources.ranges.iter().any(|net| net.contains(&packet.source));
+    if route.sources(frontend).is_some_and(barred) {
         return Due::Exactly(Fate::Dropped);
     }
     let node = packet.origin == Origin::Node;

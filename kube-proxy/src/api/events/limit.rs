@@ -158,7 +158,7 @@ mod tests {
     fn what_all_nodes_say_is_said_again_only_when_it_may_be_forgotten() {
         let (mut limiter, now) = begin();
         let service = ServiceName::new("ns", "s");
-        let event = Event::address_conflict(&service, &ServiceName::new("ns", "old"), "192.0.2.1 80/TCP");
+        let event = Event::address_conflict(&service, &ServiceName::new("ns", "old"), "192.0.2.1 80/TCP", 1);
         let mut decisions = Vec::new();
         for step in 0..8 {
             decisions.push(limiter.decide(&event, now + minutes(step * 10), || "x".to_owned()));

@@ -59,7 +59,7 @@ async fn events_have_the_form_of_kube_proxy() {
     let (events, asked) = start(201);
     events.send(Event::starting());
     let service = ServiceName::new("shop", "web");
-    events.send(Event::address_conflict(&service, &ServiceName::new("shop", "old"), "192.0.2.1:80"));
+    events.send(Event::address_conflict(&service, &ServiceName::new("shop", "old"), "192.0.2.1:80", 1));
     events.flush(LIMIT).await;
     let asked = asked.lock().expect("not poisoned");
     let (method, path, body) = &asked[0];
@@ -85,11 +85,11 @@ async fn all_nodes_give_what_they_all_see_one_name() {
     let service = ServiceName::new("shop", "web");
     let winner = ServiceName::new("shop", "old");
     let name = |event: &Event, node: &str| object_name(event, node, Timestamp::now());
-    let conflict = Event::address_conflict(&service, &winner, "192.0.2.1 80/TCP");
+    let conflict = Event::address_conflict(&service, &winner, "192.0.2.1 80/TCP", 1);
     assert_eq!(name(&conflict, "a"), name(&conflict, "b"));
     assert_ne!(
         name(&conflict, "a"),
-        name(&Event::address_conflict(&service, &winner, "192.0.2.2 80/TCP"), "a")
+        name(&Event::address_conflict(&service, &winner, "192.0.2.2 80/TCP", 1), "a")
     );
     let aside = |node: &str| name(&Event::set_aside(&service, node, "EINVAL"), node);
     assert_eq!(aside("a"), aside("b"));

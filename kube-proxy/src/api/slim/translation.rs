@@ -100,7 +100,7 @@ impl Service {
     fn options(&self) -> Box<[(Box<str>, Box<str>)]> {
         let all = self.metadata.annotations.iter();
         // Backends know them without the prefix.
-        all.filter_map(|(key, value)| Some((key.strip_prefix(OPTION_PREFIX)?.into(), value.into()))).collect()
+        all.filter_map(|(key, value)| model::option(key.strip_prefix(OPTION_PREFIX)?, value)).collect()
     }
 }
 

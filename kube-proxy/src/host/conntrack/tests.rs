@@ -45,7 +45,7 @@ fn rule(frontend: &str, serving: &[&str]) -> FlowRule {
 
 fn node_rule(frontend: ClaimKey, serving: &[&str]) -> FlowRule {
     let serving: Arc<[_]> = serving.iter().map(|endpoint| at(endpoint)).collect();
-    FlowRule { frontend, serving, untranslated: true, urgent: true }
+    FlowRule { frontend, serving, translated: true, untranslated: true, urgent: true }
 }
 
 fn entry(protocol: u8, zone: u16, client: &str, destination: &str, replier: &str) -> conntrack::Flow {
