@@ -1,12 +1,15 @@
 //! Which Service owns each address and port in one family, and who wanted it too.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use crate::{
     claims::{ClaimKey, Claimant, Claims, Precedence},
     limits::{self, Excess},
-    model::{Family, ServiceName},
-    route::{Asked, asked},
+    model::{Family, ServiceName, ServicePortName},
+    route::{Asked, Route, asked},
     store::{Entry, Store},
 };
 
@@ -42,6 +45,10 @@ pub(super) struct Addresses {
     conflicts: usize,
     /// Services that ask for more than one may. What they asked for before they did is theirs still.
     excesses: HashMap<ServiceName, Excess>,
+    /// Addresses that are in the kernel for a Service that does not ask for them any more, because what it asks for now was
+    /// refused: whoever claims one next takes it.
+    kept: HashMap<ClaimKey, ServiceName>,
+    keeping: HashMap<ServiceName, Vec<ClaimKey>>,
 }
 
 #[derive(Debug, Default)]
@@ -68,6 +75,31 @@ impl Addresses {
             lost: HashMap::new(),
             conflicts: 0,
             excesses: HashMap::new(),
+            kept: HashMap::new(),
+            keeping: HashMap::new(),
+        }
+    }
+
+    /// A Service keeps what is installed for it, whatever it asks for.
+    pub(super) fn keep(&mut self, service: &ServiceName, installed: &[(ServicePortName, Arc<Route>)]) {
+        self.keep_no_more(service);
+        let asked: HashSet<ClaimKey> = self.asked(service).iter().map(Asked::key).collect();
+        let keys = installed.iter().flat_map(|(_, route)| {
+            route.frontends.iter().map(|frontend| (route.protocol, frontend.at, frontend.port))
+        });
+        let keys: Vec<ClaimKey> = keys.filter(|key| !asked.contains(key)).collect();
+        if !keys.is_empty() {
+            self.kept.extend(keys.iter().map(|key| (*key, service.clone())));
+            self.keeping.insert(service.clone(), keys);
+        }
+    }
+
+    /// What is installed for it is what it asks for.
+    pub(super) fn keep_no_more(&mut self, service: &ServiceName) {
+        for key in self.keeping.remove(service).into_iter().flatten() {
+            if self.kept.get(&key) == Some(service) {
+                self.kept.remove(&key);
+            }
         }
     }
 
@@ -152,6 +184,7 @@ impl Addresses {
             }
         }
         for (key, claimant) in after.into_iter().flat_map(|after| after.claims(name)) {
+            moved.extend(self.kept.get(&key).filter(|keeper| *keeper != name).cloned());
             self.claims.claim(key, claimant, moved);
         }
     }
