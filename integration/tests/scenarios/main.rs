@@ -11,6 +11,7 @@ mod conflicts;
 mod drift;
 mod endpoints;
 mod external;
+mod firewalls;
 mod large;
 mod lifecycle;
 mod living_objects;
