@@ -32,9 +32,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let before = resident()?;
 
     let (sender, told) = mpsc::channel();
-    let reconciler = conntrack::ConntrackReconciler::spawn(move |pass| {
-        let _ = sender.send(pass);
-    })?;
+    let reconciler = conntrack::ConntrackReconciler::spawn(
+        |work| std::thread::Builder::new().spawn(work).map(drop),
+        move |pass| {
+            let _ = sender.send(pass);
+        },
+    )?;
     let settings = EnvironmentSettings {
         masquerade_mark: 0x4000,
         masquerade_all: false,

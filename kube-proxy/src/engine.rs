@@ -1,6 +1,7 @@
 //! The one thread that owns the engine: takes in messages, syncs when something is due, looks for drift.
 
 use std::{
+    iter,
     sync::mpsc::{Receiver, RecvTimeoutError},
     time::{Duration, Instant},
 };
@@ -17,8 +18,8 @@ use proxy_core::{
 #[derive(Debug)]
 pub(crate) enum Message {
     Input(Input),
-    /// The configuration changed in a way that can be applied live.
-    Settings(EnvironmentSettings, Pace),
+    /// The configuration changed in a way that can be applied live. The last one: how often to look for drift.
+    Settings(EnvironmentSettings, Pace, Duration),
 }
 
 impl From<Input> for Message {
@@ -60,9 +61,12 @@ pub(crate) fn run<P, X>(
         let wake = engine.next_wakeup().map_or(next_drift_check, |at| at.min(next_drift_check));
         match messages.recv_timeout(wake.saturating_duration_since(now)) {
             Ok(message) => {
-                take(&mut engine, message);
-                for message in messages.try_iter().take(MOST_MESSAGES_PER_ROUND) {
-                    take(&mut engine, message);
+                let more = messages.try_iter().take(MOST_MESSAGES_PER_ROUND);
+                for message in iter::once(message).chain(more) {
+                    if let Some(interval) = take(&mut engine, message) {
+                        drift.usual = interval;
+                        next_drift_check = next_drift_check.min(Instant::now() + interval);
+                    }
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
@@ -81,15 +85,22 @@ pub(crate) fn run<P, X>(
     }
 }
 
+/// Answers how often to look for drift from now on, where that was told.
 #[expect(clippy::disallowed_methods, reason = "the engine takes its clock from here")]
-fn take<P, X>(engine: &mut Reconciler<P, X>, message: Message)
+fn take<P, X>(engine: &mut Reconciler<P, X>, message: Message) -> Option<Duration>
 where
     P: Planner,
     X: Executor<Op = P::Op, Found = P::Found>,
 {
     match message {
-        Message::Input(input) => engine.handle(input, Instant::now()),
-        Message::Settings(settings, pace) => engine.set_settings(settings, pace, Instant::now()),
+        Message::Input(input) => {
+            engine.handle(input, Instant::now());
+            None
+        }
+        Message::Settings(settings, pace, drift_interval) => {
+            engine.set_settings(settings, pace, Instant::now());
+            Some(drift_interval)
+        }
     }
 }
 

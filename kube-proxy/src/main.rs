@@ -3,10 +3,12 @@
 mod api;
 mod engine;
 mod host;
+mod live;
 mod reload;
 mod run;
 mod serve;
 mod settings;
+mod supervisor;
 mod sync;
 mod telemetry;
 

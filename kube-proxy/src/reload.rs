@@ -35,13 +35,30 @@ impl fmt::Display for NeedsRestart {
 
 impl std::error::Error for NeedsRestart {}
 
-/// Looks at the file for ever, and gives `apply` every change that can be applied; the new settings are in `current`
-/// by then. `arguments` are the command line, which some fields of the file yield to.
+/// Why a change that could be applied by its kind is not.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// Only a new process can follow these fields, as things are.
+    Restart(Vec<String>),
+    /// It does not fit this node.
+    Unfit(String),
+}
+
+/// What a change of the configuration acts on.
+pub(crate) trait Target {
+    /// Whether it can be applied now. What is in force does not change.
+    fn check(&self, settings: &Settings) -> Result<(), Refusal>;
+    /// It was checked, and is what others see by now.
+    fn apply(&self, settings: &Settings);
+}
+
+/// Looks at the file for ever, and has every change that can be applied applied; the new settings are in `current` by
+/// then. `arguments` are the command line, which some fields of the file yield to.
 pub(crate) async fn follow(
     arguments: &[String],
     current: &watch::Sender<Arc<Settings>>,
     interval: Duration,
-    mut apply: impl FnMut(&Settings),
+    target: &impl Target,
 ) -> NeedsRestart {
     let Some(path) = current.borrow().config_file.clone() else {
         return std::future::pending().await;
@@ -54,26 +71,50 @@ pub(crate) async fn follow(
         }
         // Not borrowed while it is replaced.
         let before = Arc::clone(&current.borrow());
-        match reread(arguments, &before.document) {
-            Ok((_, found)) if !found.restart.is_empty() => {
-                metrics::config_changed("restart");
-                return NeedsRestart { fields: found.restart };
+        let outcome = reread(arguments, &before.document);
+        let outcome = outcome.and_then(|(settings, found)| {
+            if !found.restart.is_empty() {
+                return Ok(Found::Restart(found.restart));
             }
-            Ok((_, found)) if found.live.is_empty() => {}
-            Ok((settings, found)) => {
+            if found.live.is_empty() {
+                return Ok(Found::Nothing);
+            }
+            match target.check(&settings) {
+                Ok(()) => Ok(Found::Live(Arc::new(settings), found.live)),
+                Err(Refusal::Restart(fields)) => Ok(Found::Restart(fields)),
+                Err(Refusal::Unfit(reason)) => Err(reason),
+            }
+        });
+        match outcome {
+            Ok(Found::Restart(fields)) => {
+                metrics::config_changed("restart");
+                metrics::config_waits_for_restart(fields.len());
+                return NeedsRestart { fields };
+            }
+            Ok(Found::Nothing) => metrics::config_in_force(true),
+            Ok(Found::Live(settings, fields)) => {
                 metrics::config_changed("applied");
-                tracing::info!(fields = ?found.live, "The configuration file changed; applied");
-                let settings = Arc::new(settings);
+                metrics::config_in_force(true);
+                tracing::info!(?fields, "The configuration file changed; applied");
                 current.send_replace(Arc::clone(&settings));
-                apply(&settings);
+                target.apply(&settings);
             }
             // Half a file, or a mistake: what is in force stays, and the next change is looked at again.
             Err(error) => {
                 metrics::config_changed("invalid");
+                metrics::config_in_force(false);
                 tracing::error!(path = %path.display(), %error, "The configuration file changed and is not valid; it is not applied");
             }
         }
     }
+}
+
+/// What a change of the file comes to.
+enum Found {
+    /// Nothing that means something here.
+    Nothing,
+    Live(Arc<Settings>, Vec<String>),
+    Restart(Vec<String>),
 }
 
 fn reread(arguments: &[String], before: &serde_json::Value) -> Result<(Settings, Differences), String> {
@@ -111,6 +152,20 @@ mod tests {
         applied: Mutex<Vec<u32>>,
     }
 
+    impl Target for Rig {
+        fn check(&self, settings: &Settings) -> Result<(), Refusal> {
+            match settings.oom_score_adj {
+                666 => Err(Refusal::Unfit("not on this node".to_owned())),
+                667 => Err(Refusal::Restart(vec!["oomScoreAdj".to_owned()])),
+                _ => Ok(()),
+            }
+        }
+
+        fn apply(&self, settings: &Settings) {
+            self.applied().push(settings.logging.verbosity);
+        }
+    }
+
     impl Rig {
         fn new(name: &str) -> Self {
             let path = std::env::temp_dir().join(format!("switchyard-reload-{name}-{}", std::process::id()));
@@ -131,8 +186,7 @@ mod tests {
         }
 
         async fn follow(&self) -> NeedsRestart {
-            let apply = |settings: &Settings| self.applied().push(settings.logging.verbosity);
-            follow(&self.arguments, &self.current, STEP, apply).await
+            follow(&self.arguments, &self.current, STEP, self).await
         }
 
         fn applied(&self) -> std::sync::MutexGuard<'_, Vec<u32>> {
@@ -204,13 +258,39 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_does_not_fit_this_node_is_not_applied_and_the_next_change_counts() {
+        let rig = Rig::new("unfit");
+        let change = async {
+            tokio::time::sleep(STEP * 4).await;
+            rig.replace("oomScoreAdj: 666\n");
+            tokio::time::sleep(STEP * 20).await;
+            assert_eq!(rig.current.borrow().oom_score_adj, -999, "what others see is what is in force");
+            rig.replace("oomScoreAdj: 500\n");
+        };
+        tokio::join!(rig.until_applied(1), change);
+        assert_eq!(rig.current.borrow().oom_score_adj, 500);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_applied_as_things_are_ends_the_process() {
+        let rig = Rig::new("not-now");
+        let change = async {
+            tokio::time::sleep(STEP * 4).await;
+            rig.replace("oomScoreAdj: 667\n");
+        };
+        let (end, ()) = tokio::join!(rig.follow(), change);
+        assert!(end.to_string().contains("oomScoreAdj cannot be applied without a restart"), "{end}");
+    }
+
+    #[tokio::test]
     async fn without_a_file_there_is_nothing_to_follow() {
+        let rig = Rig::new("none");
         let Command::Run(settings) = settings::load(&["--mode=nftables"]).expect("good arguments").command
         else {
             panic!("not to be run");
         };
-        let (current, _) = watch::channel(Arc::new(*settings));
-        let follow = follow(&[], &current, STEP, |_| panic!("nothing changed"));
-        assert!(tokio::time::timeout(STEP * 10, follow).await.is_err());
+        rig.current.send_replace(Arc::new(*settings));
+        assert!(tokio::time::timeout(STEP * 10, rig.follow()).await.is_err());
+        assert!(rig.applied().is_empty());
     }
 }

@@ -1,11 +1,13 @@
 //! The main job: from the settings to a running engine.
 
 use std::{
+    net::IpAddr,
     sync::{Arc, mpsc},
     time::Duration,
 };
 
 use anyhow::Context as _;
+use kube::Client;
 use proxy_core::model::{Family, Input};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -15,7 +17,7 @@ use tokio::{
 use crate::{
     api::{
         client,
-        events::{Event, Events},
+        events::{self, Event, Events},
         node::{self, Node},
         node_watch,
         watch::Source,
@@ -28,19 +30,24 @@ use crate::{
         forwarding, interfaces,
         sysctl::{self, Sysctl},
     },
+    live::{self, Live},
     reload,
     serve::{
+        capacity::Capacity,
         healthz,
+        localhost_node_ports::{Listeners, NodePorts},
         metrics_server::MetricsServer,
         service_health::{self, Wanted},
     },
     settings::{
-        effective::{DetectLocal, Mode, Settings},
+        effective::{DetectLocal, Mode, NodePortAddressSet, Settings},
         environment,
         feature_gates::Feature,
         plausibility::{self, Found},
     },
+    supervisor::{self, Ends, Supervisor},
     sync::{
+        localhost_node_ports::LocalhostNodePorts,
         observe::{AfterFirstSync, Observations},
         start,
     },
@@ -48,7 +55,7 @@ use crate::{
 };
 
 /// How long what is worth an Event at the end of the process may take to be sent.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS: Duration = Duration::from_secs(1);
 const NODE_IPS_TIMEOUT: Duration = Duration::from_secs(30);
 const POD_CIDRS_TIMEOUT: Duration = Duration::from_secs(300);
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
@@ -57,13 +64,27 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 ///
 /// `arguments` are the command line, to read the configuration again when its file changes.
 pub(crate) fn run(settings: Settings, arguments: Vec<String>, log: LogControl) -> anyhow::Result<()> {
+    supervisor::log_panics();
     let metrics = Metrics::install(&settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("the asynchronous runtime could not be started")?;
-    let result = runtime.block_on(until_signal(start(settings, arguments, log, metrics)));
+    let (supervisor, ends) = Supervisor::new(runtime.handle().clone());
+    let name = node::name(settings.hostname_override.as_deref())?;
+    let (events, outgoing) = events::channel(&name);
+    let start = start(settings, arguments, (log, metrics), name, (supervisor, events.clone(), outgoing));
+    let result = runtime.block_on(until_end(start, ends));
+    if result.is_err() {
+        let (done, wait) = mpsc::channel();
+        runtime.spawn(async move {
+            events.flush(LAST_WORDS).await;
+            let _ = done.send(());
+        });
+        // Not by the runtime's clock: its workers may be what hangs.
+        let _ = wait.recv_timeout(LAST_WORDS);
+    }
     // Threads that wait for the network must not keep the process.
     runtime.shutdown_background();
     result
@@ -89,26 +110,33 @@ pub(crate) fn init(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn until_signal(job: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+/// Waits for a signal, for a start that fails, or for something that must not end and does.
+async fn until_end(start: impl Future<Output = anyhow::Result<()>>, mut ends: Ends) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let job = async {
+        start.await?;
+        std::future::pending().await
+    };
     tokio::select! {
         result = job => result,
+        error = ends.next() => Err(error),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }
 }
 
-/// Returns only when something ends the process.
+/// Starts everything; what runs from then on is watched by the supervisor.
 async fn start(
     settings: Settings,
     arguments: Vec<String>,
-    log: LogControl,
-    metrics: Metrics,
+    (log, metrics): (LogControl, Metrics),
+    name: String,
+    (supervisor, events, outgoing): (Supervisor, Events, events::Outgoing),
 ) -> anyhow::Result<()> {
-    let name = node::name(settings.hostname_override.as_deref())?;
     let (client, upkeep) = client::connect(&settings.client)?;
     let (messages, inbox) = mpsc::channel::<Message>();
+    supervisor.task("Events", outgoing.run(client.clone()));
 
     let (node_sender, mut node) = watch::channel::<Option<Node>>(None);
     let mut source = Source {
@@ -116,17 +144,8 @@ async fn start(
         accept: wire::accept(&settings.client.content_type, &settings.client.accept_content_types),
         events: None,
     };
-    tokio::spawn(node_watch::run(source.clone(), name.clone(), node_sender));
-    let ips = node_watch::wait_for(&mut node, NODE_IPS_TIMEOUT, Node::ips).await;
-    let ips = node::primary_first(ips, settings.bind_address);
-    if ips.is_empty() {
-        tracing::error!(
-            node = name,
-            "Can't determine this node's IP, assuming loopback; if this is incorrect, please set the --bind-address flag"
-        );
-    } else {
-        tracing::info!(NodeIPs = ?ips, "Successfully retrieved NodeIPs");
-    }
+    supervisor.task("node watch", node_watch::run(source.clone(), name.clone(), node_sender));
+    let ips = node_ips(&mut node, (&client, &name), &settings, &events).await;
     let pod_cidrs = match settings.detect_local {
         DetectLocal::NodeCidr => {
             let cidrs = node_watch::wait_for(&mut node, POD_CIDRS_TIMEOUT, Node::pod_cidrs).await;
@@ -138,85 +157,140 @@ async fn start(
 
     sysctl::set_oom_score(settings.oom_score_adj);
     let health = HealthState::new(settings.sync_period * 2);
-    let events = Events::start(client.clone(), &name);
-    set_conntrack(&settings, &events);
+    live::set_conntrack(&settings, &events);
+    supervisor.task("API connection", upkeep.run(health.clone(), events.clone()));
     let (checks, wanted_checks) = watch::channel(Wanted::default());
-    let observations = Observations::new(
+    let (forwarding, periods) = mpsc::channel();
+    let mut observations = Observations::new(
         settings.mode,
         health.clone(),
         (
             conntrack::tracker().map_err(anyhow::Error::msg)?,
-            Some(ConntrackReconciler::spawn(report_conntrack)?),
+            Some(ConntrackReconciler::spawn(|work| supervisor.thread("conntrack", work), report_conntrack)?),
         ),
         checks,
         events.clone(),
         name.clone(),
-        remove_leftovers(&settings),
+        after_first_sync(&settings, (supervisor.clone(), events.clone()), periods),
     );
-    let environment = environment::settings(&settings, &pod_cidrs);
+    let capacity = Capacity::of_this_process();
+    if settings.node_port_addresses.localhost_v6 && settings.mode == Mode::Nftables {
+        let ports = NodePorts::default();
+        observations.set_localhost_node_ports(LocalhostNodePorts::new(ports.clone()));
+        let (listeners, connections) = capacity.localhost;
+        supervisor.task("NodePorts on ::1", Listeners::new(listeners, connections).run(ports));
+    }
     let primary = ips.first().map_or(Family::V4, |ip| Family::of(*ip));
     let fits =
         |served: &[Family]| plausibility::check(&settings, Found { primary, served, pod_cidrs: &pod_cidrs });
-    let engine_ended = start::engine(&settings, environment, inbox, observations, (&health, &events), &fits)?;
+    let environment = environment::settings(&settings, &pod_cidrs);
+    let surroundings = (&health, &events, &supervisor);
+    let served = start::engine(&settings, environment, inbox, observations, surroundings, &fits)?;
 
     let settings = Arc::new(settings);
     let (current, shown) = watch::channel(Arc::clone(&settings));
-    let fatal = serve_http(&settings, shown, log.clone(), metrics, &health, &events);
-    tokio::spawn(service_health::run(name.clone(), wanted_checks, health.clone(), events.clone()));
+    let shown = (shown, log.clone(), metrics);
+    serve_http(&settings, shown, &health, (&events, &capacity, &supervisor));
+    let checks = service_health::Servers::new(&name, &health, &events, &capacity.services);
+    supervisor.task("health check node ports", checks.run(wanted_checks));
     events.send(Event::starting());
+    if settings.mode_defaulted {
+        tracing::warn!(
+            mode = settings.mode.as_str(),
+            "No mode is configured; the default will be nftables from Kubernetes 1.40 on. Set it"
+        );
+        events.send(Event::mode_defaulted(settings.mode.as_str()));
+    }
 
     messages.send(Input::NodeIps(ips.into()).into())?;
-    interfaces::follow(messages.clone())?;
+    interfaces::follow(messages.clone(), &supervisor)?;
     let external_ips = settings.feature_gates.enabled(Feature::AllowServiceExternalIPs);
     let lists = FirstLists::default();
     source.events = Some(events.clone());
-    tokio::spawn(watched::services(source.clone(), external_ips, lists.clone(), messages.clone()));
-    tokio::spawn(watched::slices(source.clone(), name.clone(), lists, messages.clone()));
-    tokio::spawn(watched::service_cidrs(source, messages.clone()));
-    let reloaded = reload::follow(&arguments, &current, reload::INTERVAL, |settings| {
-        log.apply(&settings.logging);
-        health.set_limit(settings.sync_period * 2);
-        sysctl::set_oom_score(settings.oom_score_adj);
-        set_conntrack(settings, &events);
-        let environment = environment::settings(settings, &pod_cidrs);
-        // Where the engine has ended, so does the process.
-        let _ = messages.send(Message::Settings(environment, start::pace(settings)));
+    supervisor.task(
+        "Services watch",
+        watched::services(source.clone(), external_ips, lists.clone(), messages.clone()),
+    );
+    supervisor
+        .task("EndpointSlices watch", watched::slices(source.clone(), name.clone(), lists, messages.clone()));
+    supervisor.task("ServiceCIDRs watch", watched::service_cidrs(source, messages.clone()));
+
+    let (in_force, pod_cidrs) = watch::channel(pod_cidrs);
+    let follow = (node.clone(), settings.bind_address, pod_cidrs, messages.clone(), health.clone());
+    supervisor.task("node", node_watch::follow(follow.0, follow.1, follow.2, follow.3, follow.4));
+    // Nobody hears of it but in ipvs mode.
+    let _ = forwarding.send(settings.sync_period);
+    let live = Live {
+        log,
+        health,
+        events,
+        messages,
+        node,
+        pod_cidrs: in_force,
+        forwarding,
+        primary,
+        served,
+        localhost_v6: settings.node_port_addresses.localhost_v6,
+    };
+    supervisor.task("configuration file", async move {
+        anyhow::Error::from(reload::follow(&arguments, &current, reload::INTERVAL, &live).await)
     });
-    let follow =
-        node_watch::follow(node, settings.bind_address, pod_cidrs.clone(), messages.clone(), health.clone());
-    let result = tokio::select! {
-        result = follow => result,
-        error = reloaded => Err(error.into()),
-        error = fatal => Err(error),
-        () = upkeep.run(health.clone(), events.clone()) => unreachable!("it goes on for ever"),
-        result = engine_ended => match result {
-            Ok(Err(error)) => Err(error),
-            _ => Err(anyhow::anyhow!("the engine ended")),
-        },
-    };
-    events.flush(LAST_WORDS).await;
-    result
+    Ok(())
 }
 
-/// The kernel settings that the configuration asks for; what cannot be made is told and does no harm otherwise.
-fn set_conntrack(settings: &Settings, events: &Events) {
-    for error in Sysctl::kernel().set_conntrack(&settings.conntrack) {
-        tracing::error!(%error, "A kernel setting could not be made");
-        events.send(Event::setting_failed(error.to_string()));
+/// The node's addresses, the primary one first; none where nobody says them in time, which is told.
+async fn node_ips(
+    node: &mut watch::Receiver<Option<Node>>,
+    (client, name): (&Client, &str),
+    settings: &Settings,
+    events: &Events,
+) -> Vec<IpAddr> {
+    let ips = node_watch::wait_for(node, NODE_IPS_TIMEOUT, Node::ips).await;
+    let ips = node::primary_first(ips, settings.bind_address);
+    if !ips.is_empty() {
+        tracing::info!(NodeIPs = ?ips, "Successfully retrieved NodeIPs");
+        return ips;
     }
+    let reason = node::why_unknown(client, name).await;
+    tracing::error!(
+        node = name,
+        reason,
+        "Can't determine this node's IP, assuming loopback; if this is incorrect, please set the --bind-address flag"
+    );
+    let off = settings.node_port_addresses.addresses == NodePortAddressSet::Primary;
+    if off {
+        tracing::error!(
+            node = name,
+            reason,
+            "NodePorts stay off: nodePortAddresses is \"primary\", and the node's addresses are not known"
+        );
+    }
+    events.send(Event::node_unknown(&reason, off));
+    ips
 }
 
-/// What other modes, or kube-proxy in another mode, have left: removed once ours is in force.
-fn remove_leftovers(settings: &Settings) -> AfterFirstSync {
+/// What other modes, or kube-proxy in another mode, have left is removed once ours is in force; then an eye is kept on
+/// the firewall of others, where the mode needs that.
+fn after_first_sync(
+    settings: &Settings,
+    (supervisor, events): (Supervisor, Events),
+    periods: mpsc::Receiver<Duration>,
+) -> AfterFirstSync {
     let (mode, excluded) = (settings.mode, settings.ipvs.exclude_cidrs.clone());
-    let period = settings.sync_period;
-    let then = move || {
-        if mode == Mode::Ipvs {
-            forwarding::keep_accepting(period);
-        }
-    };
+    // The node's own networks do not matter here.
+    let localhost = environment::settings(settings, &[]).localhost_node_ports;
     Box::new(move || {
-        if let Err(error) = cleanup::leftovers(mode, excluded, then) {
+        if localhost && let Err(error) = Sysctl::kernel().expect(&sysctl::ROUTE_LOCALNET) {
+            tracing::warn!(%error, "NodePorts on 127.0.0.1 do not work");
+            events.send(Event::setting_failed(format!("NodePorts on 127.0.0.1 do not work: {error}")));
+        }
+        let started = supervisor.errand("cleanup", move || {
+            cleanup::leftovers(mode, &excluded);
+            if mode == Mode::Ipvs {
+                forwarding::keep_accepting(&periods);
+            }
+        });
+        if let Err(error) = started {
             tracing::error!(%error, "What other modes have left cannot be removed");
         }
     })
@@ -229,45 +303,38 @@ fn report_conntrack(pass: Pass) {
     crate::telemetry::metrics::conntrack_cleaned(pass.family, pass.took, pass.deleted as u64);
 }
 
-/// Starts the health and the metrics server. Ends only where a port cannot be bound and that is to be fatal.
-async fn serve_http(
+/// Starts the health and the metrics server. They end only where a port cannot be bound and that is to be fatal.
+fn serve_http(
     settings: &Settings,
-    shown: watch::Receiver<Arc<Settings>>,
-    log: LogControl,
-    metrics: Metrics,
+    (shown, log, metrics): (watch::Receiver<Arc<Settings>>, LogControl, Metrics),
     health: &HealthState,
-    events: &Events,
-) -> anyhow::Error {
+    (events, capacity, supervisor): (&Events, &Capacity, &Supervisor),
+) {
     let hard_fail = settings.bind_address_hard_fail;
-    let upkeep = metrics.clone();
-    let healthz = async {
-        match settings.healthz_address {
-            Some(address) => healthz::serve(health.clone(), address, hard_fail).await,
-            None => std::future::pending().await,
-        }
-    };
-    let metrics = async {
-        match settings.metrics_address {
-            Some(address) => MetricsServer::new(metrics, shown, log).serve(address, hard_fail).await,
-            None => std::future::pending().await,
-        }
-    };
-    let upkeep = async {
-        loop {
-            tokio::time::sleep(METRICS_UPKEEP).await;
-            upkeep.upkeep();
-        }
-    };
-    tokio::select! {
-        error = healthz => {
+    if let Some(address) = settings.healthz_address {
+        let (health, events, connections) = (health.clone(), events.clone(), capacity.health.clone());
+        supervisor.task("health server", async move {
+            let error = healthz::serve(health, address, hard_fail, &connections).await;
             events.send(Event::health_server_failed(error.to_string()));
-            anyhow::Error::from(error).context("the health server could not be started")
-        }
-        error = metrics => {
+            anyhow::Error::from(error)
+        });
+    }
+    supervisor.task("metrics upkeep", keep_up(metrics.clone()));
+    if let Some(address) = settings.metrics_address {
+        let (events, connections) = (events.clone(), capacity.metrics.clone());
+        supervisor.task("metrics server", async move {
+            let server = MetricsServer::new(metrics, shown, log);
+            let error = server.serve(address, hard_fail, &connections).await;
             events.send(Event::metrics_server_failed(error.to_string()));
-            anyhow::Error::from(error).context("the metrics server could not be started")
-        }
-        () = upkeep => unreachable!("it loops"),
+            anyhow::Error::from(error)
+        });
+    }
+}
+
+async fn keep_up(metrics: Metrics) {
+    loop {
+        tokio::time::sleep(METRICS_UPKEEP).await;
+        metrics.upkeep();
     }
 }
 

@@ -74,6 +74,8 @@ pub enum NodePortSettings {
     /// Local addresses inside these networks. A family without a network of its own is not restricted, as in
     /// kube-proxy.
     Within(Box<[IpNet]>),
+    /// Those of `Primary`, and local addresses inside these networks.
+    PrimaryAndWithin(Box<[IpNet]>),
 }
 
 /// What the node is found to be, both families.
@@ -87,7 +89,10 @@ pub struct NodeFacts {
 impl NodePortSettings {
     /// The loopback addresses among these at which NodePorts answer, if they answer on localhost at all.
     fn among_loopback(&self, addresses: &[IpAddr]) -> Box<[IpAddr]> {
-        let given: &[IpNet] = if let Self::Within(given) = self { given } else { &[] };
+        let given: &[IpNet] = match self {
+            Self::Within(given) | Self::PrimaryAndWithin(given) => given,
+            Self::Any | Self::Primary => &[],
+        };
         let loopback = |addr: &IpAddr| addr.is_ipv4() && addr.is_loopback();
         let inside = |addr: &IpAddr| given.iter().any(|net| net.contains(addr));
         let restricts = given.iter().any(|net| loopback(&net.addr()));
@@ -114,21 +119,24 @@ impl EnvironmentSettings {
         };
         let node_ips = addresses(&facts.node_ips);
         let interface_addresses = addresses(&facts.interface_addresses);
-        let node_ports = match &self.node_ports {
-            NodePortSettings::Any => NodePortAddresses::Any,
-            NodePortSettings::Primary => {
-                NodePortAddresses::Only(node_ips.iter().copied().filter(|addr| !addr.is_loopback()).collect())
-            }
-            NodePortSettings::Within(given) => {
-                let own = networks(given);
-                if own.is_empty() || own.iter().any(|net| net.prefix_len() == 0) {
-                    NodePortAddresses::Any
-                } else {
-                    let within =
-                        |addr: &IpAddr| !addr.is_loopback() && own.iter().any(|net| net.contains(addr));
-                    NodePortAddresses::Only(interface_addresses.iter().copied().filter(within).collect())
-                }
-            }
+        let (primary, given): (bool, &[IpNet]) = match &self.node_ports {
+            NodePortSettings::Any => (false, &[]),
+            NodePortSettings::Primary => (true, &[]),
+            NodePortSettings::Within(given) => (false, given),
+            NodePortSettings::PrimaryAndWithin(given) => (true, given),
+        };
+        let given = networks(given);
+        let everywhere = given.is_empty() && !primary || given.iter().any(|net| net.prefix_len() == 0);
+        let node_ports = if everywhere {
+            NodePortAddresses::Any
+        } else {
+            let within = |addr: &IpAddr| given.iter().any(|net| net.contains(addr));
+            let own = node_ips.iter().filter(|_| primary);
+            let chosen = own.chain(interface_addresses.iter().filter(|addr| within(addr)));
+            let mut chosen: Vec<IpAddr> = chosen.copied().filter(|addr| !addr.is_loopback()).collect();
+            chosen.sort_unstable();
+            chosen.dedup();
+            NodePortAddresses::Only(chosen.into())
         };
         let localhost_node_ports = self.localhost_node_ports && family == Family::V4;
         Environment {
@@ -235,6 +243,20 @@ mod tests {
         assert_eq!(resolve(Family::V4, &["198.51.100.0/24"]), only(&[]));
         assert_eq!(resolve(Family::V4, &["0.0.0.0/0"]), NodePortAddresses::Any);
         assert_eq!(resolve(Family::V6, &["10.0.0.0/8"]), NodePortAddresses::Any, "not restricted");
+    }
+
+    #[test]
+    fn the_primary_address_and_networks_count_together() {
+        let resolve = |family, networks: &[&str]| {
+            settings(NodePortSettings::PrimaryAndWithin(nets(networks))).resolve(family, &facts()).node_ports
+        };
+        let only = |addresses: &[&str]| NodePortAddresses::Only(ips(addresses));
+        assert_eq!(resolve(Family::V4, &["10.0.0.0/8"]), only(&["10.0.0.1", "192.168.0.10"]));
+        assert_eq!(resolve(Family::V4, &["192.168.0.0/16"]), only(&["192.168.0.10"]), "once");
+        assert_eq!(resolve(Family::V6, &["10.0.0.0/8"]), only(&["2001:db8::10"]), "restricted all the same");
+        assert_eq!(resolve(Family::V4, &["0.0.0.0/0"]), NodePortAddresses::Any);
+        assert_eq!(resolve(Family::V6, &["0.0.0.0/0"]), only(&["2001:db8::10"]));
+        assert_eq!(resolve(Family::V6, &["::1/128"]), only(&["2001:db8::10"]));
     }
 
     #[test]

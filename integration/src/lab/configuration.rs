@@ -1,5 +1,6 @@
 //! What a lab is to be like: as it is told to the proxy, and as it is told to the oracle.
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::own_addresses;
@@ -55,8 +56,20 @@ impl Options {
     /// The same for the oracle.
     pub(super) fn settings(&self) -> Settings {
         let iptables = matches!(self.mode, Mode::IptablesLegacy | Mode::IptablesNft);
-        let words: Vec<&str> = self.node_port_addresses.iter().map(String::as_str).collect();
-        let everything_v4 = words.contains(&"0.0.0.0/0") || !words.iter().any(|word| word.contains('.'));
+        let words = &self.node_port_addresses;
+        let networks: Vec<IpNet> = words
+            .iter()
+            .flat_map(|word| match word.as_str() {
+                "all" => vec!["0.0.0.0/0", "::/0"],
+                "localhost" => vec!["127.0.0.0/8", "::1/128"],
+                other => vec![other],
+            })
+            .filter_map(|network| network.parse().ok())
+            .collect();
+        let primary = words.iter().any(|word| word == "primary");
+        let loopback = |v4| networks.iter().any(|net| net.addr().is_ipv4() == v4 && net.addr().is_loopback());
+        let mut of_v4 = networks.iter().filter(|net| net.addr().is_ipv4()).peekable();
+        let everything_v4 = of_v4.peek().is_none() && !primary || of_v4.any(|net| net.prefix_len() == 0);
         Settings {
             mode: match self.mode {
                 Mode::Nftables => oracle::Mode::Nftables,
@@ -75,17 +88,16 @@ impl Options {
                 Detect::InterfacePrefix | Detect::Bridge => oracle::DetectLocal::Interface,
             },
             masquerade_all: self.masquerade_all,
-            node_ports: match words.as_slice() {
-                [] if self.mode == Mode::Nftables => NodePorts::Primary,
-                ["primary"] => NodePorts::Primary,
-                [] => NodePorts::Everywhere,
-                networks => {
-                    NodePorts::Within(networks.iter().filter_map(|network| network.parse().ok()).collect())
-                }
+            node_ports: match (primary, networks.is_empty()) {
+                (false, true) if self.mode == Mode::Nftables => NodePorts::Primary,
+                (false, true) => NodePorts::Everywhere,
+                (true, true) => NodePorts::Primary,
+                (true, false) => NodePorts::PrimaryAndWithin(networks.clone()),
+                (false, false) => NodePorts::Within(networks.clone()),
             },
             // On by default in iptables mode only; in nftables mode where the addresses name them; with IPVS never.
-            localhost_node_ports: (iptables && everything_v4 && words != ["primary"])
-                || (self.mode != Mode::Ipvs && words.iter().any(|network| network.starts_with("127."))),
+            localhost_node_ports: (iptables && everything_v4) || (self.mode != Mode::Ipvs && loopback(true)),
+            localhost_v6_node_ports: self.mode == Mode::Nftables && loopback(false),
             local_addresses: own_addresses(),
         }
     }

@@ -32,6 +32,8 @@ pub struct Settings {
     pub node_ports: NodePorts,
     /// Whether NodePorts answer on 127.0.0.0/8 as well.
     pub localhost_node_ports: bool,
+    /// Whether NodePorts of TCP answer on ::1, where a program listens for them.
+    pub localhost_v6_node_ports: bool,
     /// All addresses of the node's interfaces, loopback aside.
     pub local_addresses: Vec<IpAddr>,
 }
@@ -54,6 +56,8 @@ pub enum NodePorts {
     /// On the addresses by which Kubernetes knows the node.
     Primary,
     Within(Vec<IpNet>),
+    /// On both.
+    PrimaryAndWithin(Vec<IpNet>),
 }
 
 /// Where a packet comes from.
@@ -184,21 +188,29 @@ impl Oracle {
                 return Some(Way::ExternalIp);
             }
         }
-        let node_port = port.node_port == Some(to.port()) && self.node_port_answers_on(address, source);
+        let node_port =
+            port.node_port == Some(to.port()) && self.node_port_answers_on(address, port.protocol, source);
         node_port.then_some(Way::NodePort)
     }
 
-    fn node_port_answers_on(&self, address: IpAddr, source: Source) -> bool {
+    fn node_port_answers_on(&self, address: IpAddr, protocol: Protocol, source: Source) -> bool {
         if address.is_loopback() {
-            // IPv6 has no route_localnet: the kernel drops ::1 that leaves the loopback interface.
-            return address.is_ipv4()
-                && source.kind == SourceKind::Node
-                && self.settings.localhost_node_ports;
+            // IPv6 has no route_localnet: what is translated from ::1 gets no answer.
+            let wanted = if address.is_ipv4() {
+                self.settings.localhost_node_ports
+            } else {
+                self.settings.localhost_v6_node_ports && protocol == Protocol::Tcp
+            };
+            return wanted && source.kind == SourceKind::Node;
         }
         self.settings.local_addresses.contains(&address)
             && match &self.settings.node_ports {
                 NodePorts::Everywhere => true,
                 NodePorts::Primary => self.node_ips.contains(&address),
+                NodePorts::PrimaryAndWithin(networks) => {
+                    self.node_ips.contains(&address)
+                        || networks.iter().any(|network| network.contains(&address))
+                }
                 // A family that the list does not mention is not restricted.
                 NodePorts::Within(networks) => {
                     let mut of_family = networks

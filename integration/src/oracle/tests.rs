@@ -21,6 +21,7 @@ fn settings() -> Settings {
         masquerade_all: false,
         node_ports: NodePorts::Primary,
         localhost_node_ports: false,
+        localhost_v6_node_ports: false,
         local_addresses: ["192.168.50.1", "192.168.70.1"].map(|a| a.parse().expect("an address")).to_vec(),
     }
 }

@@ -1,6 +1,7 @@
 //! What surrounds the data plane, asked of the real program in the shape in which kubeadm runs it: health, metrics,
 //! configuration changes, Events and exit codes.
 
+mod edges;
 mod rig;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -48,6 +49,8 @@ fn it_runs_with_the_files_and_the_command_line_of_kubeadm() {
     assert_eq!(event["regarding"]["name"], NODE);
     assert_eq!(event["reportingController"], "kube-proxy");
     assert_eq!(event["reportingInstance"], "kube-proxy-worker-1");
+    rig.eventually("the Event about the mode", |rig| rig.events("ProxyModeDefaulted").len() == 1);
+    assert!(rig.log().contains("No mode is configured"), "{}", rig.log());
 }
 
 #[test]

@@ -91,9 +91,21 @@ impl Rig {
 
     /// Starts it with the arguments of kubeadm's DaemonSet.
     pub(crate) fn start(&mut self) {
+        self.start_by(Command::new(program().expect("kube-proxy was built")));
+    }
+
+    /// Starts it where /proc/sys cannot be written, as in many containers.
+    pub(crate) fn start_with_read_only_sysctls(&mut self) {
+        let mut command = Command::new("unshare");
+        let script =
+            "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$0\" \"$@\"";
+        command.args(["--mount", "sh", "-c", script]).arg(program().expect("kube-proxy was built"));
+        self.start_by(command);
+    }
+
+    fn start_by(&mut self, mut command: Command) {
         let config = format!("--config={}", self.folder.join("config.conf").display());
         let log = File::options().create(true).append(true).open(self.folder.join("log")).expect("a log");
-        let mut command = Command::new(program().expect("kube-proxy was built"));
         command
             .args([&config, "--hostname-override=Worker-1"])
             .stdin(Stdio::null())
@@ -105,6 +117,10 @@ impl Rig {
     /// Starts it and waits until its rules are in force.
     pub(crate) fn start_and_settle(&mut self) {
         self.start();
+        self.settle();
+    }
+
+    pub(crate) fn settle(&mut self) {
         self.eventually("the first sync", |rig| {
             let text = rig.get(METRICS, "/metrics").map(|answer| answer.body).unwrap_or_default();
             ["IPv4", "IPv6"].iter().all(|family| {
@@ -159,6 +175,19 @@ impl Rig {
 
     pub(crate) fn code(&self, port: u16, path: &str) -> Option<u16> {
         self.get(port, path).map(|answer| answer.code)
+    }
+
+    /// Opens so many connections to a port and says nothing on them.
+    pub(crate) fn idle_connections(&self, address: SocketAddr, count: usize) -> Vec<TcpStream> {
+        let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(10)).expect("a connection");
+        self.namespace.run(|| (0..count).map(|_| connect()).collect()).expect("a thread")
+    }
+
+    /// What a program on the node prints.
+    pub(crate) fn output(&self, program: &str, arguments: &[&str]) -> String {
+        let run = || Command::new(program).args(arguments).output();
+        let output = self.namespace.run(run).expect("a thread").expect("it runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Runs `ip` commands on the node.

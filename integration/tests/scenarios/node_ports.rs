@@ -19,6 +19,14 @@ crate::scenarios! {
         ..Options::default()
     } =>
         loopback_among_the_networks_serves_the_node_itself;
+    Options { node_port_addresses: ["primary", "192.168.70.0/24"].map(str::to_owned).to_vec(), ..Options::default() } =>
+        the_primary_address_and_a_network_count_together;
+    Options { node_port_addresses: ["primary", "localhost"].map(str::to_owned).to_vec(), ..Options::default() } =>
+        the_primary_address_and_localhost_count_together;
+    Options { node_port_addresses: ["all", "127.0.0.0/8"].map(str::to_owned).to_vec(), ..Options::default() } =>
+        every_address_and_loopback_count_together;
+    Options { node_port_addresses: ["primary", "all"].map(str::to_owned).to_vec(), ..Options::default() } =>
+        the_primary_address_and_all_are_all;
     Options { node_port_addresses: vec!["fd00:70::/64".to_owned()], ..Options::default() } =>
         networks_of_one_family_leave_the_other_open;
     Options { node_port_addresses: vec!["0.0.0.0/0".to_owned(), "fd00:50::/64".to_owned()], ..Options::default() } =>
@@ -75,6 +83,60 @@ fn loopback_among_the_networks_serves_the_node_itself(lab: &mut Lab) {
     let expect = if lab.mode() == Mode::Ipvs { Expect::NotTranslated } else { seen_as_node(&[PodA, PodD]) };
     lab.expect(Node, loopback(Tcp, 30080), &expect);
     lab.expect(Node, loopback(Udp, 30053), &expect);
+}
+
+fn the_primary_address_and_a_network_count_together(lab: &mut Lab) {
+    web(lab);
+    let reached = seen_as_node(&[PodA, PodD]);
+    lab.expect(Client, node_address(0, Tcp, 30080), &reached);
+    lab.expect(Client, node_address(1, Tcp, 30080), &Expect::NotTranslated);
+    lab.sweep();
+    lab.only(&[Family::V4]);
+    lab.expect(Client, node_address(2, Udp, 30053), &reached);
+    lab.only(&[Family::V6]);
+    lab.expect(Client, node_address(2, Udp, 30053), &Expect::NotTranslated);
+}
+
+fn the_primary_address_and_localhost_count_together(lab: &mut Lab) {
+    web(lab);
+    let reached = seen_as_node(&[PodA, PodD]);
+    lab.expect(Client, node_address(0, Tcp, 30080), &reached);
+    lab.expect(Client, node_address(1, Tcp, 30080), &Expect::NotTranslated);
+    lab.sweep();
+    lab.only(&[Family::V4]);
+    if lab.mode() != Mode::Ipvs {
+        lab.expect(Node, loopback(Tcp, 30080), &reached);
+        lab.expect(Node, loopback(Udp, 30053), &reached);
+    }
+    lab.only(&[Family::V6]);
+    if lab.mode() == Mode::Nftables {
+        lab.expect(Node, loopback(Tcp, 30080), &reached);
+        lab.expect(Node, loopback(Udp, 30053), &Expect::NotTranslated);
+        // Endpoints are followed there too.
+        lab.apply(slices("web").port("t", 8080, Tcp).port("u", 53, Udp).ready(&[PodD]));
+        lab.expect(Node, loopback(Tcp, 30080), &seen_as_node(&[PodD]));
+    }
+}
+
+fn every_address_and_loopback_count_together(lab: &mut Lab) {
+    web(lab);
+    let reached = seen_as_node(&[PodA, PodD]);
+    for address in 0..3 {
+        lab.expect(Client, node_address(address, Tcp, 30080), &reached);
+    }
+    lab.sweep();
+    lab.only(&[Family::V4]);
+    if lab.mode() != Mode::Ipvs {
+        lab.expect(Node, loopback(Tcp, 30080), &reached);
+    }
+}
+
+fn the_primary_address_and_all_are_all(lab: &mut Lab) {
+    web(lab);
+    for address in 0..3 {
+        lab.expect(Client, node_address(address, Tcp, 30080), &seen_as_node(&[PodA, PodD]));
+    }
+    lab.sweep();
 }
 
 fn networks_of_one_family_leave_the_other_open(lab: &mut Lab) {

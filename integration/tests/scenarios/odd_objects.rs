@@ -10,6 +10,7 @@ crate::scenarios! {
     Options::default() =>
         names_as_long_as_allowed_work_and_lose_their_endpoints;
     Options { embedded_server: true, ..Options::default() } =>
+        names_may_begin_with_a_digit,
         nonsense_is_left_out_and_the_rest_goes_on,
         addresses_of_the_wrong_family_are_ignored;
 }
@@ -24,6 +25,18 @@ fn names_as_long_as_allowed_work_and_lose_their_endpoints(lab: &mut Lab) {
     lab.apply(service("other", 2).port("t", 80, Tcp));
     lab.apply(slices("other").port("t", 8080, Tcp).ready(&[PodC]));
     lab.expect(PodB, cluster_ip(2, Tcp, 80), &seen_as_sent(&[PodC]));
+    lab.sweep();
+}
+
+/// KEP-5311: from Kubernetes 1.37 on for every Service.
+fn names_may_begin_with_a_digit(lab: &mut Lab) {
+    for (number, name) in [(1, "1web"), (2, "0"), (3, "9-9")] {
+        lab.apply(service(name, number).port("t", 80, Tcp).node_port(30080 + u16::from(number)));
+        lab.apply(slices(name).port("t", 8080, Tcp).ready(&[PodA, PodD]));
+        lab.expect(PodB, cluster_ip(number, Tcp, 80), &seen_as_sent(&[PodA, PodD]));
+    }
+    lab.apply(slices("1web").port("t", 8080, Tcp));
+    lab.expect(PodB, cluster_ip(1, Tcp, 80), &Expect::Refused);
     lab.sweep();
 }
 

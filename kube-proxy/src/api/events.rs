@@ -3,7 +3,10 @@
 //! Whoever has something to report hands it over and goes on: a task of its own sends, repeats are counted rather
 //! than sent, and where the API server forbids Events they are dropped without noise.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use http::{Method, Request, StatusCode};
 use jiff::Timestamp;
@@ -13,24 +16,24 @@ use proxy_core::{
     model::{Family, ObjectName, ServiceName},
 };
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{sync::Notify, time::Instant};
 
-use crate::telemetry::metrics;
+use crate::{api::cluster_size, telemetry::metrics};
 
-mod limit;
+mod history;
+mod outbox;
+mod rate;
 
-use limit::{Decision, Limiter};
+use outbox::{Act, Job, Next, Outbox};
 
-const QUEUE: usize = 1000;
 /// events.k8s.io/v1 refuses longer ones (validation of Event).
 const LONGEST_NOTE: usize = 1024;
 const LONGEST_INSTANCE: usize = 128;
 /// Of any object.
 const LONGEST_NAME: usize = 253;
 const CONTROLLER: &str = "kube-proxy";
-const ATTEMPTS: u32 = 3;
-/// How long to stay quiet where Events are forbidden.
-const FORBIDDEN_PAUSE: Duration = Duration::from_secs(600);
+/// How long one request may take.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Event {
@@ -135,6 +138,22 @@ impl Event {
         Self::node(Severity::Warning, "FailedToSetSysctl", "StartKubeProxy", note)
     }
 
+    /// Nobody chose the mode, and the default will be another one (KEP-5343).
+    pub(crate) fn mode_defaulted(mode: &str) -> Self {
+        let note = format!(
+            "no proxy mode is configured: it is {mode}, the default of Kubernetes up to 1.39; from 1.40 on that is nftables. \
+             Set \"mode\" in the configuration"
+        );
+        Self::node(Severity::Warning, "ProxyModeDefaulted", "StartKubeProxy", note)
+    }
+
+    /// The node's addresses are not known; `off`: its NodePorts need them.
+    pub(crate) fn node_unknown(reason: &str, off: bool) -> Self {
+        let consequence = if off { "; NodePorts stay off" } else { "" };
+        let note = format!("the addresses of this node are not known{consequence}: {reason}");
+        Self::node(Severity::Warning, "NodeAddressesUnknown", "StartKubeProxy", note)
+    }
+
     /// The kernel lacks something; `note` says what, and what does not work without it.
     pub(crate) fn kernel_lacks(note: String) -> Self {
         Self::node(Severity::Warning, "KernelFeatureMissing", "StartKubeProxy", note)
@@ -176,104 +195,112 @@ impl Event {
 /// Takes Events from any thread, without ever waiting.
 #[derive(Debug, Clone)]
 pub(crate) struct Events {
-    queue: mpsc::Sender<Message>,
+    shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
-pub(crate) enum Message {
-    Event(Event),
-    /// Answer when everything before this was sent or given up.
-    Flush(oneshot::Sender<()>),
+struct Shared {
+    outbox: Mutex<Outbox>,
+    /// Something was handed over.
+    news: Notify,
+    /// Everything was sent or given up.
+    empty: Notify,
+}
+
+impl Shared {
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What was handed over and is not sent.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    shared: Arc<Shared>,
+    node: String,
+}
+
+/// Where Events are handed over, and what sends them.
+pub(crate) fn channel(node: &str) -> (Events, Outgoing) {
+    let shared = Shared { outbox: Mutex::new(Outbox::new(node)), news: Notify::new(), empty: Notify::new() };
+    let shared = Arc::new(shared);
+    (Events { shared: Arc::clone(&shared) }, Outgoing { shared, node: node.to_owned() })
 }
 
 impl Events {
-    /// Starts the task that sends, on the current runtime.
-    pub(crate) fn start(client: Client, node: &str) -> Self {
-        let (queue, messages) = mpsc::channel(QUEUE);
-        let sender = Sender { client, node: node.into(), limiter: Limiter::default(), forbidden_until: None };
-        tokio::spawn(sender.run(messages));
-        Self { queue }
-    }
-
     pub(crate) fn send(&self, event: Event) {
-        if self.queue.try_send(Message::Event(event)).is_err() {
-            metrics::event_dropped("queue");
+        let now = Instant::now().into_std();
+        let taken = self.shared.outbox().offer(event, &cluster_size::SEEN, now, Timestamp::now());
+        match taken {
+            Ok(()) => self.shared.news.notify_one(),
+            Err(reason) => metrics::event_dropped(reason),
         }
     }
 
     /// Waits until everything that was handed over is sent, for so long at most; for the last words of a process.
     pub(crate) async fn flush(&self, limit: Duration) {
-        let (done, wait) = oneshot::channel();
-        if self.queue.send(Message::Flush(done)).await.is_ok() {
-            let _ = tokio::time::timeout(limit, wait).await;
-        }
+        self.shared.outbox().hurry();
+        let flushed = async {
+            loop {
+                let empty = self.shared.empty.notified();
+                self.shared.news.notify_one();
+                empty.await;
+                if self.shared.outbox().is_empty() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(limit, flushed).await;
     }
 
+    /// What was handed over and not sent, where nobody sends.
     #[cfg(test)]
-    pub(crate) fn for_tests() -> (Self, mpsc::Receiver<Message>) {
-        let (queue, messages) = mpsc::channel(QUEUE);
-        (Self { queue }, messages)
+    pub(crate) fn take_waiting(&self) -> Vec<Event> {
+        self.shared.outbox().take_waiting()
+    }
+}
+
+impl Outgoing {
+    /// Sends for as long as the process runs.
+    pub(crate) async fn run(self, client: Client) {
+        let Self { shared, node } = self;
+        let sender = Sender { client, node };
+        loop {
+            let next = shared.outbox().next(Instant::now().into_std());
+            match next {
+                Next::Send(job) => {
+                    let request = sender.request(&job);
+                    let sent = tokio::time::timeout(REQUEST_LIMIT, sender.send(&request)).await;
+                    let outcome = sent.unwrap_or(Err(None));
+                    let done = shared.outbox().done(*job, outcome, Instant::now().into_std());
+                    if let Err(reason) = done {
+                        metrics::event_dropped(reason);
+                    }
+                }
+                Next::Wait(until) => tokio::select! {
+                    () = tokio::time::sleep_until(until.into()) => {}
+                    () = shared.news.notified() => {}
+                },
+                Next::Idle => {
+                    shared.empty.notify_waiters();
+                    shared.news.notified().await;
+                }
+            }
+        }
     }
 }
 
 struct Sender {
     client: Client,
-    node: Arc<str>,
-    limiter: Limiter,
-    forbidden_until: Option<tokio::time::Instant>,
+    node: String,
 }
 
 impl Sender {
-    async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
-        while let Some(message) = messages.recv().await {
-            match message {
-                Message::Event(event) => self.take(event).await,
-                Message::Flush(done) => drop(done.send(())),
-            }
+    fn request(&self, job: &Job) -> ApiRequest {
+        match &job.act {
+            Act::Create { name } => create(&job.event, &self.node, name, Timestamp::now()),
+            Act::Repeat { name, count } => repeat(&job.event.regarding, name, *count, Timestamp::now()),
         }
-    }
-
-    async fn take(&mut self, event: Event) {
-        let now = tokio::time::Instant::now();
-        if self.forbidden_until.is_some_and(|until| now < until) {
-            metrics::event_dropped("forbidden");
-            return;
-        }
-        let name = || object_name(&event, &self.node, Timestamp::now());
-        let request = match self.limiter.decide(&event, now.into_std(), name) {
-            Decision::Create { name } => create(&event, &self.node, &name, Timestamp::now()),
-            Decision::Repeat { name, count } => repeat(&event.regarding, &name, count, Timestamp::now()),
-            Decision::Quiet => return,
-            Decision::Drop => {
-                metrics::event_dropped("rate");
-                return;
-            }
-        };
-        for attempt in 0..ATTEMPTS {
-            match self.send(&request).await {
-                Ok(()) => {
-                    self.forbidden_until = None;
-                    return;
-                }
-                Err(Some(StatusCode::FORBIDDEN | StatusCode::NOT_FOUND))
-                    if request.method == Method::POST =>
-                {
-                    tracing::warn!(
-                        reason = event.reason,
-                        "The API server does not take Events of this process"
-                    );
-                    self.forbidden_until = Some(now + FORBIDDEN_PAUSE);
-                    metrics::event_dropped("forbidden");
-                    return;
-                }
-                // Another node was faster.
-                Err(Some(StatusCode::CONFLICT)) if event.shared.is_some() => return,
-                // Refused as it is: asking again does not help.
-                Err(Some(code)) if code.is_client_error() && code != StatusCode::TOO_MANY_REQUESTS => break,
-                Err(_) => tokio::time::sleep(Duration::from_secs(1 << attempt)).await,
-            }
-        }
-        metrics::event_dropped("error");
     }
 
     /// The error is the status, where there was an answer at all.
@@ -361,18 +388,12 @@ fn object_name(event: &Event, node: &str, now: Timestamp) -> String {
         Regarding::Service(service) => service.name(),
     };
     let tail = match &event.shared {
-        Some(key) => format!("{:016x}", fingerprint(&[event.reason, key])),
+        Some(key) => format!("{:016x}", cluster_size::hash(&[event.reason, key])),
         None => format!("{:x}", now.as_nanosecond()),
     };
     let object = &object[..object.floor_char_boundary(LONGEST_NAME - tail.len() - 1)];
     // Before a dot, a name of the API must end in a letter or a digit.
     format!("{}.{tail}", object.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()))
-}
-
-/// FNV-1a: the same on every node, whatever it was built with.
-fn fingerprint(parts: &[&str]) -> u64 {
-    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Always six digits, as the API's MicroTime wants it.

@@ -1,6 +1,7 @@
 //! What is asked of the API server and told to it: the client, watches, slim objects, the node, Events.
 
 pub(crate) mod client;
+pub(crate) mod cluster_size;
 pub(crate) mod events;
 pub(crate) mod node;
 pub(crate) mod node_watch;

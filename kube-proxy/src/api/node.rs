@@ -1,15 +1,21 @@
 //! This node: its name, and what its Node object says that matters to a proxy.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
+use http::Request;
 use ipnet::IpNet;
+use kube::Client;
 use proxy_core::model::Family;
 use serde::Deserialize;
 
 use crate::api::{
     slim::{Metadata, Object, object, read},
+    watch::chain,
     wire::{Fields, Malformed, Value},
 };
+
+/// How long to wait for the answer that is only asked for to say what is wrong.
+const ASKING: Duration = Duration::from_secs(5);
 
 const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 /// A node that the cluster autoscaler is about to delete should get no new connections from load balancers.
@@ -142,6 +148,26 @@ pub(crate) fn name(hostname_override: Option<&str>) -> anyhow::Result<String> {
     let name = given.trim().to_lowercase();
     anyhow::ensure!(!name.is_empty(), "the node has no name: set --hostname-override");
     Ok(name)
+}
+
+/// Why the addresses of this node are not known, for people.
+pub(crate) async fn why_unknown(client: &Client, name: &str) -> String {
+    let request = Request::get(format!("/api/v1/nodes/{name}")).body(Vec::new());
+    let Ok(request) = request else { return format!("{name:?} is no name of a node") };
+    let asked = tokio::time::timeout(ASKING, client.request::<serde_json::Value>(request)).await;
+    match asked {
+        Ok(Ok(_)) => format!("the Node object {name:?} has no InternalIP and no ExternalIP"),
+        Ok(Err(kube::Error::Api(status))) if status.code == 403 => {
+            "this process may not read nodes: grant it get, list and watch on nodes, as the ClusterRole \
+             system:node-proxier does"
+                .to_owned()
+        }
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
+            format!("there is no Node object {name:?}: --hostname-override must be its name")
+        }
+        Ok(Err(error)) => format!("the Node object {name:?} cannot be read: {}", chain(&error)),
+        Err(_) => format!("the API server did not say anything of the Node object {name:?}"),
+    }
 }
 
 /// The node's addresses with the primary one first: `bind_address` replaces the one of its family and goes first.

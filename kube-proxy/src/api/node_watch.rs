@@ -43,11 +43,12 @@ pub(crate) async fn run(source: Source, name: String, sender: watch::Sender<Opti
     .await;
 }
 
-/// Passes on what changes about the node while the process runs. Ends when the process should.
+/// Passes on what changes about the node while the process runs. Ends when the process should. `pod_cidrs` are those by
+/// which pods are known; none where something else decides that.
 pub(crate) async fn follow(
     mut node: watch::Receiver<Option<Node>>,
     bind_address: Option<IpAddr>,
-    pod_cidrs: Vec<IpNet>,
+    mut pod_cidrs: watch::Receiver<Vec<IpNet>>,
     messages: mpsc::Sender<Message>,
     health: HealthState,
 ) -> anyhow::Result<()> {
@@ -59,9 +60,11 @@ pub(crate) async fn follow(
             if let Some(now) = now.as_ref() {
                 health.set_eligible(now.eligible());
                 let cidrs = now.pod_cidrs();
-                if !pod_cidrs.is_empty() && !cidrs.is_empty() && cidrs != pod_cidrs {
+                let pod_cidrs = pod_cidrs.borrow_and_update();
+                if !pod_cidrs.is_empty() && !cidrs.is_empty() && cidrs != *pod_cidrs {
                     anyhow::bail!(
-                        "the node's podCIDRs changed from {pod_cidrs:?} to {cidrs:?}: starting over with them"
+                        "the node's podCIDRs changed from {:?} to {cidrs:?}: starting over with them",
+                        *pod_cidrs
                     );
                 }
                 messages.send(Input::Zone(now.zone().map(Into::into)).into())?;
@@ -71,6 +74,10 @@ pub(crate) async fn follow(
                 }
             }
         }
-        node.changed().await.context("the node's watch ended")?;
+        tokio::select! {
+            changed = node.changed() => changed.context("the node's watch ended")?,
+            // Whoever changes them runs as long as the process.
+            Ok(()) = pod_cidrs.changed() => {}
+        }
     }
 }

@@ -4,7 +4,7 @@
 mod ipset;
 mod ipvs;
 
-use std::{fmt, io, thread, time::Duration};
+use std::{fmt, thread, time::Duration};
 
 use ipnet::IpNet;
 use proxy_core::model::Family;
@@ -73,21 +73,9 @@ pub(crate) fn everything(excluded: &[IpNet]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes what other modes have left, on a thread of its own. Call it after the first successful sync and not before:
-/// until then these are the rules that Services work by. `then` follows on that thread.
-pub(crate) fn leftovers(
-    mode: Mode,
-    excluded: Vec<IpNet>,
-    then: impl FnOnce() + Send + 'static,
-) -> io::Result<()> {
-    let work = move || {
-        remove_leftovers(mode, &excluded);
-        then();
-    };
-    thread::Builder::new().name("cleanup".to_owned()).spawn(work).map(drop)
-}
-
-fn remove_leftovers(mode: Mode, excluded: &[IpNet]) {
+/// Removes what other modes have left. Call it after the first successful sync and not before: until then these are the
+/// rules that Services work by. It takes its time, on the calling thread.
+pub(crate) fn leftovers(mode: Mode, excluded: &[IpNet]) {
     let mut parts = parts_foreign_to(Some(mode));
     for attempt in 1..=TRIES {
         let failures = remove(&parts, excluded, IPVS_DRAIN);

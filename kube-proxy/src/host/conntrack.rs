@@ -4,7 +4,6 @@
 use std::{
     io,
     sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -61,6 +60,9 @@ pub(crate) struct Pass {
     pub(crate) error: Option<netlink::Error>,
 }
 
+/// What the thread does.
+pub(crate) type Work = Box<dyn FnOnce() + Send>;
+
 /// The way to the thread; it ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct ConntrackReconciler(Sender<Submission>);
@@ -73,8 +75,11 @@ struct Submission {
 }
 
 impl ConntrackReconciler {
-    /// `told` hears of every pass, on the thread.
-    pub(crate) fn spawn(told: impl FnMut(Pass) + Send + 'static) -> io::Result<Self> {
+    /// `start` starts the thread; `told` hears of every pass, on that thread.
+    pub(crate) fn spawn(
+        start: impl FnOnce(Work) -> io::Result<()>,
+        told: impl FnMut(Pass) + Send + 'static,
+    ) -> io::Result<Self> {
         let (sender, inbox) = mpsc::channel();
         let worker = Worker {
             inbox,
@@ -82,7 +87,7 @@ impl ConntrackReconciler {
             sockets: None,
             told: Box::new(told),
         };
-        thread::Builder::new().name("conntrack".to_owned()).spawn(move || worker.run())?;
+        start(Box::new(move || worker.run()))?;
         Ok(Self(sender))
     }
 
@@ -93,7 +98,7 @@ impl ConntrackReconciler {
             return;
         }
         let node_ports = NodePortDestinations::of(environment);
-        // The thread lives as long as this end of the channel, unless it panicked: then flows are not cleaned.
+        // The thread lives as long as this end of the channel; where it panicked, the process ends.
         let _ = self.0.send(Submission { family: environment.family, rules, node_ports });
     }
 }

@@ -6,7 +6,7 @@ use std::{
     fmt::Write as _,
     io::{self, Write as _},
     process::{Command, Stdio},
-    thread,
+    sync::mpsc::{Receiver, RecvTimeoutError},
     time::Duration,
 };
 
@@ -22,9 +22,11 @@ const LOCK: [&str; 2] = ["-w", "5"];
 const JUMP: [&str; 7] =
     ["FORWARD", "-m", "comment", "--comment", "kubernetes forwarding rules", "-j", FORWARD];
 
-/// Sees to it until the process ends, again each `period`: others rewrite their firewalls.
-pub(crate) fn keep_accepting(period: Duration) {
+/// Sees to it for as long as `periods` has a sender, again after each period: others rewrite their firewalls. A period that
+/// comes takes the place of the last one.
+pub(crate) fn keep_accepting(periods: &Receiver<Duration>) {
     let mut told = None;
+    let Ok(mut period) = periods.recv() else { return };
     loop {
         let failure = accept_answers().err().map(|error| error.to_string());
         if failure != told
@@ -33,7 +35,11 @@ pub(crate) fn keep_accepting(period: Duration) {
             tracing::warn!(error, "A firewall in iptables may drop what endpoints answer");
         }
         told = failure;
-        thread::sleep(period);
+        period = match periods.recv_timeout(period) {
+            Ok(other) => other,
+            Err(RecvTimeoutError::Timeout) => period,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
     }
 }
 

@@ -6,13 +6,14 @@ use anyhow::Context as _;
 use netlink::address::{self, AddressMonitor};
 use proxy_core::model::Input;
 
-use crate::engine::Message;
+use crate::{engine::Message, supervisor::Supervisor};
 
-/// How often the thread that follows addresses looks whether anybody still listens.
-const INTERFACE_RECHECK: Duration = Duration::from_secs(60);
+/// How often the addresses are read though no change was told of.
+const RECHECK: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A list goes to the engine before this returns.
-pub(crate) fn follow(messages: mpsc::Sender<Message>) -> anyhow::Result<()> {
+pub(crate) fn follow(messages: mpsc::Sender<Message>, supervisor: &Supervisor) -> anyhow::Result<()> {
     // The monitor first: what changes while the list is read is told afterwards.
     let mut monitor = AddressMonitor::open().context("interface addresses cannot be watched")?;
     let mut socket =
@@ -28,21 +29,20 @@ pub(crate) fn follow(messages: mpsc::Sender<Message>) -> anyhow::Result<()> {
         Ok(messages.send(Input::InterfaceAddresses(usable).into()).is_ok())
     };
     tell()?;
-    thread::Builder::new().name("addresses".to_owned()).spawn(move || {
+    supervisor.thread("addresses", move || {
+        let mut patience = RECHECK;
         loop {
-            let told = match monitor.wait(INTERFACE_RECHECK) {
-                Ok(false) => Ok(true),
-                Ok(true) => tell(),
-                Err(error) => Err(error.into()),
-            };
-            match told {
-                Ok(true) => {}
+            let news = monitor.wait(patience).context("interface addresses cannot be watched");
+            patience = match news.and_then(|_| tell()) {
+                Ok(true) => RECHECK,
                 Ok(false) => return,
                 Err(error) => {
                     tracing::error!(error = %format!("{error:#}"), "Interface addresses cannot be followed; trying again");
-                    thread::sleep(Duration::from_secs(1));
+                    thread::sleep(RETRY);
+                    // Nobody knows what was missed: the list is read again without waiting for news.
+                    Duration::ZERO
                 }
-            }
+            };
         }
     })?;
     Ok(())

@@ -70,6 +70,19 @@ impl Sysctl {
         Ok(written)
     }
 
+    /// Whether the kernel has this value, whoever was to set it; the error says what is in the way. Nothing is written.
+    pub(crate) fn expect(&self, setting: &Setting) -> Result<(), SysctlError> {
+        let path = self.proc.join(setting.name);
+        let found = read(&path);
+        if found == Some(setting.value) {
+            return Ok(());
+        }
+        let obstacle = fs::OpenOptions::new().write(true).open(&path).err();
+        let source =
+            obstacle.unwrap_or_else(|| io::Error::other(format!("another program has set it to {found:?}")));
+        Err(SysctlError { name: setting.name.to_owned(), value: setting.value, source })
+    }
+
     /// Sets everything that is asked for; what fails comes back, to be reported.
     pub(crate) fn set_conntrack(&self, wanted: &ConntrackSettings) -> Vec<SysctlError> {
         let settings = conntrack(wanted, self.processors());
@@ -290,6 +303,20 @@ mod tests {
         let tree = Tree::new("equal", &[("proc/net/ipv4/conf/all/route_localnet", "1\n")]);
         assert_eq!(tree.sysctl().set(&ROUTE_LOCALNET).expect("a setting"), Written::Unchanged);
         assert_eq!(tree.read("proc/net/ipv4/conf/all/route_localnet"), "1\n");
+    }
+
+    #[test]
+    fn what_others_were_to_set_is_looked_at_and_not_written() {
+        let path = "proc/net/ipv4/conf/all/route_localnet";
+        let tree = Tree::new("expect", &[(path, "1\n")]);
+        tree.sysctl().expect(&ROUTE_LOCALNET).expect("it is set");
+        fs::write(tree.0.join(path), "0\n").expect("a file");
+        let text = tree.sysctl().expect(&ROUTE_LOCALNET).expect_err("it is not").to_string();
+        assert!(text.contains("another program has set it to Some(0)"), "{text}");
+        assert_eq!(tree.read(path), "0\n");
+        fs::remove_file(tree.0.join(path)).expect("a file");
+        let text = tree.sysctl().expect(&ROUTE_LOCALNET).expect_err("it is not").to_string();
+        assert!(text.contains("this kernel does not have it"), "{text}");
     }
 
     #[test]

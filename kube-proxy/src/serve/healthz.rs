@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::{
     answer::{self, Answer},
+    connections::Connections,
     server,
 };
 use crate::telemetry::{
@@ -16,11 +17,16 @@ use crate::telemetry::{
 };
 
 /// Serves for ever; returns only with `hard_fail`, when the port cannot be bound.
-pub(crate) async fn serve(state: HealthState, address: SocketAddr, hard_fail: bool) -> io::Error {
-    server::keep_serving("proxy healthz", address, hard_fail, handler(state)).await
+pub(crate) async fn serve(
+    state: HealthState,
+    address: SocketAddr,
+    hard_fail: bool,
+    connections: &Connections,
+) -> io::Error {
+    server::keep_serving("proxy healthz", address, hard_fail, connections, handler(state)).await
 }
 
-fn handler(
+pub(super) fn handler(
     state: HealthState,
 ) -> impl Fn(Request<Incoming>) -> std::future::Ready<Answer> + Clone + Send + 'static {
     move |request| std::future::ready(respond(&state, request.uri().path()))
@@ -58,7 +64,7 @@ mod tests {
     async fn start(state: &HealthState) -> SocketAddr {
         let listener = listen(loopback(), Stack::Both).expect("a port");
         let address = listener.local_addr().expect("an address");
-        tokio::spawn(server::serve(listener, handler(state.clone())));
+        server::tests::start(listener, handler(state.clone()));
         address
     }
 

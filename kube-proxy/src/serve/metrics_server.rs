@@ -1,17 +1,20 @@
 //! The metrics server: metrics, the mode, the configuration, and pages for people.
 
-use std::{fmt::Write as _, io, net::SocketAddr, sync::Arc};
+use std::{fmt::Write as _, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::{
     answer::{self, Answer},
-    debug, server,
+    connections::Connections,
+    debug, gzip,
+    page::{Page, Pages},
+    server,
 };
 use crate::{
     settings::{effective::Settings, feature_gates::Feature, version},
@@ -27,6 +30,8 @@ const EXPOSITION: HeaderValue =
 const PEOPLE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const PROCESS_START: HeaderName = HeaderName::from_static("process-start-time-unix");
 const LARGEST_BODY: usize = 4096;
+/// How long the body of a request may take to arrive.
+const BODY_LIMIT: Duration = Duration::from_secs(5);
 const WARNING: &str = "Warning: This endpoint is not meant to be machine parseable, has no formatting compatibility \
                        guarantees and is for debugging purposes only.\n";
 
@@ -34,6 +39,7 @@ const WARNING: &str = "Warning: This endpoint is not meant to be machine parseab
 #[derive(Debug, Clone)]
 pub(crate) struct MetricsServer {
     metrics: Metrics,
+    pages: Arc<Pages>,
     /// As they are in force; they change when the configuration file does.
     settings: watch::Receiver<Arc<Settings>>,
     log: LogControl,
@@ -42,32 +48,41 @@ pub(crate) struct MetricsServer {
 
 impl MetricsServer {
     pub(crate) fn new(metrics: Metrics, settings: watch::Receiver<Arc<Settings>>, log: LogControl) -> Self {
-        Self { metrics, settings, log, started: Timestamp::now() }
+        Self { metrics, pages: Arc::default(), settings, log, started: Timestamp::now() }
     }
 
     /// Serves for ever; returns only with `hard_fail`, when the port cannot be bound.
-    pub(crate) async fn serve(self, address: SocketAddr, hard_fail: bool) -> io::Error {
+    pub(crate) async fn serve(
+        self,
+        address: SocketAddr,
+        hard_fail: bool,
+        connections: &Connections,
+    ) -> io::Error {
         let handler = move |request| self.clone().handle(request);
-        server::keep_serving("metrics server", address, hard_fail, handler).await
+        server::keep_serving("metrics server", address, hard_fail, connections, handler).await
     }
 
-    async fn handle(self, request: Request<Incoming>) -> Answer {
+    pub(super) async fn handle(self, request: Request<Incoming>) -> Answer {
         let (head, body) = request.into_parts();
-        let body = match Limited::new(body, LARGEST_BODY).collect().await {
-            Ok(body) => String::from_utf8_lossy(&body.to_bytes()).into_owned(),
-            Err(error) => {
+        let body = match tokio::time::timeout(BODY_LIMIT, Limited::new(body, LARGEST_BODY).collect()).await {
+            Ok(Ok(body)) => String::from_utf8_lossy(&body.to_bytes()).into_owned(),
+            Ok(Err(error)) => {
                 let text = format!("error reading request body: {error}");
                 return answer::plain(StatusCode::BAD_REQUEST, text);
             }
+            Err(_) => return answer::plain(StatusCode::REQUEST_TIMEOUT, "the request body did not arrive\n"),
         };
+        if head.uri.path() == "/metrics" {
+            let page = self.pages.get(|| self.metrics.render()).await;
+            return exposition(&page, gzip::accepted(&head.headers));
+        }
         self.respond(&head.method, head.uri.path(), head.uri.query().unwrap_or_default(), &body)
     }
 
     fn respond(&self, method: &Method, path: &str, query: &str, body: &str) -> Answer {
         let settings = Arc::clone(&self.settings.borrow());
         match path {
-            "/metrics" => exposition(self.metrics.render()),
-            "/metrics/slis" => exposition(self.metrics.render_slis()),
+            "/metrics/slis" => shown_as_exposition(self.metrics.render_slis()),
             "/healthz" => {
                 self.metrics.health_checked();
                 let verbose = query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="));
@@ -115,7 +130,14 @@ impl MetricsServer {
     }
 }
 
-fn exposition(text: String) -> Answer {
+fn exposition(page: &Page, compressed: bool) -> Answer {
+    match page.compressed().filter(|_| compressed) {
+        Some(small) => gzip::marked(shown_as_exposition(small)),
+        None => shown_as_exposition(page.text()),
+    }
+}
+
+fn shown_as_exposition(text: impl Into<Bytes>) -> Answer {
     let answer = answer::with_type(StatusCode::OK, EXPOSITION, text);
     match start_time_seconds() {
         Some(start) => answer::with_header(answer, PROCESS_START, HeaderValue::from(start as u64)),
@@ -136,12 +158,16 @@ fn flagz(settings: &Settings) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::io::Read as _;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
     use crate::{
         serve::server::{
             Stack, listen,
-            tests::{ask, loopback},
+            tests::{self, ask, loopback},
         },
         settings::{self, Command},
         telemetry::logging,
@@ -149,17 +175,21 @@ mod tests {
 
     /// One server per process: its metrics are the process's.
     async fn start(arguments: &[&str]) -> (SocketAddr, watch::Sender<Arc<Settings>>) {
+        let (server, sender) = of_this_process(arguments);
+        let listener = listen(loopback(), Stack::Both).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        tests::start(listener, move |request| server.clone().handle(request));
+        (address, sender)
+    }
+
+    pub(crate) fn of_this_process(arguments: &[&str]) -> (MetricsServer, watch::Sender<Arc<Settings>>) {
         let Command::Run(settings) = settings::load(arguments).expect("good arguments").command else {
             panic!("not to be run");
         };
         let metrics = Metrics::install(&settings).expect("the first one");
         let log = logging::init(&settings.logging).expect("the first one");
         let (sender, settings) = watch::channel(Arc::new(*settings));
-        let server = MetricsServer::new(metrics, settings, log);
-        let listener = listen(loopback(), Stack::Both).expect("a port");
-        let address = listener.local_addr().expect("an address");
-        tokio::spawn(server::serve(listener, move |request| server.clone().handle(request)));
-        (address, sender)
+        (MetricsServer::new(metrics, settings, log), sender)
     }
 
     #[tokio::test]
@@ -212,6 +242,31 @@ mod tests {
         );
         let (_, flags) = ask(address, "GET", "/flagz", "").await;
         assert!(flags.contains("\nproxy-mode=nftables\n"), "{flags}");
+    }
+
+    #[tokio::test]
+    async fn metrics_are_compressed_for_who_asks_and_labels_are_in_order() {
+        let (address, _sender) = start(&["--mode=nftables"]).await;
+        let (plain_head, text) = ask(address, "GET", "/metrics", "").await;
+        assert!(!plain_head.contains("content-encoding"), "{plain_head}");
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("a server");
+        let request =
+            "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.expect("a request");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.expect("an answer");
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head");
+        let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
+        assert!(head.contains("content-encoding: gzip"), "{head}");
+        assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+        let mut back = String::new();
+        flate2::read::GzDecoder::new(&answer[end + 4..]).read_to_string(&mut back).expect("gzip");
+        assert_eq!(back.lines().count(), text.lines().count());
+        assert!(answer.len() * 3 < text.len(), "{} of {}", answer.len(), text.len());
+        let build = text.lines().find(|line| line.starts_with("kubernetes_build_info{")).expect("a series");
+        let labels: Vec<&str> =
+            build.split(['{', ',']).filter_map(|part| part.split_once('=')).map(|pair| pair.0).collect();
+        assert!(labels.len() > 5 && labels.is_sorted(), "{labels:?}");
     }
 
     #[tokio::test]

@@ -20,10 +20,14 @@ use proxy_core::{
     health::HealthCheck,
     model::{Family, ServiceName},
 };
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, JoinError, JoinSet},
+};
 
 use super::{
     answer::{self, Answer},
+    connections::Connections,
     server::{self, RETRY, Stack},
 };
 use crate::{
@@ -41,36 +45,11 @@ pub(crate) struct Wanted {
     pub(crate) addresses: Vec<IpAddr>,
 }
 
-/// Follows `wanted` until its sender is gone.
-pub(crate) async fn run(
-    node: String,
-    mut wanted: watch::Receiver<Wanted>,
-    state: HealthState,
-    events: Events,
-) {
-    let mut servers = Servers { node, state, events, counts: HashMap::new(), open: HashMap::new() };
-    loop {
-        let now = wanted.borrow_and_update().clone();
-        let failed = servers.follow(&now).await;
-        let changed = if failed {
-            match tokio::time::timeout(RETRY, wanted.changed()).await {
-                Ok(changed) => changed,
-                Err(_) => Ok(()),
-            }
-        } else {
-            wanted.changed().await
-        };
-        if changed.is_err() {
-            return;
-        }
-    }
-}
-
 /// A listener: the Service that it answers for, and where.
 type Key = (ServiceName, SocketAddr);
 
 enum Open {
-    Serving(JoinHandle<io::Error>),
+    Serving(AbortHandle),
     /// The reason was reported.
     Failed,
 }
@@ -83,15 +62,62 @@ fn local(check: &HealthCheck, family: Family) -> Option<usize> {
     }
 }
 
-struct Servers {
+/// The servers of all Services.
+pub(crate) struct Servers {
     node: String,
     state: HealthState,
     events: Events,
+    /// All of them share these.
+    connections: Connections,
     counts: HashMap<(ServiceName, Family), Arc<AtomicUsize>>,
     open: HashMap<Key, Open>,
+    /// What serves; each ends only when its listener breaks or it is stopped.
+    tasks: JoinSet<(Key, io::Error)>,
 }
 
 impl Servers {
+    pub(crate) fn new(node: &str, state: &HealthState, events: &Events, connections: &Connections) -> Self {
+        Self {
+            node: node.to_owned(),
+            state: state.clone(),
+            events: events.clone(),
+            connections: connections.clone(),
+            counts: HashMap::new(),
+            open: HashMap::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// Follows `wanted` until its sender is gone.
+    pub(crate) async fn run(mut self, mut wanted: watch::Receiver<Wanted>) {
+        loop {
+            let now = wanted.borrow_and_update().clone();
+            let failed = self.follow(&now).await;
+            tokio::select! {
+                changed = wanted.changed() => if changed.is_err() {
+                    return;
+                },
+                Some(ended) = self.tasks.join_next() => self.note(ended),
+                () = tokio::time::sleep(RETRY), if failed => {}
+            }
+        }
+    }
+
+    /// A listener broke: it is opened again. What it was stopped for is known.
+    fn note(&mut self, ended: Result<(Key, io::Error), JoinError>) {
+        match ended {
+            Ok((key, error)) => {
+                report(&self.node, &key.0, key.1, &error, &self.events);
+                self.open.insert(key, Open::Failed);
+            }
+            Err(error) => {
+                if let Ok(panic) = error.try_into_panic() {
+                    std::panic::resume_unwind(panic);
+                }
+            }
+        }
+    }
+
     /// Opens and closes what differs. Whether something could not be opened.
     async fn follow(&mut self, wanted: &Wanted) -> bool {
         let is_wanted = |service: &ServiceName, address: &SocketAddr| {
@@ -102,13 +128,19 @@ impl Servers {
         };
         let unwanted = self.open.extract_if(|(service, address), _| !is_wanted(service, address));
         let closing: Vec<(Key, Open)> = unwanted.collect();
+        let mut stopped = Vec::new();
         for ((service, address), open) in closing {
             if let Open::Serving(task) = open {
                 tracing::debug!(%service, %address, "Closing healthcheck");
                 task.abort();
-                // What is opened next may need the same port, which is free only when the task is gone.
-                let _ = task.await;
+                stopped.push(task);
             }
+        }
+        // What is opened next may need the same port, which is free only when the task is gone.
+        while stopped.iter().any(|task| !task.is_finished())
+            && let Some(ended) = self.tasks.join_next().await
+        {
+            self.note(ended);
         }
         self.counts.retain(|(service, _), _| wanted.checks.contains_key(service));
         for (service, check) in &wanted.checks {
@@ -138,7 +170,11 @@ impl Servers {
             Ok(listener) => {
                 tracing::debug!(%service, %address, "Opening healthcheck");
                 let handler = handler(service.clone(), Arc::clone(count), self.state.clone());
-                let task = tokio::spawn(server::serve(listener, handler));
+                let (connections, key) = (self.connections.clone(), (service.clone(), address));
+                let task = self.tasks.spawn(async move {
+                    let error = server::serve(listener, &connections, handler).await;
+                    (key, error)
+                });
                 entry.insert_entry(Open::Serving(task));
             }
             Err(error) => {
@@ -146,16 +182,6 @@ impl Servers {
                     report(&self.node, service, address, &error, &self.events);
                 }
                 entry.insert_entry(Open::Failed);
-            }
-        }
-    }
-}
-
-impl Drop for Servers {
-    fn drop(&mut self) {
-        for open in self.open.values() {
-            if let Open::Serving(task) = open {
-                task.abort();
             }
         }
     }
@@ -173,7 +199,7 @@ fn report(node: &str, service: &ServiceName, address: SocketAddr, error: &io::Er
     ));
 }
 
-fn handler(
+pub(super) fn handler(
     service: ServiceName,
     count: Arc<AtomicUsize>,
     state: HealthState,
@@ -200,22 +226,23 @@ mod tests {
 
     use super::*;
     use crate::{
-        api::events::Message,
+        api::events,
         serve::server::tests::{ask, free_port, own_network},
     };
 
     struct Rig {
         wanted: watch::Sender<Wanted>,
         state: HealthState,
-        events: tokio::sync::mpsc::Receiver<Message>,
+        events: Events,
     }
 
     fn start() -> Rig {
         own_network();
         let (wanted, receiver) = watch::channel(Wanted::default());
         let state = HealthState::new(Duration::from_secs(60));
-        let (sender, events) = Events::for_tests();
-        tokio::spawn(run("node-1".to_owned(), receiver, state.clone(), sender));
+        let (events, _) = events::channel("node-1");
+        let connections = Connections::new(100);
+        tokio::spawn(Servers::new("node-1", &state, &events, &connections).run(receiver));
         Rig { wanted, state, events }
     }
 
@@ -344,7 +371,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_passes_from_one_listener_to_the_next_without_a_failure() {
-        let mut rig = start();
+        let rig = start();
         let port = free_port();
         rig.wanted.send_replace(wanted(&[("web", port, 1)], &["127.0.0.1"]));
         eventually(([127, 0, 0, 1], port).into(), "200").await;
@@ -358,12 +385,12 @@ mod tests {
             }
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
-        assert!(rig.events.try_recv().is_err(), "nothing failed");
+        assert_eq!(rig.events.take_waiting(), [], "nothing failed");
     }
 
     #[tokio::test]
     async fn a_taken_port_is_an_event_and_harms_no_other() {
-        let mut rig = start();
+        let rig = start();
         let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
         let port = taken.local_addr().expect("an address").port();
         let other = free_port();
@@ -371,7 +398,8 @@ mod tests {
             .send_replace(wanted(&[("web", port, 1), ("other", other, 1)], &["127.0.0.1", "127.0.0.2"]));
         eventually(([127, 0, 0, 1], other).into(), "200").await;
         eventually(([127, 0, 0, 2], port).into(), "200").await;
-        let Some(Message::Event(event)) = rig.events.recv().await else { panic!("no event") };
+        let waiting = rig.events.take_waiting();
+        let [event] = &waiting[..] else { panic!("not once: {waiting:?}") };
         assert_eq!(event.reason, "FailedToStartServiceHealthcheck");
         assert!(
             event
@@ -380,7 +408,6 @@ mod tests {
             "{}",
             event.note
         );
-        assert!(rig.events.try_recv().is_err(), "once");
         drop(taken);
         rig.wanted.send_replace(wanted(&[("web", port, 1)], &["127.0.0.1", "127.0.0.2"]));
         eventually(([127, 0, 0, 1], port).into(), "200").await;

@@ -15,6 +15,8 @@ use crate::settings::feature_gates::FeatureGates;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
     pub(crate) mode: Mode,
+    /// Nobody chose the mode; it is the default of Kubernetes.
+    pub(crate) mode_defaulted: bool,
     pub(crate) feature_gates: FeatureGates,
     pub(crate) client: ClientSettings,
     pub(crate) logging: LoggingSettings,
@@ -116,8 +118,10 @@ pub(crate) enum DetectLocal {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct NodePortSelection {
     pub(crate) addresses: NodePortAddressSet,
-    /// `localhost`, or a network of loopback addresses, was named.
+    /// `localhost`, or an IPv4 network of loopback addresses, was named.
     pub(crate) localhost: bool,
+    /// `localhost`, or `::1`, was named.
+    pub(crate) localhost_v6: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -129,6 +133,18 @@ pub(crate) enum NodePortAddressSet {
     Primary,
     /// On the local addresses within these networks.
     Cidrs(Vec<IpNet>),
+    /// On those of `Primary` and those of `Cidrs`.
+    PrimaryAndCidrs(Vec<IpNet>),
+}
+
+impl NodePortAddressSet {
+    /// The networks that were named, keywords included.
+    pub(crate) fn cidrs(&self) -> &[IpNet] {
+        match self {
+            Self::Any | Self::Primary => &[],
+            Self::Cidrs(cidrs) | Self::PrimaryAndCidrs(cidrs) => cidrs,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

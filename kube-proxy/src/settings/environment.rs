@@ -24,11 +24,11 @@ pub(crate) fn settings(settings: &Settings, pod_cidrs: &[IpNet]) -> EnvironmentS
         NodePortAddressSet::Any => NodePortSettings::Any,
         NodePortAddressSet::Primary => NodePortSettings::Primary,
         NodePortAddressSet::Cidrs(cidrs) => NodePortSettings::Within(cidrs.clone().into()),
+        NodePortAddressSet::PrimaryAndCidrs(cidrs) => {
+            NodePortSettings::PrimaryAndWithin(cidrs.clone().into())
+        }
     };
-    let v4: Vec<&IpNet> = match &selection.addresses {
-        NodePortAddressSet::Cidrs(cidrs) => cidrs.iter().filter(|cidr| cidr.addr().is_ipv4()).collect(),
-        _ => Vec::new(),
-    };
+    let v4: Vec<&IpNet> = selection.addresses.cidrs().iter().filter(|cidr| cidr.addr().is_ipv4()).collect();
     let loopback = IpAddr::from([127, 0, 0, 0]);
     let names_loopback = v4
         .iter()
@@ -37,6 +37,7 @@ pub(crate) fn settings(settings: &Settings, pod_cidrs: &[IpNet]) -> EnvironmentS
         NodePortAddressSet::Any => true,
         NodePortAddressSet::Primary => false,
         NodePortAddressSet::Cidrs(_) => v4.is_empty() || v4.iter().any(|cidr| cidr.prefix_len() == 0),
+        NodePortAddressSet::PrimaryAndCidrs(_) => v4.iter().any(|cidr| cidr.prefix_len() == 0),
     };
     let localhost_node_ports = match settings.mode {
         // As kube-proxy: on by default, where NodePorts answer on all addresses or on a loopback network.
@@ -52,5 +53,96 @@ pub(crate) fn settings(settings: &Settings, pod_cidrs: &[IpNet]) -> EnvironmentS
         local_pods,
         node_ports,
         localhost_node_ports,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_core::{
+        environment::{NodeFacts, NodePortAddresses},
+        model::Family,
+    };
+
+    use super::*;
+    use crate::settings::{self, Command};
+
+    /// Where NodePorts answer on a node with these addresses, loopback included.
+    fn answering(mode: &str, forms: &str) -> (String, String) {
+        let arguments = [format!("--mode={mode}"), format!("--nodeport-addresses={forms}")];
+        let Command::Run(settings) = settings::load(&arguments).expect(forms).command else {
+            panic!("not to be run");
+        };
+        let facts = NodeFacts {
+            node_ips: ips("192.168.0.10 2001:db8::10"),
+            interface_addresses: ips("127.0.0.1 192.168.0.10 10.0.0.1 ::1 2001:db8::10 2001:db8:1::1"),
+            ..NodeFacts::default()
+        };
+        let environment = super::settings(&settings, &[]);
+        let of = |family| {
+            let environment = environment.resolve(family, &facts);
+            let mut addresses = match environment.node_ports {
+                NodePortAddresses::Any => "any".to_owned(),
+                NodePortAddresses::Only(some) => {
+                    some.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+                }
+            };
+            let localhost = match family {
+                Family::V4 => !environment.loopback_node_ports.is_empty(),
+                Family::V6 => settings.node_port_addresses.localhost_v6,
+            };
+            if localhost {
+                addresses.push_str(" +localhost");
+            }
+            addresses.trim().to_owned()
+        };
+        (of(Family::V4), of(Family::V6))
+    }
+
+    fn ips(texts: &str) -> Box<[IpAddr]> {
+        texts.split(' ').map(|text| text.parse().expect("an address")).collect()
+    }
+
+    /// The forms that kube-proxy 1.37 takes, and the addresses that answer.
+    #[test]
+    fn every_form_of_node_port_addresses_is_the_union_of_what_it_names() {
+        const PRIMARY: (&str, &str) = ("192.168.0.10", "2001:db8::10");
+        for (forms, v4, v6) in [
+            ("primary", PRIMARY.0, PRIMARY.1),
+            ("all", "any", "any"),
+            ("localhost", "+localhost", "+localhost"),
+            ("127.0.0.0/8", "+localhost", "any"),
+            ("::1/128", "any", "+localhost"),
+            ("10.0.0.0/8", "10.0.0.1", "any"),
+            ("2001:db8:1::/64", "any", "2001:db8:1::1"),
+            ("10.0.0.0/8,2001:db8:1::/64", "10.0.0.1", "2001:db8:1::1"),
+            ("primary,all", "any", "any"),
+            ("all,primary", "any", "any"),
+            ("all,localhost", "any +localhost", "any +localhost"),
+            ("all,127.0.0.0/8", "any +localhost", "any"),
+            ("all,10.0.0.0/8", "any", "any"),
+            ("primary,localhost", "192.168.0.10 +localhost", "2001:db8::10 +localhost"),
+            ("localhost,primary", "192.168.0.10 +localhost", "2001:db8::10 +localhost"),
+            ("primary,127.0.0.0/8", "192.168.0.10 +localhost", PRIMARY.1),
+            ("primary,127.0.0.1/32", "192.168.0.10 +localhost", PRIMARY.1),
+            ("primary,::1/128", PRIMARY.0, "2001:db8::10 +localhost"),
+            ("primary,10.0.0.0/8", "10.0.0.1 192.168.0.10", PRIMARY.1),
+            ("primary,192.168.0.0/16", PRIMARY.0, PRIMARY.1),
+            ("primary,0.0.0.0/0", "any", PRIMARY.1),
+            ("primary,10.0.0.0/8,localhost", "10.0.0.1 192.168.0.10 +localhost", "2001:db8::10 +localhost"),
+            ("localhost,10.0.0.0/8", "10.0.0.1 +localhost", "+localhost"),
+            ("primary,all,localhost", "any +localhost", "any +localhost"),
+            ("0.0.0.0/0,::/0", "any", "any"),
+            ("198.51.100.0/24", "", "any"),
+        ] {
+            for mode in ["nftables", "ipvs"] {
+                assert_eq!(answering(mode, forms), (v4.to_owned(), v6.to_owned()), "{mode} {forms}");
+            }
+            // There, all addresses include 127.0.0.1, unless localhostNodePorts says otherwise.
+            let v4 = if v4 == "any" { "any +localhost" } else { v4 };
+            assert_eq!(answering("iptables", forms), (v4.to_owned(), v6.to_owned()), "iptables {forms}");
+        }
+        // Unset: the default of the mode.
+        assert_eq!(answering("nftables", ""), (PRIMARY.0.to_owned(), PRIMARY.1.to_owned()));
+        assert_eq!(answering("ipvs", ""), ("any".to_owned(), "any".to_owned()));
     }
 }

@@ -3,9 +3,27 @@
 //! Nearly all of them mean nothing here, but a cluster's configuration may name any that its Kubernetes knows, so all
 //! known names are accepted and an unknown one is refused, as kube-proxy does.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
+
+use super::version;
 
 mod known;
+
+/// The gates of the release that this program stands in for, sorted by name.
+static GATES: LazyLock<Vec<Gate>> = LazyLock::new(|| of_release(version::MINOR));
+
+/// The gates as a minor release has them. Those that only a later one has are known too, as that one has them first: a
+/// cluster's configuration may be ahead of its nodes.
+fn of_release(minor: u32) -> Vec<Gate> {
+    let mut gates: BTreeMap<&'static str, Gate> = BTreeMap::new();
+    gates.extend(known::KNOWN.iter().map(|gate| (gate.name, *gate)));
+    for (from, gate) in known::LATER {
+        if *from <= minor || !gates.contains_key(gate.name) {
+            gates.insert(gate.name, *gate);
+        }
+    }
+    gates.into_values().collect()
+}
 
 /// How far along a feature is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +46,7 @@ impl Stage {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Gate {
     name: &'static str,
     stage: Stage,
@@ -102,7 +121,7 @@ impl FeatureGates {
 
     /// Every known gate: name, stage, whether it is on. Sorted by name.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, Stage, bool)> {
-        known::KNOWN.iter().map(|gate| (gate.name, gate.stage, self.resolve(gate)))
+        GATES.iter().map(|gate| (gate.name, gate.stage, self.resolve(gate)))
     }
 
     fn resolve(&self, gate: &Gate) -> bool {
@@ -119,7 +138,7 @@ impl FeatureGates {
 }
 
 fn find(name: &str) -> Option<&'static Gate> {
-    known::KNOWN.binary_search_by(|gate| gate.name.cmp(name)).ok().map(|at| &known::KNOWN[at])
+    GATES.binary_search_by(|gate| gate.name.cmp(name)).ok().map(|at| &GATES[at])
 }
 
 #[cfg(test)]
@@ -131,8 +150,31 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_sorted_and_without_repetition() {
+    fn the_tables_are_sorted_and_without_repetition() {
         assert!(known::KNOWN.windows(2).all(|pair| pair[0].name < pair[1].name));
+        let later = known::LATER.iter().map(|(from, gate)| (gate.name, *from));
+        assert!(later.is_sorted_by(|a, b| a < b));
+    }
+
+    #[test]
+    fn gates_have_the_stage_of_the_release() {
+        for (name, minor, stage, default) in [
+            ("NFTablesNetlink", 36, Stage::Beta, true),
+            ("KubeProxyNFTablesLocalhostNodePorts", 36, Stage::Alpha, false),
+            ("KubeProxyNFTablesLocalhostNodePorts", 37, Stage::Alpha, false),
+            ("KubeProxyNFTablesLocalhostNodePorts", 38, Stage::Beta, true),
+            ("KubeProxyIPVS", 37, Stage::Deprecated, true),
+            ("KubeProxyIPVS", 39, Stage::Deprecated, true),
+            ("KubeProxyIPVS", 40, Stage::Deprecated, false),
+            ("AllowServiceExternalIPs", 39, Stage::Stable, true),
+            ("AllowServiceExternalIPs", 40, Stage::Deprecated, false),
+        ] {
+            let gates = of_release(minor);
+            let gate = gates.iter().find(|gate| gate.name == name).expect(name);
+            assert_eq!((gate.stage, gate.default), (stage, default), "{name} in 1.{minor}");
+        }
+        let locked = of_release(43).into_iter().find(|gate| gate.name == "AllowServiceExternalIPs");
+        assert!(locked.is_some_and(|gate| gate.locked));
     }
 
     #[test]

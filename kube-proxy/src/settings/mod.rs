@@ -77,6 +77,7 @@ pub(crate) fn load<S: AsRef<str>>(arguments: &[S]) -> Result<Loaded, ConfigError
             fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
         from_file(&flags, path, &text, &mut notices)?
     };
+    let mode_defaulted = configuration.mode.is_empty();
     notices.extend(configuration.default_for_linux());
     if !flags.hostname_override.is_empty() {
         let name = flags.hostname_override.trim();
@@ -91,6 +92,7 @@ pub(crate) fn load<S: AsRef<str>>(arguments: &[S]) -> Result<Loaded, ConfigError
     let settings = validate::validate(
         &configuration,
         Surroundings {
+            mode_defaulted,
             feature_gates,
             vip_binding: flags.ipvs_vip_binding,
             master: (!flags.master.is_empty()).then(|| flags.master.clone()),

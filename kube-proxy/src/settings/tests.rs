@@ -322,7 +322,10 @@ fn every_refusal_names_field_value_and_what_is_allowed() {
             "nodePortAddresses: [10.0.0.0/8, x]\n",
             "nodePortAddresses[1]: Invalid value: \"x\": must be a valid CIDR, or one of primary, all, localhost",
         ),
-        ("nodePortAddresses: [primary, 10.0.0.0/8]\n", "can't use both 'primary' and CIDRs"),
+        (
+            "nodePortAddresses: [primary, everything]\n",
+            "must be a valid CIDR, or one of primary, all, localhost",
+        ),
         (
             "mode: ipvs\nipvs: { excludeCIDRs: [x], tcpTimeout: -1s }\n",
             "ipvs.excludeCIDRs[0]: Invalid value: \"x\": must be a valid CIDR, ipvs.tcpTimeout: Invalid value: \"-1s\"",
@@ -403,7 +406,7 @@ fn localhost_is_noticed_among_the_addresses_of_node_ports() {
         assert_eq!(settings.node_port_addresses.localhost, expected, "{addresses}");
     }
     let only = file_settings("mode: nftables\nnodePortAddresses: [localhost]\n", &[]);
-    let NodePortAddressSet::Cidrs(nets) = only.node_port_addresses.addresses else { panic!("{only:?}") };
+    let nets = only.node_port_addresses.addresses.cidrs();
     assert_eq!(nets.iter().map(ToString::to_string).collect::<Vec<_>>(), ["127.0.0.0/8", "::1/128"]);
     let all = file_settings("mode: nftables\nnodePortAddresses: [all, localhost]\n", &[]);
     assert_eq!(all.node_port_addresses.addresses, NodePortAddressSet::Any);

@@ -22,9 +22,12 @@ use crate::settings::feature_gates::{Feature, FeatureGates};
 const INTERFACE_NAME_LIMIT: usize = 15;
 
 const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
+/// What `all` stands for in `nodePortAddresses`.
+const EVERYWHERE: [&str; 2] = ["0.0.0.0/0", "::/0"];
 
 /// What is not in the configuration itself.
 pub(super) struct Surroundings {
+    pub(super) mode_defaulted: bool,
     pub(super) feature_gates: FeatureGates,
     pub(super) master: Option<String>,
     pub(super) config_file: Option<PathBuf>,
@@ -46,6 +49,7 @@ pub(super) fn validate(from: &Configuration, around: Surroundings) -> Result<Set
     let detect_local = check.detect_local(from);
     let settings = Settings {
         mode,
+        mode_defaulted: around.mode_defaulted,
         client: check.client(from, around.master),
         logging: check.logging(from, &around.feature_gates),
         hostname_override: some_text(from.hostname_override.trim()).map(|name| name.to_lowercase()),
@@ -278,18 +282,18 @@ impl Check {
 
     fn node_ports(&mut self, texts: &[String]) -> NodePortSelection {
         let mut selection = NodePortSelection::default();
-        let mut nets = Vec::new();
-        let (mut primary, mut all) = (false, false);
+        let mut nets: Vec<IpNet> = Vec::new();
+        let mut primary = false;
+        // A keyword stands for its networks; what is named counts together.
+        let networks =
+            |texts: &[&str]| texts.iter().filter_map(|text| parse_cidr(text)).collect::<Vec<IpNet>>();
         for (at, text) in texts.iter().enumerate() {
             match text.as_str() {
                 "primary" => primary = true,
-                "all" => all = true,
-                "localhost" => selection.localhost = true,
+                "all" => nets.extend(networks(&EVERYWHERE)),
+                "localhost" => nets.extend(networks(&LOOPBACK)),
                 _ => match parse_cidr(text) {
-                    Some(net) => {
-                        selection.localhost |= net.addr().is_loopback();
-                        nets.push(net);
-                    }
+                    Some(net) => nets.push(net),
                     None => self.refuse_text(
                         &format!("nodePortAddresses[{at}]"),
                         text,
@@ -298,22 +302,16 @@ impl Check {
                 },
             }
         }
-        if usize::from(primary) + usize::from(all) + usize::from(!nets.is_empty()) > 1 {
-            self.refuse_text(
-                "nodePortAddresses",
-                &texts.join(","),
-                "can't use both 'primary' and CIDRs (nor 'all' with either)",
-            );
-        }
-        selection.addresses = if primary {
-            NodePortAddressSet::Primary
-        } else if !nets.is_empty() {
-            NodePortAddressSet::Cidrs(nets)
-        } else if selection.localhost && !all {
-            // Nowhere else, in either family.
-            NodePortAddressSet::Cidrs(LOOPBACK.iter().filter_map(|text| parse_cidr(text)).collect())
-        } else {
-            NodePortAddressSet::Any
+        let loopback = |v4| nets.iter().any(|net| net.addr().is_ipv4() == v4 && net.addr().is_loopback());
+        selection.localhost = loopback(true);
+        selection.localhost_v6 = loopback(false);
+        let open = networks(&EVERYWHERE).iter().all(|all| nets.contains(all));
+        selection.addresses = match (primary, nets.is_empty()) {
+            _ if open => NodePortAddressSet::Any,
+            (true, true) => NodePortAddressSet::Primary,
+            (true, false) => NodePortAddressSet::PrimaryAndCidrs(nets),
+            (false, true) => NodePortAddressSet::Any,
+            (false, false) => NodePortAddressSet::Cidrs(nets),
         };
         selection
     }

@@ -1,9 +1,25 @@
 //! Which Kubernetes release this program stands in for, and which release it is itself.
 
-/// The release whose kube-proxy this one replaces.
+/// The release whose kube-proxy this one replaces. All that depends on it follows: `--version`, metrics, and the stages of
+/// feature gates.
 pub(crate) const COMPATIBLE: &str = "v1.36.2";
-pub(crate) const MAJOR: u32 = 1;
-pub(crate) const MINOR: u32 = 36;
+pub(crate) const MAJOR: u32 = part(COMPATIBLE, 0);
+pub(crate) const MINOR: u32 = part(COMPATIBLE, 1);
+
+/// A number of a version such as `v1.36.2`.
+const fn part(version: &str, wanted: usize) -> u32 {
+    let text = version.as_bytes();
+    let (mut at, mut dots, mut number) = (1, 0, 0);
+    while at < text.len() && dots <= wanted {
+        match text[at] {
+            b'.' => dots += 1,
+            digit if dots == wanted => number = number * 10 + (digit - b'0') as u32,
+            _ => {}
+        }
+        at += 1;
+    }
+    number
+}
 
 /// Our own release.
 pub(crate) const OWN: &str = env!("CARGO_PKG_VERSION");
@@ -38,6 +54,7 @@ mod tests {
     #[test]
     fn the_parts_of_the_version_agree() {
         assert!(COMPATIBLE.starts_with(&format!("v{MAJOR}.{MINOR}.")));
-        assert_eq!(short(), "Kubernetes v1.36.2");
+        assert_eq!(short(), format!("Kubernetes {COMPATIBLE}"));
+        assert_eq!([part("v1.37.10", 0), part("v1.37.10", 1), part("v1.37.10", 2)], [1, 37, 10]);
     }
 }

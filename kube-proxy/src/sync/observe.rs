@@ -23,7 +23,7 @@ use crate::{
     host::conntrack::ConntrackReconciler,
     serve::service_health::Wanted,
     settings::effective::Mode,
-    sync::{open_load_balancers::OpenLoadBalancers, talk::Talk},
+    sync::{localhost_node_ports::LocalhostNodePorts, open_load_balancers::OpenLoadBalancers, talk::Talk},
     telemetry::{
         health::HealthState,
         metrics::{self, Changed, SyncSample},
@@ -44,6 +44,7 @@ pub(crate) struct Observations {
     events: Events,
     open_load_balancers: OpenLoadBalancers,
     talk: Talk,
+    localhost_node_ports: Option<LocalhostNodePorts>,
     node: String,
     after_first_sync: Option<AfterFirstSync>,
     synced: Vec<Family>,
@@ -73,6 +74,7 @@ impl Observations {
             events,
             open_load_balancers: OpenLoadBalancers::default(),
             talk: Talk::default(),
+            localhost_node_ports: None,
             node,
             after_first_sync: Some(after_first_sync),
             synced: Vec::new(),
@@ -80,6 +82,11 @@ impl Observations {
             shown: Pending::default(),
             figures: HashMap::new(),
         }
+    }
+
+    /// NodePorts on ::1 are wanted.
+    pub(crate) fn set_localhost_node_ports(&mut self, ports: LocalhostNodePorts) {
+        self.localhost_node_ports = Some(ports);
     }
 
     fn tell(&mut self, report: &SyncReport, took: Duration) {
@@ -230,6 +237,9 @@ where
             figures.cleanup_failures.saturating_sub(shown.cleanup_failures),
         );
         *shown = figures;
+        if let Some(ports) = &mut self.localhost_node_ports {
+            ports.follow(family, &report.services, |name| instance.installed(name));
+        }
         let rules = self.flows.rules(&report, engine.store(), instance);
         if let (Some(conntrack), Some(environment)) = (&self.conntrack, instance.environment()) {
             conntrack.submit(rules, environment);

@@ -2,7 +2,6 @@
 
 use std::{
     sync::mpsc,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -20,6 +19,7 @@ use crate::{
     },
     engine::{self, Message},
     settings::effective::{Mode, Settings},
+    supervisor::Supervisor,
     sync::{observe::Observations, watched::Watched},
     telemetry::health::HealthState,
 };
@@ -29,18 +29,18 @@ const DRIFT_CHECK: Duration = Duration::from_millis(500);
 /// A few requests of constant cost.
 const IPVS_DRIFT_CHECK: Duration = Duration::from_secs(2);
 
-pub(crate) type EngineEnded = tokio::sync::oneshot::Receiver<anyhow::Result<()>>;
-
-/// Opens the mode's backends and gives them to a thread of their own.
+/// Opens the mode's backends and gives them to a thread of their own. Answers the families that are served.
 pub(crate) fn engine(
     settings: &Settings,
     environment: EnvironmentSettings,
     inbox: mpsc::Receiver<Message>,
     observations: Observations,
-    (health, events): (&HealthState, &Events),
+    (health, events, supervisor): (&HealthState, &Events, &Supervisor),
     fits: &dyn Fn(&[Family]) -> anyhow::Result<()>,
-) -> anyhow::Result<EngineEnded> {
-    let start = Start { environment, pace: pace(settings), inbox, observations, health, fits };
+) -> anyhow::Result<Vec<Family>> {
+    let drift_interval = drift_interval(settings);
+    let pace = pace(settings);
+    let start = Start { environment, pace, drift_interval, inbox, observations, health, supervisor, fits };
     // By this line people and scripts tell the mode of a node.
     tracing::info!("Using {} Proxier", settings.mode.as_str());
     match settings.mode {
@@ -54,7 +54,7 @@ pub(crate) fn engine(
                 let executor = backend_nft::Executor::open(family)?.counting(&commits);
                 Ok((backend_nft::Planner::new(family), executor))
             };
-            start.spawn(open_families(open)?, DRIFT_CHECK)
+            start.spawn(open_families(open)?)
         }
         Mode::Iptables => {
             let commits = backend_iptables::OwnCommits::default();
@@ -62,7 +62,7 @@ pub(crate) fn engine(
                 let executor = backend_iptables::Executor::open(family)?.counting(&commits);
                 Ok((backend_iptables::Planner::new(family), executor))
             };
-            start.spawn(open_families(open)?, settings.sync_period.min(DRIFT_CHECK))
+            start.spawn(open_families(open)?)
         }
         Mode::Ipvs => {
             let chosen = crate::sync::ipvs::settings(&settings.ipvs)?;
@@ -71,8 +71,16 @@ pub(crate) fn engine(
                 let (planner, executor) = backend_ipvs::open(family, chosen.clone())?;
                 Ok((planner, executor.counting(&commits)))
             };
-            start.spawn(open_families(open)?, settings.sync_period.min(IPVS_DRIFT_CHECK))
+            start.spawn(open_families(open)?)
         }
+    }
+}
+
+/// How often to look whether others have changed what is installed.
+pub(crate) fn drift_interval(settings: &Settings) -> Duration {
+    match settings.mode {
+        Mode::Nftables | Mode::Iptables => settings.sync_period.min(DRIFT_CHECK),
+        Mode::Ipvs => settings.sync_period.min(IPVS_DRIFT_CHECK),
     }
 }
 
@@ -115,20 +123,18 @@ fn ipv6_supported() -> bool {
 struct Start<'a> {
     environment: EnvironmentSettings,
     pace: Pace,
+    drift_interval: Duration,
     inbox: mpsc::Receiver<Message>,
     observations: Observations,
     health: &'a HealthState,
+    supervisor: &'a Supervisor,
     /// Whether the configuration fits these families.
     fits: &'a dyn Fn(&[Family]) -> anyhow::Result<()>,
 }
 
 impl Start<'_> {
     #[expect(clippy::disallowed_methods, reason = "the health state is told when it begins")]
-    fn spawn<P, X>(
-        mut self,
-        backends: Vec<(Family, P, X)>,
-        drift_interval: Duration,
-    ) -> anyhow::Result<EngineEnded>
+    fn spawn<P, X>(mut self, backends: Vec<(Family, P, X)>) -> anyhow::Result<Vec<Family>>
     where
         P: Planner + Send + 'static,
         X: Executor<Op = P::Op, Found = P::Found> + Send + 'static,
@@ -139,13 +145,11 @@ impl Start<'_> {
             self.health.started(family, Instant::now());
             (family, planner, Watched { family, executor, health: self.health.clone() })
         });
-        let (ended, receiver) = tokio::sync::oneshot::channel();
         let reconciler = Reconciler::new(self.environment, self.pace, watched.collect());
-        thread::Builder::new().name("engine".to_owned()).spawn(move || {
+        let drift_interval = self.drift_interval;
+        self.supervisor.thread("engine", move || {
             engine::run(reconciler, &self.inbox, &mut self.observations, drift_interval);
-            // Nobody may be listening any more.
-            let _ = ended.send(Ok(()));
         })?;
-        Ok(receiver)
+        Ok(served)
     }
 }

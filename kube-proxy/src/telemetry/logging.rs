@@ -11,6 +11,7 @@ use std::{
         Arc, RwLock,
         atomic::{AtomicU32, Ordering},
     },
+    time::Instant,
 };
 
 use jiff::{Timestamp, tz::TimeZone};
@@ -26,10 +27,17 @@ use tracing_subscriber::{
     layer::{Context, SubscriberExt as _},
 };
 
-use crate::settings::{
-    effective::{LogFormat, LoggingSettings, Settings},
-    version,
+use crate::{
+    settings::{
+        effective::{LogFormat, LoggingSettings, Settings},
+        version,
+    },
+    telemetry::metrics,
 };
+
+mod bounds;
+
+use bounds::Bounds;
 
 /// Events of this target are written as they are, without quotes.
 const PLAIN: &str = "kube_proxy::plain";
@@ -47,6 +55,7 @@ pub(crate) fn init(
     let control = LogControl::new(settings);
     let klog = Klog {
         control: control.clone(),
+        bounds: Bounds::default(),
         format: settings.format,
         split: settings.split_stream,
         time: TimeZone::system(),
@@ -119,6 +128,16 @@ impl LogControl {
     }
 }
 
+/// Whether a line is written now, and how many of its kind were not before it. What somebody asked for by a verbosity is
+/// written whatever it is, and so is what stands once at the start.
+#[expect(clippy::disallowed_methods, reason = "the moment of the line")]
+fn admitted(bounds: &Bounds, metadata: &Metadata<'_>) -> Option<u64> {
+    if *metadata.level() > Level::INFO || metadata.target() == PLAIN {
+        return Some(0);
+    }
+    bounds.admit(metadata.callsite(), Instant::now())
+}
+
 /// From which verbosity on such an event is written.
 fn verbosity_of(metadata: &Metadata<'_>) -> u32 {
     if metadata.target().starts_with(REPEATS) {
@@ -158,6 +177,7 @@ fn base_name(path: &str) -> &str {
 
 struct Klog {
     control: LogControl,
+    bounds: Bounds,
     format: LogFormat,
     split: bool,
     time: TimeZone,
@@ -178,8 +198,15 @@ impl<S: Subscriber> Layer<S> for Klog {
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let Some(withheld) = admitted(&self.bounds, event.metadata()) else {
+            metrics::log_line_withheld();
+            return;
+        };
         let mut fields = Fields::default();
         event.record(&mut fields);
+        if withheld > 0 {
+            fields.list.push(("withheld", Shown::Json(withheld.into())));
+        }
         let line = match self.format {
             LogFormat::Text => text_line(event.metadata(), &fields, Timestamp::now(), &self.time),
             LogFormat::Json => json_line(event.metadata(), &fields, Timestamp::now()),
@@ -274,7 +301,7 @@ fn text_line(metadata: &Metadata<'_>, fields: &Fields, now: Timestamp, time: &Ti
         metadata.line().unwrap_or(0),
     );
     if metadata.target() == PLAIN {
-        line.push_str(&fields.message);
+        push_visible(&mut line, &fields.message);
     } else {
         let _ = write!(line, "{:?}", fields.message);
     }
@@ -287,7 +314,7 @@ fn text_line(metadata: &Metadata<'_>, fields: &Fields, now: Timestamp, time: &Ti
             }
             // Lists, maps and quoted strings speak for themselves.
             Shown::Text(text) if text.starts_with(['[', '{', '"']) && !text.contains('\n') => {
-                line.push_str(text)
+                push_visible(&mut line, text);
             }
             Shown::Text(text) => push_text(&mut line, text),
         }
@@ -301,11 +328,27 @@ fn push_text(line: &mut String, text: &str) {
     if text.contains('\n') {
         line.push_str("<\n");
         for part in text.lines() {
-            let _ = writeln!(line, "\t{part}");
+            line.push('\t');
+            push_visible(line, part);
+            line.push('\n');
         }
         line.push_str(" >");
     } else {
         let _ = write!(line, "{text:?}");
+    }
+}
+
+/// As it is, but for what a terminal would obey: such characters are written out.
+fn push_visible(line: &mut String, text: &str) {
+    for c in text.chars() {
+        // Besides control characters: those that turn the direction of writing, and the other ends of lines.
+        let obeyed = c.is_control() && c != '\t'
+            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}');
+        if obeyed {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
     }
 }
 

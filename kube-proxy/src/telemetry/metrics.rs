@@ -23,6 +23,7 @@ use crate::settings::{
     version,
 };
 
+mod exposition;
 mod process;
 mod rest_client;
 mod table;
@@ -93,7 +94,7 @@ impl Metrics {
         }
         let mut text = self.handle.render();
         text.push_str(&process::render());
-        text
+        exposition::canonical(&text)
     }
 
     /// The text of `/metrics/slis`.
@@ -175,6 +176,7 @@ fn show_what_is_constant(settings: &Settings) {
     for result in ["applied", "restart", "invalid"] {
         metrics::counter!("switchyard_config_changes_total", "result" => result).absolute(0);
     }
+    config_in_force(true);
     for (name, stage, enabled) in settings.feature_gates.all() {
         metrics::gauge!("kubernetes_feature_enabled", "name" => name, "stage" => stage.label())
             .set(f64::from(u8::from(enabled)));
@@ -359,6 +361,36 @@ pub(crate) fn affinity_lost(family: Family, count: u64) {
 /// The configuration file changed: `applied`, `restart` or `invalid`.
 pub(crate) fn config_changed(result: &'static str) {
     metrics::counter!("switchyard_config_changes_total", "result" => result).increment(1);
+}
+
+/// nftables mode: listeners of NodePorts on ::1.
+pub(crate) fn localhost_node_port_listeners(count: usize) {
+    by_family_gauge("kubeproxy_nftables_localhost_nodeport_listeners", Family::V6).set(count as f64);
+}
+
+/// nftables mode: such a listener could not be opened.
+pub(crate) fn localhost_node_port_listener_failed() {
+    by_family_counter("kubeproxy_nftables_localhost_nodeport_listener_creation_failures_total", Family::V6)
+        .increment(1);
+}
+
+/// A line of the log was not written, as there were too many of its kind.
+pub(crate) fn log_line_withheld() {
+    metrics::counter!("switchyard_log_lines_withheld_total").increment(1);
+}
+
+/// Whether the configuration file as it is now is what the process follows.
+pub(crate) fn config_in_force(yes: bool) {
+    metrics::gauge!("switchyard_config_file_in_force").set(f64::from(u8::from(yes)));
+    config_waits_for_restart(0);
+}
+
+/// So many fields of the file have changed that only a new process can follow; this one is about to end.
+pub(crate) fn config_waits_for_restart(fields: usize) {
+    metrics::gauge!("switchyard_config_fields_waiting_for_restart").set(fields as f64);
+    if fields > 0 {
+        metrics::gauge!("switchyard_config_file_in_force").set(0.0);
+    }
 }
 
 /// An Event was not sent.

@@ -49,7 +49,9 @@ type Asked = Arc<Mutex<Vec<(Method, String, Value)>>>;
 fn start(code: u16) -> (Events, Asked) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let client = Client::new(Recorder { code, asked: Arc::clone(&asked) }, "default");
-    (Events::start(client, "node-1"), asked)
+    let (events, outgoing) = channel("node-1");
+    tokio::spawn(outgoing.run(client));
+    (events, asked)
 }
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -146,12 +148,47 @@ async fn a_server_in_trouble_is_asked_three_times() {
 }
 
 #[tokio::test]
-async fn handing_over_never_waits() {
-    let (events, messages) = Events::for_tests();
-    for number in 0..QUEUE + 100 {
+async fn handing_over_never_waits_and_is_bounded() {
+    let (events, _outgoing) = channel("node-1");
+    for number in 0..10_000 {
         events.send(Event::drifted(number.to_string()));
     }
-    assert_eq!(messages.len(), QUEUE);
+    assert!(events.take_waiting().len() < 100);
+}
+
+/// An API server that takes requests and never answers.
+#[derive(Clone)]
+struct Silent;
+
+impl tower_service::Service<Request<Body>> for Silent {
+    type Response = Response<Full<Bytes>>;
+    type Error = std::io::Error;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<Body>) -> Self::Future {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_words_end_though_the_server_hangs_and_the_outbox_is_full() {
+    let (events, outgoing) = channel("node-1");
+    tokio::spawn(outgoing.run(Client::new(Silent, "default")));
+    for number in 0..10_000 {
+        events.send(Event::drifted(number.to_string()));
+    }
+    let begun = Instant::now();
+    events.flush(Duration::from_secs(1)).await;
+    assert_eq!(begun.elapsed(), Duration::from_secs(1));
+    // Nor where nobody sends at all.
+    let (alone, _outgoing) = channel("node-1");
+    alone.send(Event::starting());
+    alone.flush(Duration::from_secs(1)).await;
+    assert_eq!(begun.elapsed(), Duration::from_secs(2));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use super::{
     Conditions, Endpoint, EndpointSlice, Service, ServiceCidr, ServicePort,
     metadata::{ANNOTATION_TRIGGER_TIME, OPTION_PREFIX},
 };
+use crate::api::cluster_size;
 
 const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
@@ -209,7 +210,10 @@ impl Endpoint {
             ready: condition(|conditions| conditions.ready).unwrap_or(true),
             serving: condition(|conditions| conditions.serving).unwrap_or(true),
             terminating: condition(|conditions| conditions.terminating).unwrap_or(false),
-            local: self.node_name.as_deref() == Some(node),
+            local: self.node_name.as_deref().is_some_and(|name| {
+                cluster_size::SEEN.saw(name);
+                name == node
+            }),
             for_nodes,
             for_zones,
         })

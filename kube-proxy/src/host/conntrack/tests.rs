@@ -100,9 +100,12 @@ fn listed(family: AddressFamily) -> BTreeSet<String> {
 /// The reconciler, and what it tells.
 fn reconciler() -> (ConntrackReconciler, Receiver<Pass>) {
     let (sender, told) = mpsc::channel();
-    let reconciler = ConntrackReconciler::spawn(move |pass| {
-        let _ = sender.send(pass);
-    });
+    let reconciler = ConntrackReconciler::spawn(
+        |work| std::thread::Builder::new().spawn(work).map(drop),
+        move |pass| {
+            let _ = sender.send(pass);
+        },
+    );
     (reconciler.expect("a thread"), told)
 }
 

@@ -1,4 +1,5 @@
-//! The feature gates of Kubernetes 1.36, and those that 1.37 adds for kube-proxy: name, stage, default, locked.
+//! The feature gates of Kubernetes 1.36, and what later releases change about those of kube-proxy: name, stage, default,
+//! locked.
 
 use super::{Gate, Stage};
 
@@ -119,8 +120,6 @@ pub(super) const KNOWN: &[Gate] = &[
     locked("JobPodReplacementPolicy", Stage::Stable, true),
     locked("JobSuccessPolicy", Stage::Stable, true),
     gate("KMSv1", Stage::Deprecated, false),
-    gate("KubeProxyIPVS", Stage::Deprecated, true),
-    gate("KubeProxyNFTablesLocalhostNodePorts", Stage::Alpha, false),
     locked("KubeletCgroupDriverFromCRI", Stage::Stable, true),
     gate("KubeletCrashLoopBackOffMax", Stage::Beta, true),
     gate("KubeletEnsureSecretPulledImages", Stage::Beta, true),
@@ -151,7 +150,6 @@ pub(super) const KNOWN: &[Gate] = &[
     gate("MutablePodResourcesForSuspendedJobs", Stage::Beta, true),
     gate("MutableSchedulingDirectivesForSuspendedJobs", Stage::Beta, true),
     gate("MutatingAdmissionPolicy", Stage::Stable, true),
-    gate("NFTablesNetlink", Stage::Alpha, false),
     locked("NFTablesProxyMode", Stage::Stable, true),
     gate("NativeHistograms", Stage::Alpha, false),
     gate("NodeDeclaredFeatures", Stage::Beta, true),
@@ -258,4 +256,19 @@ pub(super) const KNOWN: &[Gate] = &[
     gate("WindowsHostNetwork", Stage::Deprecated, false),
     gate("WorkloadAwarePreemption", Stage::Alpha, false),
     gate("WorkloadWithJob", Stage::Alpha, false),
+];
+
+/// From which minor release on a gate exists, or has another stage or default. Sorted by name, then by release.
+///
+/// Sources: KEP-5495 (`KubeProxyIPVS`), KEP-6032 (`KubeProxyNFTablesLocalhostNodePorts`), KEP-5707
+/// (`AllowServiceExternalIPs`), kubernetes/kubernetes#137536 (`NFTablesNetlink`).
+#[rustfmt::skip]
+pub(super) const LATER: &[(u32, Gate)] = &[
+    (40, gate("AllowServiceExternalIPs", Stage::Deprecated, false)),
+    (43, locked("AllowServiceExternalIPs", Stage::Deprecated, false)),
+    (37, gate("KubeProxyIPVS", Stage::Deprecated, true)),
+    (40, gate("KubeProxyIPVS", Stage::Deprecated, false)),
+    (37, gate("KubeProxyNFTablesLocalhostNodePorts", Stage::Alpha, false)),
+    (38, gate("KubeProxyNFTablesLocalhostNodePorts", Stage::Beta, true)),
+    (37, gate("NFTablesNetlink", Stage::Beta, true)),
 ];

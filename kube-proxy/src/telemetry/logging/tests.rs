@@ -82,6 +82,49 @@ fn fields_are_written_as_klog_writes_them() {
 }
 
 #[test]
+fn what_a_terminal_would_obey_is_written_out() {
+    let lines = record(&settings(LogFormat::Text, 0, &[]), || {
+        tracing::info!(text = "one\n\u{1b}[2Jtwo\r\n\u{202e}three\u{7}", list = ?["a"], shown = %"[\u{1b}[31m]", "lines");
+        tracing::info!(target: PLAIN, "FLAG: \u{1b}]0;x\u{7}");
+    });
+    assert_eq!(
+        body(&lines[0]),
+        "\"lines\" text=<\n\tone\n\t\\u{1b}[2Jtwo\n\t\\u{202e}three\\u{7}\n > list=[\"a\"] shown=[\\u{1b}[31m]"
+    );
+    assert_eq!(body(&lines[1]), "FLAG: \\u{1b}]0;x\\u{7}");
+}
+
+/// Notes which events would be written.
+struct Counting(Bounds, Arc<Mutex<Vec<bool>>>);
+
+impl<S: Subscriber> Layer<S> for Counting {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        self.1.lock().expect("one thread").push(admitted(&self.0, event.metadata()).is_some());
+    }
+}
+
+#[test]
+fn too_many_lines_of_one_kind_are_withheld_and_other_kinds_are_not() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let layer = Counting(Bounds::default(), Arc::clone(&seen));
+    tracing::subscriber::with_default(Registry::default().with(layer), || {
+        for number in 0..1000 {
+            tracing::warn!(number, "Two Services claim one address");
+        }
+        tracing::error!("something else");
+        for number in 0..1000 {
+            tracing::debug!(number, "asked for by a verbosity");
+        }
+    });
+    let seen = seen.lock().expect("one thread");
+    let counts = [&seen[..1000], &seen[1000..1001], &seen[1001..]];
+    let counts = counts.map(|part| part.iter().filter(|yes| **yes).count());
+    // A slow machine lets a token or two come in between.
+    assert!((50..100).contains(&counts[0]), "{}", counts[0]);
+    assert_eq!((counts[1], counts[2]), (1, 1000));
+}
+
+#[test]
 fn json_lines_have_the_keys_of_kubernetes() {
     let lines = record(&settings(LogFormat::Json, 2, &[]), || {
         tracing::debug!(services = 3, family = %"IPv4", "Syncing");

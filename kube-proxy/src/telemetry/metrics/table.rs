@@ -1,7 +1,7 @@
 //! Every metric: name, type, labels, help text, buckets, and the modes in which it has a meaning.
 //!
-//! Names, labels and buckets of `kubeproxy_*` and `rest_client_*` are those of kube-proxy 1.36; ours begin with
-//! `switchyard_`.
+//! Names, labels and buckets of `kubeproxy_*` and `rest_client_*` are those of kube-proxy 1.36, of
+//! `kubeproxy_nftables_localhost_*` those of 1.37; ours begin with `switchyard_`.
 
 use crate::settings::effective::Mode;
 
@@ -106,6 +106,8 @@ pub(super) const TABLE: &[Metric] = &[
     metric("kubeproxy_sync_proxy_rules_iptables_total", Gauge, &["table", "ip_family"], IPTABLES, "[ALPHA] Total number of iptables rules owned by kube-proxy"),
     metric("kubeproxy_sync_proxy_rules_iptables_last", Gauge, &["table", "ip_family"], IPTABLES, "[ALPHA] Number of iptables rules written by kube-proxy in last sync"),
     metric("kubeproxy_iptables_ct_state_invalid_dropped_packets_total", Counter, &[], IPTABLES, "[ALPHA] packets dropped by iptables to work around conntrack problems"),
+    metric("kubeproxy_nftables_localhost_nodeport_listeners", Gauge, FAMILY, NFTABLES, "[ALPHA] Listeners of NodePorts on localhost"),
+    metric("kubeproxy_nftables_localhost_nodeport_listener_creation_failures_total", Counter, FAMILY, NFTABLES, "[ALPHA] Listeners of NodePorts on localhost that could not be opened"),
     metric("kubeproxy_iptables_localhost_nodeports_accepted_packets_total", Counter, &[], IPTABLES, "[ALPHA] Number of packets accepted on nodeports of loopback interface"),
     metric("kubeproxy_sync_proxy_rules_nftables_sync_failures_total", Counter, FAMILY, NFTABLES, "[ALPHA] Cumulative proxy nftables sync failures"),
     metric("kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total", Counter, FAMILY, NFTABLES, "[ALPHA] Cumulative proxy nftables cleanup failures"),
@@ -130,7 +132,10 @@ pub(super) const TABLE: &[Metric] = &[
     metric("switchyard_affinity_entries_lost_total", Counter, FAMILY, ALL, "New clients that got no session affinity because the kernel's table of it was full"),
     metric("switchyard_config_changes_total", Counter, &["result"], ALL, "Changes of the configuration file: applied, restart or invalid"),
     metric("switchyard_api_last_contact_timestamp_seconds", Gauge, &["kind"], ALL, "When the API server last said something about objects of this kind: a list, a change or a bookmark; 0 before it did"),
+    metric("switchyard_config_fields_waiting_for_restart", Gauge, &[], ALL, "Fields of the configuration file that changed and that only a new process can follow; the process is about to end"),
+    metric("switchyard_config_file_in_force", Gauge, &[], ALL, "1 where the configuration file as it is now is followed, 0 where it is not valid or waits for a restart"),
     metric("switchyard_events_dropped_total", Counter, &["reason"], ALL, "Events that were not sent: rate, queue, forbidden or error"),
     metric("switchyard_unreadable_objects_total", Counter, &["kind"], ALL, "Objects from the API server that could not be decoded and keep their last good state"),
+    metric("switchyard_log_lines_withheld_total", Counter, &[], ALL, "Lines that were not logged because there were too many of their kind"),
     metric("switchyard_health_check_node_ports", Gauge, &["state"], ALL, "Health check node ports: serving or failed"),
 ];

@@ -64,7 +64,7 @@ fn scrape(text: &str) -> BTreeMap<String, Scraped> {
 pub(crate) fn recorded(work: impl FnOnce()) -> String {
     let recorder = recorder().expect("buckets are valid");
     with_local_recorder(&recorder, work);
-    recorder.handle().render()
+    exposition::canonical(&recorder.handle().render())
 }
 
 /// Does all that can happen in a mode, once.
@@ -95,6 +95,10 @@ fn exercise(mode: Mode) {
             Mode::Nftables => nftables_cleanup_failed(family, 1),
             Mode::Ipvs => {}
         }
+    }
+    if mode == Mode::Nftables {
+        localhost_node_port_listeners(1);
+        localhost_node_port_listener_failed();
     }
     for what in [Changed::Services, Changed::Endpoints] {
         changed(what, 2);
@@ -141,7 +145,10 @@ fn names_types_labels_and_buckets_are_those_of_kube_proxy() {
             let labels: BTreeSet<String> =
                 labels.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect();
             assert_eq!(metric.labels, labels, "{name}");
-            assert_eq!(metric.bounds.join(" "), bounds, "{name}");
+            let numbers = |bounds: &str| -> Vec<f64> {
+                bounds.split_whitespace().map(|bound| bound.parse().expect("a number")).collect()
+            };
+            assert_eq!(numbers(&metric.bounds.join(" ")), numbers(bounds), "{name}");
             assert!(!metric.help.is_empty(), "{name}");
             expected.insert(name);
         }

@@ -1,0 +1,162 @@
+//! What the surroundings do to the program: kernel settings that cannot be made, clients that hold connections, changes of
+//! the configuration that depend on the node, an API server that hangs or forbids.
+
+use std::net::SocketAddr;
+use std::thread::sleep;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::{Value, json};
+
+use crate::rig::{HEALTH, METRICS, NODE, Rig, balanced, endpoints, node};
+use crate::{nftables, running};
+
+#[test]
+fn where_no_sysctl_can_be_set_that_is_told_and_services_and_health_go_on() {
+    for mode in ["iptables", "nftables"] {
+        let mut rig = Rig::new();
+        rig.config(&[("/mode", json!(mode)), ("/nodePortAddresses", json!(["127.0.0.0/8", "10.0.0.0/8"]))]);
+        rig.api.apply(balanced("web", 10, 32_000)).expect("a complete object");
+        rig.api.apply(endpoints("web", 1, false)).expect("a complete object");
+        rig.start_with_read_only_sysctls();
+        rig.settle();
+        rig.eventually("health", |rig| rig.code(HEALTH, "/healthz") == Some(200));
+        let told = |rig: &Rig, what: &str| {
+            rig.events("FailedToSetSysctl")
+                .iter()
+                .filter(|event| event["note"].as_str().is_some_and(|note| note.contains(what)))
+                .count()
+        };
+        rig.eventually("an Event", |rig| told(rig, "NodePorts on 127.0.0.1 do not work") == 1);
+        let rules = match mode {
+            "iptables" => rig.output("sh", &["-c", "iptables-nft-save; iptables-legacy-save"]),
+            _ => rig.output("nft", &["list", "ruleset"]),
+        };
+        assert!(rules.contains("10.96.0.10") && rules.contains("10.244.1.1"), "{mode}: {rules}");
+        let log = rig.log();
+        assert!(!log.contains("Sync failed"), "{log}");
+        assert_eq!(log.matches("NodePorts on 127.0.0.1 do not work").count(), 1, "{log}");
+    }
+}
+
+#[test]
+fn thousands_of_idle_connections_leave_the_real_program_answering() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("raised");
+    let mut rig = Rig::new();
+    rig.config(&[nftables(), ("/metricsBindAddress", json!("0.0.0.0:10249"))]);
+    rig.api.apply(balanced("web", 10, 32_000)).expect("a complete object");
+    rig.api.apply(endpoints("web", 2, false)).expect("a complete object");
+    rig.start_and_settle();
+    rig.eventually("health", |rig| rig.code(HEALTH, "/healthz") == Some(200));
+    for (port, path) in [(HEALTH, "/healthz"), (METRICS, "/metrics"), (32_000, "/")] {
+        let addresses: &[&str] = if port == 32_000 { &["127.0.0.1"] } else { &["127.0.0.1", "::1"] };
+        for ip in addresses {
+            let address = SocketAddr::new(ip.parse().expect("an address"), port);
+            rig.eventually("it listens", |rig| rig.get_at(address, path).is_some());
+            let idle = rig.idle_connections(address, 5_000);
+            for _ in 0..20 {
+                let answer = rig.get_at(address, path).expect("an answer");
+                assert_eq!(answer.code, 200, "{port}{path}");
+            }
+            drop(idle);
+        }
+    }
+    let text = rig.get(METRICS, "/metrics").expect("an answer").body;
+    let open = text.lines().find_map(|line| line.strip_prefix("process_open_fds ")).expect("a figure");
+    assert!(open.parse::<f64>().expect("a number") < 3_000.0, "{open}");
+}
+
+fn local_mode(mode: &str) -> (&'static str, Value) {
+    ("/detectLocalMode", json!(mode))
+}
+
+fn pod_cidrs(cidrs: &[&str]) -> Value {
+    node(json!({ "podCIDRs": cidrs, "podCIDR": cidrs.first() }))
+}
+
+#[test]
+fn a_change_to_the_nodes_own_networks_takes_them_from_the_node() {
+    let mut rig = Rig::new();
+    rig.api.apply(pod_cidrs(&["10.244.7.0/24", "fd00:7::/64"])).expect("a complete object");
+    rig.config(&[nftables(), local_mode("ClusterCIDR")]);
+    rig.start_and_settle();
+    let rules = |rig: &Rig| rig.output("nft", &["list", "ruleset"]);
+    assert!(rules(&rig).contains("10.244.0.0/16"), "{}", rules(&rig));
+    rig.config(&[nftables(), local_mode("NodeCIDR")]);
+    rig.eventually("the node's networks", |rig| rules(rig).contains("10.244.7.0/24"));
+    rig.eventually("of both families", |rig| rules(rig).contains("fd00:7::/64"));
+    rig.config(&[nftables(), local_mode("ClusterCIDR")]);
+    rig.eventually("the cluster's again", |rig| rules(rig).contains("10.244.0.0/16"));
+    // They are nobody's business any more.
+    rig.api.apply(pod_cidrs(&["10.244.8.0/24", "fd00:8::/64"])).expect("a complete object");
+    rig.config(&[nftables(), local_mode("NodeCIDR")]);
+    rig.eventually("the new ones", |rig| rules(rig).contains("10.244.8.0/24"));
+    rig.api.apply(pod_cidrs(&["10.244.9.0/24"])).expect("a complete object");
+    assert!(!rig.exit().success());
+    assert!(rig.log().contains("podCIDRs changed"), "{}", rig.log());
+}
+
+#[test]
+fn a_change_that_this_node_cannot_follow_is_left_to_a_new_process() {
+    let mut rig = running(&[nftables(), local_mode("ClusterCIDR")]);
+    rig.config(&[nftables(), local_mode("NodeCIDR")]);
+    assert!(!rig.exit().success());
+    assert!(rig.log().contains("detectLocalMode cannot be applied without a restart"), "{}", rig.log());
+}
+
+#[test]
+fn a_change_that_does_not_fit_this_node_is_not_applied() {
+    let mut rig = Rig::new();
+    rig.api.apply(pod_cidrs(&["fd00:7::/64"])).expect("a complete object");
+    rig.config(&[nftables(), local_mode("ClusterCIDR")]);
+    rig.start_and_settle();
+    let in_force = |rig: &Rig| {
+        let text = rig.get(METRICS, "/metrics").map(|answer| answer.body).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix("switchyard_config_file_in_force ").map(str::to_owned))
+    };
+    assert_eq!(in_force(&rig).as_deref(), Some("1"));
+    rig.config(&[nftables(), local_mode("NodeCIDR")]);
+    rig.eventually("it is refused", |rig| in_force(rig).as_deref() == Some("0"));
+    let config = rig.get(METRICS, "/configz").expect("an answer").body;
+    assert!(config.contains("\"detectLocalMode\":\"ClusterCIDR\""), "{config}");
+    assert!(rig.log().contains("node.spec.podCIDRs contains only IPv6 addresses"), "{}", rig.log());
+    rig.config(&[nftables(), local_mode("ClusterCIDR"), ("/oomScoreAdj", json!(-998))]);
+    rig.eventually("the next change counts", |rig| in_force(rig).as_deref() == Some("1"));
+}
+
+#[test]
+fn an_api_server_that_hangs_does_not_keep_the_process_from_ending() {
+    let mut rig = running(&[nftables()]);
+    rig.api.set_faults(|faults| faults.hang = true);
+    rig.config(&[nftables(), ("/ipvs/scheduler", json!("lc"))]);
+    assert!(!rig.exit().success());
+    assert!(rig.log().contains("ipvs.scheduler cannot be applied without a restart"), "{}", rig.log());
+}
+
+#[test]
+fn without_the_right_to_read_nodes_what_is_off_and_what_to_grant_is_told() {
+    let mut rig = Rig::new();
+    rig.api.set_faults(|faults| {
+        faults.refuse.insert("nodes".to_owned(), 403);
+    });
+    rig.config(&[nftables()]);
+    rig.start();
+    // It waits half a minute for the node before it goes on without.
+    for _ in 0..100 {
+        if !rig.events("NodeAddressesUnknown").is_empty() {
+            break;
+        }
+        sleep(Duration::from_millis(500));
+    }
+    let events = rig.events("NodeAddressesUnknown");
+    let [event] = &events[..] else { panic!("{events:?}\n{}", rig.log()) };
+    let note = event["note"].as_str().expect("a note");
+    assert!(
+        note.contains("NodePorts stay off") && note.contains("grant it get, list and watch on nodes"),
+        "{note}"
+    );
+    assert_eq!(event["regarding"]["name"], NODE);
+    assert!(rig.log().contains("NodePorts stay off"), "{}", rig.log());
+    rig.settle();
+}
