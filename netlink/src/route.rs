@@ -56,6 +56,8 @@ pub struct Route {
     pub scope: u8,
     /// Index of the interface.
     pub output: Option<u32>,
+    /// What this host's own packets have as their source unless they say otherwise (`RTA_PREFSRC`).
+    pub source: Option<IpAddr>,
 }
 
 impl Route {
@@ -73,7 +75,15 @@ impl Route {
                 IpAddr::V6(_) => scope::UNIVERSE,
             },
             output: Some(output),
+            source: None,
         }
+    }
+
+    /// The same, with a source for this host's own packets. Without one, packets to a local address have that address as
+    /// their source.
+    #[must_use]
+    pub const fn with_source(self, source: Option<IpAddr>) -> Self {
+        Self { source, ..self }
     }
 
     /// Adds to the pipeline that this route be added; `EEXIST` if it is there. Answers the request's index.
@@ -92,7 +102,7 @@ impl Route {
     }
 
     fn write(&self, writer: &mut Writer) {
-        let Self { destination, prefix_length, table, protocol, kind, scope, output } = *self;
+        let Self { destination, prefix_length, table, protocol, kind, scope, output, source } = *self;
         header(
             writer,
             AddressFamily::of(destination).number(),
@@ -104,6 +114,9 @@ impl Route {
         writer.u32(uapi::TABLE, table);
         if let Some(output) = output {
             writer.u32(uapi::OUTPUT, output);
+        }
+        if let Some(source) = source {
+            write_ip(writer, uapi::SOURCE, source);
         }
     }
 
@@ -133,6 +146,7 @@ impl Route {
             kind,
             scope,
             output: attributes.get(uapi::OUTPUT).and_then(|output| output.u32()),
+            source: attributes.get(uapi::SOURCE).and_then(|source| read_ip(&source)),
         })
     }
 }

@@ -50,5 +50,7 @@ pub(crate) mod route {
     pub(crate) const HEADER: usize = 12;
     pub(crate) const DESTINATION: u16 = 1;
     pub(crate) const OUTPUT: u16 = 4;
+    /// `RTA_PREFSRC`
+    pub(crate) const SOURCE: u16 = 7;
     pub(crate) const TABLE: u16 = 15;
 }
