@@ -18,10 +18,10 @@ use std::{
 
 use backend_ipvs::{
     IpvsExecutor, IpvsPlanner, Settings,
-    op::Op,
-    open, servers,
+    kernel::{servers, tables},
+    open,
+    schema::op::Op,
     settings::{DEVICE, ROUTE_PROTOCOL},
-    tables,
 };
 use ipvs_netlink::{Batch, Socket};
 use netlink::{link, route::Route as KernelRoute};

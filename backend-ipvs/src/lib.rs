@@ -1,44 +1,31 @@
 //! The IPVS backend: virtual servers for every Service port, virtual IPs as local routes, and nftables sets for what
 //! IPVS cannot decide: masquerading, source ranges, traffic policies.
 //!
-//! Read [`render`] first (what a route is in the kernel), then [`plan`] (from one state to another).
+//! Four rooms, each using only those before it: `settings` (what the user may choose), [`schema`] (what there is in the
+//! kernel, and what a route becomes there), [`plan`] (from one state to another, pure), [`kernel`] (the requests). Read
+//! [`schema::render`] first.
 
-pub mod found;
+#![warn(missing_docs)]
+
 pub mod kernel;
-pub mod marks;
-pub mod op;
-pub mod open;
-pub mod options;
+pub mod leaving;
 pub mod plan;
-pub mod servers;
+pub mod schema;
 pub mod settings;
-pub mod tables;
 
-mod audit;
-mod bindings;
-mod draft;
-mod drain;
-mod element;
-mod journal;
 #[cfg(test)]
 mod model;
-mod order;
-mod refusal;
-mod render;
-mod scaffold;
-mod state;
-mod survey;
-mod sysctl;
+mod open;
 
-pub use drain::Reaped;
 pub use kernel::IpvsExecutor;
 pub use nft_netlink::generation::OwnCommits;
 pub use open::{OpenError, open};
 pub use plan::IpvsPlanner;
-pub use render::OURS;
 pub use settings::{Binding, Settings};
+
+use proxy_core::model::Family;
 
 /// Makes the kernel settings alone, which takes more privileges than the rest.
 pub fn prepare(settings: &Settings) {
-    proxy_core::model::Family::BOTH.into_iter().for_each(|family| sysctl::apply(settings, family));
+    Family::BOTH.into_iter().for_each(|family| kernel::sysctl::apply(settings, family));
 }

@@ -14,8 +14,10 @@ use proxy_core::{
 };
 
 use crate::{
-    found::{Found, FoundServer},
-    op::{Element, Op, Spot},
+    schema::{
+        found::{Found, FoundServer},
+        op::{Element, Op, Spot},
+    },
     settings::Binding,
 };
 
@@ -79,7 +81,7 @@ impl Model {
 
     fn carry_out(&mut self, op: &Op) -> bool {
         match op {
-            Op::Device | Op::DropAddress(_) | Op::DropRoute(_) => true,
+            Op::Device | Op::DropOtherTable | Op::DropAddress(_) | Op::DropRoute(_) => true,
             Op::Rebuild(environment) => {
                 self.environment = Some(environment.clone());
                 self.elements.clear();
@@ -154,6 +156,9 @@ impl Model {
         if has(Element::Drop(spot)) {
             return Fate::Dropped;
         }
+        if has(Element::Refused(spot)) {
+            return Fate::Refused;
+        }
         let pod = self.is_pod(packet);
         let node = packet.origin == Origin::Node;
         if let Some(mark) = self.mark(spot).filter(|_| pod || node) {
@@ -201,7 +206,7 @@ impl Model {
             Binding::Routes => (bound, Default::default()),
             Binding::Addresses => (Default::default(), bound),
         };
-        Found { servers: servers.collect(), routes, addresses, translated: false }
+        Found { servers: servers.collect(), routes, addresses, ..Found::default() }
     }
 
     /// Servers and elements but for what drains, as text: two models with the same text treat new connections alike.

@@ -2,15 +2,13 @@
 
 use std::sync::mpsc;
 
-use ipvs_netlink::{Batch, Scheduler, Service, ServiceKey, Socket};
+use ipvs_netlink::{Batch, Scheduler, Socket};
 use netlink::Protocol;
 use nix::libc;
 use proxy_core::model::Family;
 
 use crate::{
-    found::ipvs_family,
-    kernel::IpvsExecutor,
-    marks::{TAG, TAG_MASK},
+    kernel::{IpvsExecutor, schedulers::refusal},
     plan::IpvsPlanner,
     settings::Settings,
 };
@@ -18,14 +16,19 @@ use crate::{
 /// What keeps the backend from working at all.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    /// The kernel has no IPVS, or does not let us use it.
     #[error(transparent)]
     Ipvs(#[from] ipvs_netlink::Error),
+    /// The one that the configuration asks for.
     #[error("the scheduler {0} is missing: load the module ip_vs_{0}, or choose another")]
     Scheduler(Scheduler),
+    /// A family that IPVS was built without, say.
     #[error("IPVS cannot balance {0} here: {1}")]
     Family(Family, std::io::Error),
+    /// No routes, no addresses.
     #[error("netlink: {0}")]
     Netlink(#[from] netlink::Error),
+    /// No rules.
     #[error("nf_tables: {0}")]
     Nftables(#[source] netlink::Error),
 }
@@ -56,22 +59,6 @@ fn probe(ipvs: &mut Socket, family: Family, scheduler: Scheduler) -> Result<(), 
         Some(libc::ENOENT) => Err(OpenError::Scheduler(scheduler)),
         Some(errno) => Err(OpenError::Family(family, std::io::Error::from_raw_os_error(errno))),
     }
-}
-
-/// Makes a virtual server that no packet can reach, and removes it.
-fn refusal(
-    ipvs: &mut Socket,
-    family: Family,
-    scheduler: Scheduler,
-) -> Result<Option<i32>, ipvs_netlink::Error> {
-    let key = ServiceKey::Mark { family: ipvs_family(family), mark: TAG | !TAG_MASK };
-    let mut batch = Batch::new();
-    batch.new_service(&Service::new(key, scheduler));
-    batch.del_service(&key);
-    let failures = ipvs.send(&mut batch)?;
-    let of_new = failures.first().filter(|failure| failure.index == 0).map(|failure| failure.errno);
-    // Somebody has just this virtual server: then it works.
-    Ok(of_new.filter(|errno| *errno != libc::EEXIST))
 }
 
 fn set_timeouts(ipvs: &mut Socket, settings: &Settings) -> Result<(), OpenError> {

@@ -12,13 +12,14 @@ pub struct Settings {
     pub scheduler: Scheduler,
     /// Answer ARP for a virtual IP on no interface (`arp_ignore` 1, `arp_announce` 2), as MetalLB needs it.
     pub strict_arp: bool,
-    /// Virtual servers in these networks are never touched.
+    /// Virtual servers in these networks are never removed; those that a Service wants are ours there too.
     pub exclude_cidrs: Box<[IpNet]>,
     /// What is `None` or 0 stays as the kernel has it.
     pub timeouts: Timeouts,
+    /// How virtual IPs become this node's own.
     pub binding: Binding,
-    /// The longest an endpoint that is gone may keep its connections.
-    pub drain_limit: Duration,
+    /// The longest an endpoint that is gone may keep its connections; `None`: for as long as somebody uses them.
+    pub drain_limit: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -29,8 +30,8 @@ impl Default for Settings {
             exclude_cidrs: Box::default(),
             timeouts: Timeouts::default(),
             binding: Binding::Routes,
-            // An idle TCP connection is forgotten by IPVS after 15 minutes (its default timeout); twice that.
-            drain_limit: Duration::from_secs(1800),
+            // As kube-proxy. A connection that nobody uses is forgotten by IPVS: TCP after 15 minutes by default.
+            drain_limit: None,
         }
     }
 }
@@ -46,6 +47,7 @@ pub enum Binding {
 }
 
 impl Binding {
+    /// As it is written in a configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Routes => "routes",
@@ -65,6 +67,7 @@ impl FromStr for Binding {
     }
 }
 
+/// A text that names no way of binding.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is neither routes nor addresses")]
 pub struct UnknownBinding(String);

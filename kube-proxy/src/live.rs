@@ -35,7 +35,7 @@ pub(crate) struct Live {
     /// The networks by which this node's pods are known, where the Node object's decide that; else none.
     pub(crate) pod_cidrs: watch::Sender<Vec<IpNet>>,
     /// To whom keeps an eye on the firewall of others.
-    pub(crate) forwarding: Sender<Duration>,
+    pub(crate) forwarding: watch::Sender<Duration>,
     /// The family of the node's first address.
     pub(crate) primary: Family,
     pub(crate) served: Vec<Family>,

@@ -50,6 +50,10 @@ fn carry_out(loaded: Loaded, arguments: Vec<String>) -> anyhow::Result<()> {
             let _log = start_log(&settings, loaded.notices)?;
             host::cleanup::everything(&settings.ipvs.exclude_cidrs)
         }
+        Command::CleanupOwn(settings) => {
+            let _log = start_log(&settings, loaded.notices)?;
+            host::cleanup::own()
+        }
         Command::InitOnly(settings) => {
             let _log = start_log(&settings, loaded.notices)?;
             run::init(&settings)

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use kube::Client;
 use proxy_core::model::{Family, Input};
 use tokio::{
+    runtime::Handle,
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
@@ -27,7 +28,8 @@ use crate::{
     host::{
         cleanup,
         conntrack::{self, ConntrackReconciler, Pass},
-        forwarding, interfaces,
+        forwarding::Forwarding,
+        interfaces,
         sysctl::{self, Sysctl},
     },
     live::{self, Live},
@@ -160,7 +162,7 @@ async fn start(
     live::set_conntrack(&settings, &events);
     supervisor.task("API connection", upkeep.run(health.clone(), events.clone()));
     let (checks, wanted_checks) = watch::channel(Wanted::default());
-    let (forwarding, periods) = mpsc::channel();
+    let (forwarding, periods) = watch::channel(settings.sync_period);
     let mut observations = Observations::new(
         settings.mode,
         health.clone(),
@@ -171,7 +173,7 @@ async fn start(
         checks,
         events.clone(),
         name.clone(),
-        after_first_sync(&settings, (supervisor.clone(), events.clone()), periods),
+        after_first_sync(&settings, (supervisor.clone(), events.clone()), (periods, wanted_checks.clone()))?,
     );
     let capacity = Capacity::of_this_process();
     if settings.node_port_addresses.localhost_v6 && settings.mode == Mode::Nftables {
@@ -218,8 +220,6 @@ async fn start(
     let (in_force, pod_cidrs) = watch::channel(pod_cidrs);
     let follow = (node.clone(), settings.bind_address, pod_cidrs, messages.clone(), health.clone());
     supervisor.task("node", node_watch::follow(follow.0, follow.1, follow.2, follow.3, follow.4));
-    // Nobody hears of it but in ipvs mode.
-    let _ = forwarding.send(settings.sync_period);
     let live = Live {
         log,
         health,
@@ -274,26 +274,35 @@ async fn node_ips(
 fn after_first_sync(
     settings: &Settings,
     (supervisor, events): (Supervisor, Events),
-    periods: mpsc::Receiver<Duration>,
-) -> AfterFirstSync {
+    (periods, checks): (watch::Receiver<Duration>, watch::Receiver<Wanted>),
+) -> anyhow::Result<AfterFirstSync> {
     let (mode, excluded) = (settings.mode, settings.ipvs.exclude_cidrs.clone());
+    let limit = crate::sync::ipvs::Variables::read()?.leaving_limit();
+    let runtime = Handle::current();
     // The node's own networks do not matter here.
     let localhost = environment::settings(settings, &[]).localhost_node_ports;
-    Box::new(move || {
+    Ok(Box::new(move || {
         if localhost && let Err(error) = Sysctl::kernel().expect(&sysctl::ROUTE_LOCALNET) {
             tracing::warn!(%error, "NodePorts on 127.0.0.1 do not work");
             events.send(Event::setting_failed(format!("NodePorts on 127.0.0.1 do not work: {error}")));
         }
+        let others = supervisor.clone();
         let started = supervisor.errand("cleanup", move || {
-            cleanup::leftovers(mode, &excluded);
             if mode == Mode::Ipvs {
-                forwarding::keep_accepting(&periods);
+                // What the present mode itself needs in iptables comes first, and is spared.
+                let mut forwarding = Forwarding::default();
+                forwarding.accept();
+                let keep = move || forwarding.keep(&runtime, checks, periods);
+                if let Err(error) = others.errand("forwarding", keep) {
+                    tracing::error!(%error, "A firewall in iptables may drop what endpoints answer");
+                }
             }
+            cleanup::leftovers(mode, &excluded, limit, crate::telemetry::metrics::leaving_ipvs);
         });
         if let Err(error) = started {
             tracing::error!(%error, "What other modes have left cannot be removed");
         }
-    })
+    }))
 }
 
 fn report_conntrack(pass: Pass) {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::TcpStream, sync::Arc, time::Duration};
 
-use backend_ipvs::{Binding, Settings, options};
+use backend_ipvs::{Binding, Settings, leaving, schema::options};
 use ipvs_netlink::Scheduler;
 use proxy_core::{
     model::{Family, Protocol, TrafficPolicy},
@@ -64,7 +64,8 @@ fn an_endpoint_that_goes_keeps_its_connections_and_gets_no_new_ones() {
         }
         assert!(destinations().contains("10.1.0.2:8080 Masq 0 2"), "{}", destinations());
         // The process restarts, and still they work.
-        driver.restart(Settings::default());
+        let limited = Settings { drain_limit: Some(Duration::from_secs(1800)), ..Settings::default() };
+        driver.restart(limited);
         for (connection, who) in &mut held {
             still_leads_to(connection, who);
         }
@@ -105,7 +106,7 @@ fn an_idle_endpoint_and_an_idle_service_go_at_the_first_look() {
         driver.pass(Duration::from_secs(60));
         assert!(!run("ipvsadm -Ln").contains("10.96.0.1"));
         assert_eq!(run("ip route show table local proto 89"), "");
-        assert!(!run("nft list table ip kube-proxy").contains("10.96.0.1"));
+        assert!(!run("nft list table ip kube-proxy-ipvs").contains("10.96.0.1"));
     });
 }
 
@@ -278,9 +279,9 @@ fn every_kind_of_damage_is_noticed_and_repaired() {
             "ip link del kube-ipvs0 && ip link add kube-ipvs0 type dummy && ip link set kube-ipvs0 up",
         );
         check(&mut driver, "nft flush ruleset");
-        check(&mut driver, "nft delete table ip kube-proxy");
-        check(&mut driver, "nft flush table ip kube-proxy");
-        check(&mut driver, "nft flush chain ip kube-proxy nat-postrouting");
+        check(&mut driver, "nft delete table ip kube-proxy-ipvs");
+        check(&mut driver, "nft flush table ip kube-proxy-ipvs");
+        check(&mut driver, "nft flush chain ip kube-proxy-ipvs nat-postrouting");
         // What others do in their own tables is no damage.
         run("nft add table ip other; nft add chain ip other c; nft add rule ip other c accept");
         assert!(driver.is_intact());
@@ -314,9 +315,9 @@ fn a_single_object_that_somebody_changed_is_noticed_and_repaired() {
             format!("ipvsadm -e -t {VIP} -r {to}:8080 -m -w 7"),
             format!("ipvsadm -a -t {VIP} -r 10.1.0.99:8080 -m"),
             format!("ipvsadm -E -t {VIP} -s lc"),
-            "nft insert rule ip kube-proxy ipvs-policy-check counter drop".to_owned(),
-            "nft flush map ip kube-proxy ipvs-short-circuits".to_owned(),
-            "nft delete element ip kube-proxy ipvs-cluster-ips { 10.96.0.1 }".to_owned(),
+            "nft insert rule ip kube-proxy-ipvs ipvs-policy-check counter drop".to_owned(),
+            "nft flush map ip kube-proxy-ipvs ipvs-short-circuits".to_owned(),
+            "nft delete element ip kube-proxy-ipvs ipvs-cluster-ips { 10.96.0.1 }".to_owned(),
         ];
         let of_elements = |damage: &str| damage.contains("flush map") || damage.contains("delete element");
         let counted = kernel_counts_elements();
@@ -436,33 +437,36 @@ X");
         assert!(listing.contains("203.0.113.7:80 wlc\n"), "{listing}");
         driver.pass(Duration::from_secs(10));
         assert!(!run("ipvsadm -Ln").contains("10.96.0.9"));
-        let rules = run("nft list table ip kube-proxy");
-        for gone in ["service-X", "service-ips", "set cluster-ips", "hook forward"] {
-            assert!(!rules.contains(gone), "{gone} in\n{rules}");
-        }
+        assert_eq!(
+            run("nft list tables").trim(),
+            "table ip kube-proxy-ipvs",
+            "the table of its nftables mode is gone"
+        );
     });
 }
 
 #[test]
-fn the_table_gives_way_to_kube_proxys_nftables_mode() {
+fn the_table_of_earlier_releases_is_exchanged_for_ours() {
     with_ipvs(|| {
-        let _driver = start(&PODS);
-        // What kube-proxy's first transaction does to its base chains, whatever they are.
-        run("nft -f - <<'X'
-add chain ip kube-proxy filter-forward
-delete chain ip kube-proxy filter-forward
-add chain ip kube-proxy filter-input
-delete chain ip kube-proxy filter-input
-add chain ip kube-proxy nat-prerouting
-delete chain ip kube-proxy nat-prerouting
+        let driver = start(&PODS);
+        drop(driver);
+        // As they left it: the name of the nftables modes, and a rule that must not go on refusing.
+        run("nft delete table ip kube-proxy-ipvs; nft -f - <<'X'
 table ip kube-proxy {
-    set cluster-ips { type ipv4_addr; }
-    chain filter-forward { type filter hook forward priority 0; }
-    chain filter-input { type filter hook input priority 0; }
-    chain nat-prerouting { type nat hook prerouting priority -100; }
+    set ipvs-vips { type ipv4_addr; elements = { 10.96.0.1, 10.96.0.9 } }
+    chain nat-prerouting { type nat hook prerouting priority -100; meta mark set meta mark or 0x4000; }
+    chain filter-input { type filter hook input priority 110; ct state new ip daddr @ipvs-vips drop; }
 }
 X");
-        assert!(run("nft list chain ip kube-proxy filter-forward").contains("hook forward priority filter"));
+        let mut driver = Driver::open(Family::V4, Settings::default());
+        driver.set_without_plan("web", web(&PODS));
+        driver.full();
+        assert_eq!(run("nft list tables").trim(), "table ip kube-proxy-ipvs");
+        tcp(CLIENT, VIP).who();
+        assert!(driver.is_intact());
+        assert!(leaving::remove_rules(Family::V4).expect("removed"));
+        assert!(!leaving::remove_rules(Family::V4).expect("there is nothing"));
+        assert_eq!(run("nft list tables"), "");
     });
 }
 
@@ -488,7 +492,7 @@ fn every_scheduler_serves_and_a_missing_one_concerns_only_its_service() {
             tcp(CLIENT, &format!("{vip}:80")).who();
         }
         let listing = run("ipvsadm -Ln");
-        assert!(listing.contains("10.96.0.20:80 mh (mh-port)\n"), "{listing}");
+        assert!(listing.contains("10.96.0.20:80 mh (mh-fallback,mh-port)\n"), "{listing}");
         tcp(CLIENT, VIP).who();
     });
 }
@@ -620,24 +624,21 @@ fn kube_proxys_ipvs_mode_can_take_over_from_us() {
         );
         let (mut connection, who) = held(CLIENT);
         drop(driver);
-        // What it does at its start: deletes the tables of the nftables mode, finds the device, binds virtual IPs as
+        // What it does at its start: finds the device, binds virtual IPs as
         // addresses, edits virtual servers that it finds by address and port to its liking, masquerades by iptables.
-        run("nft delete table ip kube-proxy
-             ip addr add 10.96.0.1/32 dev kube-ipvs0 && ip addr add 10.96.0.2/32 dev kube-ipvs0
+        run("ip addr add 10.96.0.1/32 dev kube-ipvs0 && ip addr add 10.96.0.2/32 dev kube-ipvs0
              ipvsadm -E -t 10.96.0.1:80 -s rr
              iptables-nft -t nat -A POSTROUTING -m ipvs --vaddr 10.96.0.0/24 -j MASQUERADE");
         assert!(run("ipvsadm -Ln").contains("10.96.0.1:80 rr\n"), "our flag is gone with its edit");
         still_leads_to(&mut connection, &who);
         assert_eq!(tcp(CLIENT, VIP).who(), REMOTE);
         assert_eq!(tcp(NODE, VIP).who(), REMOTE);
-        // What it leaves of us, and how our documentation removes it, without harm to its own.
-        run("ip route flush table local proto 89");
-        let marks =
-            run("ipvsadm -Ln | awk '$1 == \"FWM\" && $2 >= 1392508928 && $2 <= 1409286143 {print $2}'");
-        assert_eq!(marks.lines().count(), 2, "{marks}");
-        marks.lines().for_each(|mark| {
-            run(&format!("ipvsadm -D -f {mark}"));
-        });
+        // What it leaves of us, and how that is removed without harm to its own.
+        assert!(run("ipvsadm -Ln").contains("FWM"));
+        assert!(leaving::remove_rules(Family::V4).expect("removed"));
+        leaving::remove_unknown().expect("removed");
+        assert!(!run("nft list tables").contains("kube-proxy-ipvs"));
+        assert_eq!(run("ip route show table local proto 89; ipvsadm -Ln | grep FWM || true"), "");
         still_leads_to(&mut connection, &who);
         assert_eq!(tcp(CLIENT, VIP).who(), REMOTE);
         assert_eq!(tcp(CLIENT, "10.96.0.2:80").who(), REMOTE);

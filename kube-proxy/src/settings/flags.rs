@@ -23,6 +23,8 @@ pub(crate) struct Flags {
     pub(crate) config: String,
     pub(crate) write_config_to: String,
     pub(crate) cleanup: bool,
+    /// Our own.
+    pub(crate) cleanup_own: bool,
     pub(crate) init_only: bool,
     pub(crate) help: bool,
     pub(crate) version: VersionRequest,
@@ -51,6 +53,7 @@ impl Default for Flags {
             config: String::new(),
             write_config_to: String::new(),
             cleanup: false,
+            cleanup_own: false,
             init_only: false,
             help: false,
             version: VersionRequest::None,

@@ -41,6 +41,8 @@ pub(crate) enum Command {
     },
     /// Remove every rule of every mode and exit.
     Cleanup(Box<Settings>),
+    /// Remove what a kube-proxy that came after us does not know and exit.
+    CleanupOwn(Box<Settings>),
     /// Set the sysctls and exit 0.
     InitOnly(Box<Settings>),
     Run(Box<Settings>),
@@ -108,6 +110,8 @@ pub(crate) fn load<S: AsRef<str>>(arguments: &[S]) -> Result<Loaded, ConfigError
         }
     } else if flags.cleanup {
         Command::Cleanup(Box::new(settings))
+    } else if flags.cleanup_own {
+        Command::CleanupOwn(Box::new(settings))
     } else if flags.init_only {
         Command::InitOnly(Box::new(settings))
     } else {

@@ -3,12 +3,62 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use backend_ipvs::Settings;
+use backend_ipvs::{Binding, Settings};
 use ipvs_netlink::{Scheduler, Timeouts};
 
-use crate::settings::effective::IpvsSettings;
+use crate::settings::{effective::IpvsSettings, go_text::GoDuration};
+
+/// How virtual IPs become the node's own where no flag says so: `routes` or `addresses`. A DaemonSet whose command stays as
+/// it is can be given a variable.
+const VIP_BINDING: &str = "SWITCHYARD_IPVS_VIP_BINDING";
+
+/// The longest that connections may go on through an endpoint that is gone, and after the ipvs mode was left through its
+/// virtual servers: a duration as in the configuration; 0: as long as they last.
+const DRAIN_LIMIT: &str = "SWITCHYARD_IPVS_DRAIN_LIMIT";
+
+/// After the mode was left, unless the variable says otherwise: by then what is not restarted daily was meant to stay.
+const LEAVING_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// What kube-proxy's configuration has no field for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Variables {
+    vip_binding: Option<Binding>,
+    /// `Some(None)`: without a limit.
+    drain_limit: Option<Option<Duration>>,
+}
+
+impl Variables {
+    pub(crate) fn read() -> anyhow::Result<Self> {
+        Self::of(|name| std::env::var(name).ok())
+    }
+
+    fn of(read: impl Fn(&str) -> Option<String>) -> anyhow::Result<Self> {
+        let given = |name| read(name).filter(|text| !text.is_empty());
+        let vip_binding = given(VIP_BINDING).map(|text| text.parse()).transpose().context(VIP_BINDING)?;
+        let drain_limit = match given(DRAIN_LIMIT) {
+            Some(text) => {
+                let limit = GoDuration::parse(&text)
+                    .ok()
+                    .and_then(GoDuration::to_std)
+                    .with_context(|| format!("{DRAIN_LIMIT}: {text:?} is no duration such as 24h"))?;
+                Some((!limit.is_zero()).then_some(limit))
+            }
+            None => None,
+        };
+        Ok(Self { vip_binding, drain_limit })
+    }
+
+    /// How long connections may go on through an ipvs mode that was left.
+    pub(crate) fn leaving_limit(&self) -> Option<Duration> {
+        self.drain_limit.unwrap_or(Some(LEAVING_LIMIT))
+    }
+}
 
 pub(crate) fn settings(from: &IpvsSettings) -> anyhow::Result<Settings> {
+    with(from, Variables::read()?)
+}
+
+fn with(from: &IpvsSettings, variables: Variables) -> anyhow::Result<Settings> {
     let scheduler = match &from.scheduler {
         Some(name) => name.parse().context("ipvs.scheduler")?,
         None => Scheduler::RR,
@@ -29,14 +79,38 @@ pub(crate) fn settings(from: &IpvsSettings) -> anyhow::Result<Settings> {
         strict_arp: from.strict_arp,
         exclude_cidrs: from.exclude_cidrs.clone().into(),
         timeouts,
-        binding: from.vip_binding,
-        ..Settings::default()
+        // The flag goes before the variable, where it does not say the same as without it.
+        binding: Some(from.vip_binding)
+            .filter(|binding| *binding != Binding::default())
+            .or(variables.vip_binding)
+            .unwrap_or_default(),
+        drain_limit: variables.drain_limit.flatten(),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn variables(given: &'static [(&str, &str)]) -> anyhow::Result<Variables> {
+        Variables::of(|name| {
+            given.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn variables_say_what_no_field_can() {
+        let none = variables(&[]).expect("good");
+        assert_eq!(none.leaving_limit(), Some(LEAVING_LIMIT));
+        let some = variables(&[(DRAIN_LIMIT, "90m"), (VIP_BINDING, "addresses")]).expect("good");
+        assert_eq!(some.leaving_limit(), Some(Duration::from_secs(5400)));
+        assert_eq!(some.vip_binding, Some(Binding::Addresses));
+        assert_eq!(variables(&[(DRAIN_LIMIT, "0s")]).expect("good").leaving_limit(), None);
+        for (name, value) in [(DRAIN_LIMIT, "soon"), (DRAIN_LIMIT, "-1h"), (VIP_BINDING, "route")] {
+            let error = Variables::of(|known| (known == name).then(|| value.to_owned())).expect_err("bad");
+            assert!(format!("{error:#}").contains(name), "{error:#}");
+        }
+    }
 
     #[test]
     fn what_is_not_configured_stays_as_the_kernel_has_it() {
@@ -47,12 +121,13 @@ mod tests {
             tcp_timeout: Some(Duration::ZERO),
             tcp_fin_timeout: Some(Duration::from_millis(1500)),
             udp_timeout: None,
-            vip_binding: backend_ipvs::Binding::Routes,
+            vip_binding: Binding::Routes,
         };
-        let settings = settings(&from).expect("usable");
+        let settings = with(&from, variables(&[]).expect("good")).expect("usable");
+        assert_eq!(settings.drain_limit, None);
         assert_eq!(settings.scheduler, Scheduler::RR);
         assert_eq!(settings.timeouts, Timeouts { tcp: None, tcp_fin: Some(1), udp: None });
         let odd = IpvsSettings { scheduler: Some("a-name-much-too-long".to_owned()), ..from };
-        assert!(super::settings(&odd).is_err());
+        assert!(with(&odd, variables(&[]).expect("good")).is_err());
     }
 }

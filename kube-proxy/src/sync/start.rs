@@ -71,7 +71,9 @@ pub(crate) fn engine(
                 let (planner, executor) = backend_ipvs::open(family, chosen.clone())?;
                 Ok((planner, executor.counting(&commits)))
             };
-            start.spawn(open_families(open)?)
+            let families = open_families(open)?;
+            name_missing_schedulers(supervisor);
+            start.spawn(families)
         }
     }
 }
@@ -81,6 +83,25 @@ pub(crate) fn drift_interval(settings: &Settings) -> Duration {
     match settings.mode {
         Mode::Nftables | Mode::Iptables => settings.sync_period.min(DRIFT_CHECK),
         Mode::Ipvs => settings.sync_period.min(IPVS_DRIFT_CHECK),
+    }
+}
+
+/// Says which schedulers a Service cannot choose here, before one does. It tries, which takes its time.
+fn name_missing_schedulers(supervisor: &Supervisor) {
+    let work = || match backend_ipvs::kernel::schedulers::missing(Family::V4) {
+        Ok(missing) if missing.is_empty() => {}
+        Ok(missing) => {
+            let modules: Vec<String> = missing.iter().map(|name| format!("ip_vs_{name}")).collect();
+            tracing::info!(
+                modules = modules.join(" "),
+                "This kernel lacks schedulers of IPVS; a Service that asks for one of them is set aside"
+            );
+        }
+        Err(error) => tracing::debug!(%error, "IPVS cannot be asked for its schedulers"),
+    };
+    // Only a line of the log depends on it.
+    if let Err(error) = supervisor.errand("schedulers", work) {
+        tracing::debug!(%error, "IPVS is not asked for its schedulers");
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
 };
 
 use backend_iptables::accounting;
+use backend_ipvs::leaving::Remaining;
 use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
@@ -418,6 +419,15 @@ pub(crate) enum HealthPath {
 pub(crate) fn health_check_node_ports(serving: usize, failed: usize) {
     metrics::gauge!("switchyard_health_check_node_ports", "state" => "serving").set(serving as f64);
     metrics::gauge!("switchyard_health_check_node_ports", "state" => "failed").set(failed as f64);
+}
+
+/// What is left of an ipvs mode that was left, until its connections have ended.
+pub(crate) fn leaving_ipvs(remaining: Remaining) {
+    let Remaining { servers, destinations, connections } = remaining;
+    let gauge = |what| metrics::gauge!("switchyard_ipvs_leaving", "what" => what);
+    gauge("virtual_servers").set(servers as f64);
+    gauge("destinations").set(destinations as f64);
+    gauge("connections").set(connections as f64);
 }
 
 fn by_family_counter(name: &'static str, family: Family) -> metrics::Counter {

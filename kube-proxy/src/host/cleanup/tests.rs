@@ -5,6 +5,8 @@ use std::{
     process::{Command, Stdio},
 };
 
+use backend_ipvs::schema::found::NodePort;
+use ipvs_netlink::Protocol;
 use nix::sched::{CloneFlags, unshare};
 
 use super::*;
@@ -147,7 +149,7 @@ fn each_mode_spares_its_own() {
     set_up_nftables();
     set_up_iptables();
     let before = VARIANTS.map(iptables);
-    assert_eq!(remove(&parts_foreign_to(Some(Mode::Nftables)), &[], Duration::ZERO), []);
+    assert_eq!(remove(&parts_foreign_to(Some(Mode::Nftables)), None), []);
     assert!(run("nft", "list tables", "").contains("table ip kube-proxy"));
     assert_only_others_left();
 
@@ -159,7 +161,7 @@ fn each_mode_spares_its_own() {
         // The set that a rule of the ipvs mode refers to is in use here; the backend would have removed that rule.
         .filter(|part| *part != Part::IpSets)
         .collect();
-    assert_eq!(remove(&remove_for_iptables, &[], Duration::ZERO), []);
+    assert_eq!(remove(&remove_for_iptables, None), []);
     assert_eq!(VARIANTS.map(iptables), before);
     assert!(!run("nft", "list tables", "").contains("table ip kube-proxy"));
 }
@@ -168,9 +170,11 @@ fn each_mode_spares_its_own() {
 fn node_ports_are_read_from_the_sets_that_name_them() {
     own_namespace();
     set_up_ipsets();
-    let mut ports: Vec<u16> = ipset::node_ports().expect("readable").into_iter().collect();
+    let mut ports: Vec<NodePort> = ipset::node_ports().expect("readable").into_iter().collect();
     ports.sort_unstable();
-    assert_eq!(ports, [30053, 30080, 30132, 30443]);
+    let expected =
+        [(Protocol::Tcp, 30080), (Protocol::Tcp, 30443), (Protocol::Udp, 30053), (Protocol::Sctp, 30132)];
+    assert_eq!(ports, expected.map(|(protocol, port)| NodePort { protocol, port }));
 }
 
 #[test]

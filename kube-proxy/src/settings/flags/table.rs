@@ -105,6 +105,7 @@ pub(super) const TABLE: &[Flag] = &[
     row!("bind-address-hard-fail", configuration.bind_address_hard_fail, "Exit when the health or metrics port cannot be bound, instead of trying again. Ignored with --config."),
     row!("boot-id-file", boot_id_file, "Accepted, without effect."),
     row!("cleanup", cleanup, "Remove all rules of all modes and exit."),
+    row!("cleanup-own", cleanup_own, "Remove what a kube-proxy in ipvs mode that came after this program in ipvs mode does not know, and exit."),
     row!("cluster-cidr", cluster_cidr, "Network of the cluster's pods, or one of each family, comma-separated; tells local pods apart in detect-local-mode ClusterCIDR. Ignored with --config."),
     row!("config", config, "Path of the configuration file; it replaces what all flags say that are fields of it."),
     row!("config-sync-period", configuration.config_sync_period, "How often the configuration from the API server is refreshed. Ignored with --config."),

@@ -137,5 +137,6 @@ pub(super) const TABLE: &[Metric] = &[
     metric("switchyard_events_dropped_total", Counter, &["reason"], ALL, "Events that were not sent: rate, queue, forbidden or error"),
     metric("switchyard_unreadable_objects_total", Counter, &["kind"], ALL, "Objects from the API server that could not be decoded and keep their last good state"),
     metric("switchyard_log_lines_withheld_total", Counter, &[], ALL, "Lines that were not logged because there were too many of their kind"),
+    metric("switchyard_ipvs_leaving", Gauge, &["what"], ALL, "What is left of an ipvs mode until its connections have ended: virtual_servers, destinations or connections"),
     metric("switchyard_health_check_node_ports", Gauge, &["state"], ALL, "Health check node ports: serving or failed"),
 ];
