@@ -43,7 +43,7 @@ pub(crate) fn measure(site: &Site, mode: Mode, limit: Duration) -> Option<Listin
             let mut listing = Listing::of(&text, seconds, Census::count_ipvs);
             // What stands beside virtual servers differs between proxies; only the one tool is timed.
             let beside: [(&[&str], Count); 4] = [
-                (&["nft", "list", "table", "ip", "kube-proxy"], Census::count_nft),
+                (&["nft", "list", "table", "ip", "kube-proxy-ipvs"], Census::count_nft),
                 (&["iptables-save"], Census::count_iptables),
                 (&["ipset", "save"], Census::count_ipset),
                 (&["ip", "-4", "route", "show", "table", "local", "dev", DEVICE], Census::count_routes),

@@ -2,7 +2,10 @@
 //! processes to its successor, from mode to mode. None may fail, and none may wait for a lost packet.
 
 mod flood;
+mod held;
+mod ipvs_state;
 mod layouts;
+mod matrix;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -276,6 +279,12 @@ fn load_kube_proxys_ipvs(lab: &Lab) {
     feed_on_node(lab, "ipvsadm", &["-R"], layouts::IPVS_SERVERS);
     feed_on_node(lab, "ipset", &["restore"], layouts::IPVS_SETS);
     feed_on_node(lab, "iptables-nft-restore", &["--noflush"], layouts::IPVS_RULES);
+}
+
+/// Somebody else takes its IPVS server away, if it is there.
+fn remove_neighbours_server(lab: &Lab) {
+    let command = "ipvsadm -D -t 198.51.100.200:9999 2>/dev/null; true";
+    on_node(lab, "sh", &["-c", command]);
 }
 
 /// The IPVS server of somebody else's is still there.
