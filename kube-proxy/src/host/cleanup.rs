@@ -75,8 +75,10 @@ fn parts_foreign_to(mode: Option<Mode>) -> Vec<Part> {
 pub(crate) fn everything(excluded: &[IpNet]) -> anyhow::Result<()> {
     // Before the ipsets, which tell its NodePorts, go.
     let exit = Exit::open(excluded);
-    let mut failures: Vec<String> =
-        remove(&parts_foreign_to(None), None).iter().map(|(part, error)| format!("{part}: {error}")).collect();
+    let mut failures: Vec<String> = remove(&parts_foreign_to(None), None)
+        .iter()
+        .map(|(part, error)| format!("{part}: {error}"))
+        .collect();
     if let Err(error) = exit.and_then(|mut exit| exit.look(true)) {
         failures.push(format!("IPVS virtual servers: {error}"));
     }
@@ -294,9 +296,12 @@ fn remove(parts: &[Part], spared: Option<Variant>) -> Vec<(Part, String)> {
 }
 
 fn clean_iptables(family: Family, spared: Option<Variant>) -> Result<(), Vec<CleanupError>> {
-    backend_iptables::cleanup_but(family, |variant| {
-        if Some(variant) == spared { &forwarding::CHAINS } else { &[] }
-    })
+    backend_iptables::cleanup_but(
+        family,
+        |variant| {
+            if Some(variant) == spared { &forwarding::CHAINS } else { &[] }
+        },
+    )
 }
 
 #[expect(clippy::disallowed_methods, reason = "waits for others")]

@@ -52,8 +52,7 @@ impl Forwarding {
         mut periods: watch::Receiver<Duration>,
     ) {
         loop {
-            self.health_checks =
-                checks.borrow_and_update().checks.values().map(|check| check.port).collect();
+            self.health_checks = checks.borrow_and_update().checks.values().map(|check| check.port).collect();
             self.accept();
             let period = *periods.borrow_and_update();
             let gone = runtime.block_on(async {
