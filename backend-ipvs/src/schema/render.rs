@@ -79,7 +79,7 @@ pub(crate) fn render(
         }
     }
     render.hairpins();
-    render.rendered.elements.extend(route.health_check_node_port.map(Element::HealthCheck));
+    render.rendered.elements.extend(route.policy.health_check_node_port.map(Element::HealthCheck));
     let mut rendered = render.rendered;
     rendered.servers.extend(render.short_circuit);
     rendered.vips.sort_unstable();
