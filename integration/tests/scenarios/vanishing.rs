@@ -45,7 +45,8 @@ fn connections_whose_packets_vanish_are_found_dead() {
         let set = set.join(", ");
         let rules = format!(
             "table inet vanish {{ chain in {{ type filter hook input priority -400;
-             tcp sport {{ {set} }} drop; tcp dport {{ {set} }} drop; }} }}"
+             tcp sport {{ {set} }} drop; tcp dport {{ {set} }} drop; }}
+             }}"
         );
         lab.network.namespace(Node).nft(&rules).expect("rules");
         lab.apply(service("late", 1).port("t", 80, Tcp));

@@ -102,6 +102,13 @@ impl Server {
         self.states.push((version, cluster));
     }
 
+    /// A long history needs its latest states only.
+    fn forget_but(&mut self, states: usize) {
+        let old = self.states.len().saturating_sub(states);
+        self.states.drain(..old);
+        self.forgotten = self.forgotten.max(self.states[0].0);
+    }
+
     /// The changes after a version.
     fn events(&self, after: u64) -> Vec<Event<String>> {
         let mut events = Vec::new();
@@ -365,5 +372,24 @@ proptest! {
             let least = (0.8 * f64::from(1 << nth.min(10))).min(30.0);
             prop_assert!((pair[1].0 - pair[0].0).as_secs_f64() > least - 1e-6, "request {nth}");
         }
+    }
+}
+
+#[test]
+fn ten_thousand_faults_leave_nothing_behind() {
+    use proptest::strategy::ValueTree as _;
+
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut history = History::new(1);
+    let mut faults = 0;
+    while faults < 10_000 {
+        let turn = turn().new_tree(&mut runner).expect("nothing is rejected").current();
+        faults += u32::from(!matches!(turn.deed, Deed::Well));
+        history.turn(&turn);
+        // As few objects as there are names, and as many held back as one list has.
+        assert!(history.play.reflector.known.len() <= 12, "{}", history.play.reflector.known.len());
+        assert_eq!(history.play.reflector.unreadable.len(), 0);
+        history.sent.clear();
+        history.server.forget_but(20);
     }
 }
