@@ -44,9 +44,10 @@ fn connections_whose_packets_vanish_are_found_dead() {
         let set: Vec<String> = ports.iter().map(ToString::to_string).collect();
         let set = set.join(", ");
         let rules = format!(
-            "table inet vanish {{ chain in {{ type filter hook input priority -400;
-             tcp sport {{ {set} }} drop; tcp dport {{ {set} }} drop; }}
-             }}"
+            "add table inet vanish\n\
+             add chain inet vanish in {{ type filter hook input priority -400; }}\n\
+             add rule inet vanish in tcp sport {{ {set} }} drop\n\
+             add rule inet vanish in tcp dport {{ {set} }} drop\n"
         );
         lab.network.namespace(Node).nft(&rules).expect("rules");
         lab.apply(service("late", 1).port("t", 80, Tcp));
