@@ -5,6 +5,7 @@ mod support;
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use proxy_core::{
+    backend::Executor as _,
     model::{Family, Protocol, ServicePortName, TrafficPolicy},
     route::{Route, Target},
 };
@@ -146,6 +147,104 @@ fn kube_proxys_rules_are_taken_over() {
         // What kube-proxy does at a roll-back: its base chains anew, in one transaction.
         load("nft", &kube_proxy).expect("nft takes it");
     });
+}
+
+/// Who may not use an address does not pass in the moment in which it comes, goes, or is written anew (B4).
+#[test]
+fn b4_no_forbidden_source_passes_while_a_load_balancer_comes_and_goes() {
+    let mut proxy = start();
+    let web = |range: &str| {
+        let mut route = route(&[support::routes::target("10.0.2.1")])
+            .cluster_ip("172.30.0.1")
+            .restricted("198.51.100.77", &["203.0.113.0/24", range]);
+        route.protocol = Protocol::Udp;
+        route
+    };
+    proxy.full(vec![(service(), web("192.0.2.0/24"))]);
+    let watch = r#"table ip watch {
+        chain forward { type filter hook forward priority -5; ct status dnat counter comment "passed"; }
+    }"#;
+    load("nft", watch).expect("nft takes it");
+    let at = vec![(Ipv4Addr::new(198, 51, 100, 77), 80)];
+    let attack = flood("pod1", at.clone(), 200_000);
+    let mut changes = 0;
+    while !attack.is_over() {
+        proxy.change(&service(), None);
+        proxy.change(&service(), Some(web(["192.0.2.0/24", "198.18.0.0/15"][changes % 2])));
+        if changes % 8 == 0 {
+            proxy.start_over();
+        }
+        changes += 1;
+    }
+    let sent = attack.end();
+    assert!(sent > 100_000 && changes > 50, "{sent} sent, {changes} changes");
+    assert_eq!(counted("passed"), 0, "of {sent}, in {changes} changes");
+    // The same datagrams pass where they may.
+    proxy.change(&service(), Some(web("10.100.0.0/16")));
+    flood("pod1", at, 100).wait();
+    assert!(counted("passed") > 0);
+    println!("{sent} flows, {changes} changes");
+}
+
+/// Where the flows of one client of a Service went: how many endpoints.
+fn endpoints_of(client: u32, vip: Ipv4Addr) -> usize {
+    run("nft flush set ip watch seen");
+    let source = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 100, 0, 1)) + client);
+    support::flood::flood_from("pod1", source, (vip, 80), 30).wait();
+    run("nft list set ip watch seen").matches(&format!("{source} . 10.0.")).count()
+}
+
+#[test]
+fn b2_a_flood_at_one_sticky_service_leaves_the_others_and_even_its_own_clients_where_they_are() {
+    let mut proxy = start();
+    proxy.planner = backend_nft::Planner::new(Family::V4).remember_clients(2_000);
+    let sticky = |number: u8, endpoints: u8| {
+        let targets: Vec<Target> = (1..=endpoints)
+            .map(|at| support::routes::target(&format!("10.0.2.{}", u16::from(number) * 100 + u16::from(at))))
+            .collect();
+        let mut route = route(&targets).cluster_ip(&format!("172.30.0.{}", number + 1));
+        route.protocol = Protocol::Udp;
+        route.under(|policy| policy.affinity = Some(10_800))
+    };
+    let other = || named("other", Protocol::Udp);
+    proxy.full(vec![(service(), sticky(0, 10)), (other(), sticky(1, 10))]);
+    load(
+        "nft",
+        r#"table ip watch {
+            set seen { type ipv4_addr . ipv4_addr; size 65535; flags dynamic; }
+            chain forward { type filter hook forward priority -5; ct status dnat update @seen { ip saddr . ip daddr } drop; }
+        }"#,
+    )
+    .expect("nft takes it");
+    let (attacked, spared) = (VIP, Ipv4Addr::new(172, 30, 0, 2));
+    for client in [60_000, 60_001] {
+        assert_eq!(endpoints_of(client, attacked), 1);
+        assert_eq!(endpoints_of(client, spared), 1);
+    }
+    let sent = support::flood::flood_of("pod1", vec![(attacked, 80)], 20_000, 1).wait();
+    assert!(sent > 10_000, "{sent}");
+    let lost = |proxy: &mut Proxy| {
+        for _ in 0..12 {
+            assert!(proxy.executor.intact().expect("the kernel answers"));
+        }
+        proxy.executor.figures().affinity_lost
+    };
+    let lost_by_flood = lost(&mut proxy);
+    assert!(lost_by_flood > 5_000, "the attacked Service's map is full: {lost_by_flood}");
+    // Clients that are known and clients that are new.
+    for client in [60_000, 60_001, 60_002, 60_003] {
+        assert_eq!(endpoints_of(client, attacked), 1);
+        assert_eq!(endpoints_of(client, spared), 1);
+    }
+    assert!(lost(&mut proxy) > lost_by_flood, "the attacked Service's new clients are not remembered");
+    // The other's are, so they stay where they are when endpoints come.
+    let where_is = |client: u32| {
+        endpoints_of(client, spared);
+        run("nft list set ip watch seen")
+    };
+    let before: Vec<String> = (60_000..60_004).map(where_is).collect();
+    proxy.change(&other(), Some(sticky(1, 40)));
+    assert_eq!((60_000..60_004).map(where_is).collect::<Vec<_>>(), before);
 }
 
 /// Chi-square of the numbers of packets by endpoint, in units of its standard deviation from its mean.

@@ -2,7 +2,10 @@
 
 mod support;
 
-use proxy_core::{backend::Executor as _, model::Family};
+use proxy_core::{
+    backend::{Change, Effect, Executor as _, Planned, Planner as _},
+    model::Family,
+};
 use support::{
     enter_node,
     routes::{Build, Proxy, name, route, target},
@@ -46,7 +49,9 @@ fn leftovers(generation: u32) -> Vec<String> {
         .filter_map(|line| line.split_once(' '))
         .filter(|(kind, _)| ["set", "map", "chain"].contains(kind))
         .map(|(_, name)| name.to_owned())
-        .filter(|name| !name.starts_with("filter-") && !name.starts_with("nat-") && name != "clients")
+        .filter(|name| {
+            !name.starts_with("filter-") && !name.starts_with("nat-") && !name.starts_with("clients.")
+        })
         .filter(|name| !name.ends_with(&format!("-{generation}")))
         .collect()
 }
@@ -69,7 +74,7 @@ fn nothing_of_kube_proxy_or_of_an_older_generation_is_left() {
 
 #[test]
 fn a_start_that_died_half_way_is_cleared_up() {
-    use proxy_core::backend::{Effect, Plan, Planner as _};
+    use proxy_core::backend::Plan;
     enter_node();
     let mut proxy = Proxy::new(Family::V4);
     proxy.full(some_routes());
@@ -102,8 +107,90 @@ fn what_is_to_go_and_is_gone_already_counts_as_done() {
 }
 
 #[test]
+fn b5_however_many_elements_are_gone_already_the_rest_of_the_plan_takes_effect() {
+    enter_node();
+    let endpoints: Vec<_> = (1..=100).map(|number| target(&format!("10.0.2.{number}"))).collect();
+    let some = |count: usize| route(&endpoints[..count]).cluster_ip("172.30.0.1");
+    let mut proxy = Proxy::new(Family::V4);
+    for missing in [3, 4, 6, 64, 65, 99] {
+        proxy.full(vec![
+            (name("a"), some(100)),
+            (name("b"), route(&[target("10.0.3.1")]).cluster_ip("172.30.0.2")),
+        ]);
+        let listing = run("nft list table ip kube-proxy");
+        let generation = listing.split("to-class-").nth(1).expect("it is there").split_whitespace().next();
+        let generation = generation.expect("a number");
+        let slots: Vec<_> = listing.lines().filter(|line| line.contains(": 10.0.2.")).collect();
+        let keys = slots.iter().map(|line| {
+            let element = line.trim().trim_start_matches("elements = { ").trim_end_matches([',', ' ', '}']);
+            element.split(" : ").next().expect("a key").to_owned()
+        });
+        let keys: Vec<String> = keys.skip(1).take(missing).collect();
+        assert_eq!(keys.len(), missing);
+        run(&format!("nft delete element ip kube-proxy endpoints-{generation} {{ {} }}", keys.join(", ")));
+        // Two Services in one plan: one whose slots are gone, one that has nothing to do with it.
+        let (before, after) = (some(100), some(1));
+        let change = |at: &str, before, after| Change {
+            name: name(at),
+            before: Some(std::sync::Arc::new(before)),
+            after: Some(std::sync::Arc::new(after)),
+        };
+        let other = |addr| route(&[target(addr)]).cluster_ip("172.30.0.2");
+        let changes = [change("a", before, after), change("b", other("10.0.3.1"), other("10.0.3.2"))];
+        let now = support::routes::now();
+        let Planned::Plan(plan) = proxy.planner.plan(&changes, &proxy.environment, now) else {
+            panic!("the change fits");
+        };
+        proxy.executor.apply(&plan).expect("what is gone is done");
+        proxy.planner.settle(Effect::Applied);
+        let listing = run("nft list table ip kube-proxy");
+        let endpoints = listing.matches(": 10.0.2.").count();
+        assert_eq!(endpoints, 1, "{missing} missing");
+        assert!(
+            listing.contains(": 10.0.3.2 . 8080") && !listing.contains(": 10.0.3.1 . 8080"),
+            "{missing} missing"
+        );
+        assert!(proxy.executor.intact().expect("the kernel answers"), "{missing} missing");
+    }
+}
+
+#[test]
+fn b5b_a_refused_service_is_tried_again_without_leaving_rules_twice() {
+    use proxy_core::backend::ApplyError;
+    enter_node();
+    let mut proxy = Proxy::new(Family::V4);
+    proxy.full(some_routes());
+    let rules = || run("nft list chain ip kube-proxy lb-3-1");
+    let endpoints = [target("10.0.9.1"), target("10.0.9.2"), target("10.0.9.3")];
+    let mut seen = Vec::new();
+    for at in ["fd99::1", "fd99::2", "172.30.0.9"] {
+        let after = Some(std::sync::Arc::new(route(&endpoints).cluster_ip(at)));
+        let change = Change { name: name("c"), before: None, after };
+        let now = support::routes::now();
+        let Planned::Plan(plan) = proxy.planner.plan(&[change], &proxy.environment, now) else {
+            panic!("the change fits");
+        };
+        let outcome = proxy.executor.apply(&plan);
+        match at.starts_with("fd") {
+            true => {
+                assert!(matches!(outcome, Err(ApplyError::Refused { culprit: Some(0), .. })), "{outcome:?}");
+                proxy.planner.settle(Effect::Nothing);
+            }
+            false => {
+                outcome.expect("a good one");
+                proxy.planner.settle(Effect::Applied);
+            }
+        }
+        assert!(proxy.executor.intact().expect("the kernel answers"), "{at}");
+        seen.push(rules());
+    }
+    assert!(seen[0].contains("dnat"));
+    assert!(seen.iter().all(|rules| *rules == seen[0]), "{seen:?}");
+}
+
+#[test]
 fn what_somebody_else_wrote_in_our_place_means_to_read_the_kernel_again() {
-    use proxy_core::backend::{ApplyError, Change, Planned, Planner as _};
+    use proxy_core::backend::ApplyError;
     enter_node();
     let mut proxy = Proxy::new(Family::V4);
     proxy.full(some_routes());
@@ -121,7 +208,7 @@ fn what_somebody_else_wrote_in_our_place_means_to_read_the_kernel_again() {
 
 #[test]
 fn a_service_that_the_kernel_refuses_is_named() {
-    use proxy_core::backend::{ApplyError, Change, Planned, Planner as _};
+    use proxy_core::backend::ApplyError;
     enter_node();
     let mut proxy = Proxy::new(Family::V4);
     proxy.full(some_routes());

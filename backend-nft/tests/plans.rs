@@ -60,9 +60,9 @@ fn an_endpoint_in_place_of_another_takes_its_slot() {
     after.cluster = route(&[target("10.0.2.1"), target("10.0.4.1")]).cluster;
     insta::assert_snapshot!(from_to(Some(web()), Some(after)), @r"
     delete element endpoints-1 { fff0:1 . tcp . 1 : 10.0.3.1 . 8080 }
-    delete element endpoint-sources-1 { 10.0.3.1 . 8080 }
+    delete element endpoint-ports-1 { 10.0.3.1 . 10.0.3.1 . 8080 }
     add element endpoints-1 { fff0:1 . tcp . 1 : 10.0.4.1 . 8080 }
-    add element endpoint-sources-1 { 10.0.4.1 . 8080 }
+    add element endpoint-ports-1 { 10.0.4.1 . 10.0.4.1 . 8080 }
     ");
 }
 
@@ -101,10 +101,16 @@ fn source_ranges_are_added_and_taken_one_by_one() {
     let before = restricted(&["192.168.0.0/16", "192.168.1.0/24", "203.0.113.0/24"]);
     insta::assert_snapshot!(from_to(Some(before), Some(restricted(&["192.168.0.0/16", "203.0.113.7/32"]))), @r"
     add set allowed-32-1
-    add rule allowed-check-1 ip daddr . meta l4proto . th dport . ip saddr & /32 @allowed-32-1 accept
+    add chain source-check-1
+    flush chain source-check-1
+    add rule source-check-1 ip daddr . meta l4proto . th dport . ip saddr & /16 @allowed-16-1 return
+    add rule source-check-1 ip daddr . meta l4proto . th dport . ip saddr & /24 @allowed-24-1 return
+    add rule source-check-1 ip daddr . meta l4proto . th dport . ip saddr & /32 @allowed-32-1 return
+    add rule source-check-1 drop
+
+    add element allowed-32-1 { 198.51.100.1 . tcp . 80 . 203.0.113.7/32 }
 
     delete element allowed-24-1 { 198.51.100.1 . tcp . 80 . 203.0.113.0/24 }
-    add element allowed-32-1 { 198.51.100.1 . tcp . 80 . 203.0.113.7/32 }
     ");
 }
 

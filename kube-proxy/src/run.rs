@@ -94,14 +94,15 @@ pub(crate) fn run(settings: Settings, arguments: Vec<String>, log: LogControl) -
 
 /// Only the privileged part of a start: the kernel settings. No rule is written.
 pub(crate) fn init(settings: &Settings) -> anyhow::Result<()> {
-    let mut errors = Sysctl::kernel().set_conntrack(&settings.conntrack);
+    let errors = Sysctl::kernel().set_conntrack(&settings.conntrack);
+    let mut text: Vec<String> = errors.iter().map(ToString::to_string).collect();
     // The node's own networks do not matter here.
     if environment::settings(settings, &[]).localhost_node_ports {
-        errors.extend(Sysctl::kernel().set(&sysctl::ROUTE_LOCALNET).err());
+        // With the guard: it is a while until there are rules.
+        text.extend(localnet::open().err().map(|error| error.to_string()));
     }
-    let text: Vec<String> = errors.iter().map(ToString::to_string).collect();
     anyhow::ensure!(
-        errors.is_empty(),
+        text.is_empty(),
         "could not set conntrack parameters from kube-proxy configuration: {}",
         text.join("; ")
     );
@@ -296,6 +297,13 @@ fn after_first_sync(
                 if let Err(error) = others.errand("forwarding", keep) {
                     tracing::error!(%error, "A firewall in iptables may drop what endpoints answer");
                 }
+            }
+            // The nftables mode opens and closes by itself.
+            if !localhost
+                && mode != Mode::Nftables
+                && let Err(error) = localnet::leave()
+            {
+                tracing::warn!(%error, "What NodePorts on 127.0.0.1 needed is still there");
             }
             cleanup::leftovers(mode, &excluded, limit, crate::telemetry::metrics::leaving_ipvs);
         });

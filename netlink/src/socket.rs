@@ -12,7 +12,7 @@ use nix::{
     sys::{
         socket::{
             AddressFamily, MsgFlags, NetlinkAddr, SetSockOpt, SockFlag, SockProtocol, SockType, bind,
-            recvmsg, sendmsg, setsockopt, socket, sockopt,
+            getsockopt, recvmsg, sendmsg, setsockopt, socket, sockopt,
         },
         time::TimeVal,
     },
@@ -38,8 +38,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const RECEIVE_BUFFER: usize = 8 << 20;
 /// Longest datagram: dumps use at most 32 KiB, an event of nf_tables at most about as much.
 const LONGEST: usize = 128 << 10;
-/// Room beyond the data that the kernel wants in the send buffer.
+/// Room beyond the data that the kernel wants in the send buffer (`netlink_sendmsg` wants 32 bytes).
 const SEND_OVERHEAD: usize = 4096;
+/// No more is asked for: the kernel takes an `int`.
+const LARGEST_SEND_BUFFER: usize = 512 << 20;
 
 /// Whether a dump saw one state of the kernel or, because something changed meanwhile, perhaps parts of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,8 +79,8 @@ impl Socket {
             .map_err(|errno| os("open a netlink socket", errno))?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))
             .map_err(|errno| os("bind a netlink socket", errno))?;
-        // Without CAP_NET_ADMIN over the socket's namespace the default buffer has to do.
-        let _ = setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER);
+        // Too small a buffer loses answers, which is noticed.
+        let _ = receive_buffer(&fd, RECEIVE_BUFFER);
         option(&fd, ExtendedAck, "ask for extended ACKs")?;
         option(&fd, CappedAck, "ask for short ACKs")?;
         if protocol == Protocol::Route {
@@ -104,9 +106,10 @@ impl Socket {
             .map_err(|errno| os("set the receive timeout of a netlink socket", errno))
     }
 
-    /// Sets the size of the receive buffer (`SO_RCVBUFFORCE`).
+    /// Sets the size of the receive buffer (`SO_RCVBUFFORCE`; where that is not allowed, as much of it as
+    /// `net.core.rmem_max` allows).
     pub fn set_receive_buffer(&self, bytes: usize) -> Result<(), Error> {
-        setsockopt(&self.fd, sockopt::RcvBufForce, &bytes)
+        receive_buffer(&self.fd, bytes)
             .map_err(|errno| os("set the receive buffer of a netlink socket", errno))
     }
 
@@ -126,12 +129,7 @@ impl Socket {
     pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), Error> {
         self.discard_unread()?;
         let length: usize = parts.iter().map(|part| part.len()).sum();
-        if length + SEND_OVERHEAD > self.send_buffer {
-            let wanted = (length + SEND_OVERHEAD).next_multiple_of(256 << 10);
-            // Where this is not allowed, sending answers EMSGSIZE if the default does not do.
-            let _ = setsockopt(&self.fd, sockopt::SndBufForce, &wanted);
-            self.send_buffer = wanted;
-        }
+        self.make_room(length);
         let slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
         loop {
             let kernel = NetlinkAddr::new(0, 0);
@@ -145,6 +143,27 @@ impl Socket {
                 Err(errno) => return Err(Error::Unsent(errno.into())),
             }
         }
+    }
+
+    /// How many bytes one datagram may have at most, after asking for room for `wanted`. Without `CAP_NET_ADMIN` over the
+    /// initial user namespace that is what `net.core.wmem_max` allows: callers with more cut it up.
+    pub fn longest_datagram(&mut self, wanted: usize) -> usize {
+        self.make_room(wanted);
+        self.send_buffer.saturating_sub(SEND_OVERHEAD)
+    }
+
+    fn make_room(&mut self, length: usize) {
+        if length.saturating_add(SEND_OVERHEAD) <= self.send_buffer {
+            return;
+        }
+        let wanted = length.min(LARGEST_SEND_BUFFER).saturating_add(SEND_OVERHEAD);
+        let wanted = wanted.next_multiple_of(256 << 10);
+        if setsockopt(&self.fd, sockopt::SndBufForce, &wanted).is_err() {
+            // Never refused, but cut to `net.core.wmem_max`.
+            let _ = setsockopt(&self.fd, sockopt::SndBuf, &wanted);
+        }
+        // The kernel doubles what is asked for (socket(7)) and compares datagrams with the double.
+        self.send_buffer = getsockopt(&self.fd, sockopt::SndBuf).unwrap_or(0);
     }
 
     /// Reads what an earlier exchange left. The kernel answers nothing to a socket that overflowed until it is empty
@@ -386,6 +405,10 @@ fn begins_batch(parts: &[&[u8]]) -> bool {
 fn failure(message: &Message<'_>, index: usize, errno: i32) -> Failure {
     let (offset, text) = message.details();
     Failure { index, errno, offset, message: text.map(str::to_owned) }
+}
+
+fn receive_buffer(fd: &OwnedFd, bytes: usize) -> Result<(), Errno> {
+    setsockopt(fd, sockopt::RcvBufForce, &bytes).or_else(|_| setsockopt(fd, sockopt::RcvBuf, &bytes))
 }
 
 fn option(fd: &OwnedFd, option: impl SetSockOpt<Val = bool>, doing: &'static str) -> Result<(), Error> {

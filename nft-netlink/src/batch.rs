@@ -7,7 +7,7 @@
 use netlink::{Attributes, Nest, Socket, Writer, flags, message::Start};
 
 use crate::{
-    element::Elements,
+    element::{Element, Template, successor},
     expression::SetName,
     object::{Chain, Table},
     rule::Rule,
@@ -17,9 +17,6 @@ use crate::{
         message_kind, rule, set, table as table_uapi,
     },
 };
-
-/// The kernel makes a name from this.
-pub(crate) const ANONYMOUS_SET: &str = "__set%d";
 
 /// The longest list of elements, a multiple of four.
 const LONGEST_LIST: usize = netlink::attr::MAX_ATTRIBUTE & !3;
@@ -238,7 +235,7 @@ impl Batch {
         let name = SetName::Anonymous(id);
         let mut elements = self.add_elements(table, name.clone());
         for key in keys {
-            elements.push(&crate::Element::key(key));
+            elements.push(&Element::key(key));
         }
         name
     }
@@ -474,6 +471,52 @@ impl Batch {
             at += 4 + element.value.len().next_multiple_of(4);
         }
         found
+    }
+}
+
+/// Appends elements to one set (or takes them from it). Asking the batch for the same list again goes on in the same
+/// message, so there is no need to keep this.
+#[derive(Debug)]
+pub struct Elements<'b> {
+    batch: &'b mut Batch,
+}
+
+impl Elements<'_> {
+    /// Adds an element to the list.
+    pub fn push(&mut self, element: &Element<'_>) -> Position {
+        let writer = self.batch.writer_mut();
+        let before = writer.len();
+        element.write(writer);
+        if self.batch.list_is_too_long() {
+            let bytes = self.batch.writer().as_bytes()[before..].to_vec();
+            self.batch.writer_mut().truncate(before);
+            self.batch.next_list();
+            self.batch.writer_mut().raw(&bytes);
+        }
+        self.batch.count_element()
+    }
+
+    /// Adds an element made from a template. Key and data have the lengths the template was made for.
+    #[inline]
+    pub fn push_fixed(&mut self, template: &Template, key: &[u8], data: &[u8]) -> Position {
+        if self.batch.list_has_no_room_for(template.length) {
+            self.batch.next_list();
+        }
+        let writer = self.batch.started_writer_mut();
+        let start = writer.len();
+        writer.raw(&template.bytes[..template.length]);
+        writer.patch(start + Template::KEY, key);
+        writer.patch(start + template.data, data);
+        self.batch.count_element()
+    }
+
+    /// Adds a range of an interval set with a single key: the keys from `first` up to and including `last`.
+    pub fn push_interval(&mut self, first: &[u8], last: &[u8]) -> Position {
+        let position = self.push(&Element::key(first));
+        if let Some(beyond) = successor(last) {
+            self.push(&Element { interval_end: true, ..Element::key(&beyond) });
+        }
+        position
     }
 }
 

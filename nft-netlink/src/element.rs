@@ -5,7 +5,6 @@ use std::time::Duration;
 use netlink::{Writer, attr::NESTED};
 
 use crate::{
-    batch::{Batch, Position},
     datatype::put_comment,
     expression::{Verdict, milliseconds},
     uapi::{LIST_ELEMENT, data, element},
@@ -74,7 +73,7 @@ impl<'a> Element<'a> {
         self
     }
 
-    fn write(&self, writer: &mut Writer) {
+    pub(crate) fn write(&self, writer: &mut Writer) {
         let outer = writer.begin(LIST_ELEMENT);
         write_value(writer, element::KEY, self.key);
         if let Some(key_end) = self.key_end {
@@ -107,16 +106,17 @@ fn write_value(writer: &mut Writer, kind: u16, value: &[u8]) {
 /// The bytes of an element of fixed shape, made once; an element is then a copy and one or two patches.
 #[derive(Clone, Debug)]
 pub struct Template {
-    bytes: [u8; Self::LONGEST],
-    length: usize,
-    data: usize,
+    pub(crate) bytes: [u8; Self::LONGEST],
+    pub(crate) length: usize,
+    /// Where the data begins.
+    pub(crate) data: usize,
 }
 
 impl Template {
     /// Key and data of 64 bytes each (`NFT_DATA_VALUE_MAXLEN`) and their headers.
     const LONGEST: usize = 148;
     /// Where the key begins: after the headers of the element, the key and the value.
-    const KEY: usize = 12;
+    pub(crate) const KEY: usize = 12;
 
     /// For elements of keys of this length, and data of this length unless it is 0. Lengths are at most 64.
     pub const fn new(key: usize, data: usize) -> Self {
@@ -152,54 +152,8 @@ const fn header(bytes: &mut [u8], at: usize, length: usize, kind: u16) {
     bytes[at + 3] = d;
 }
 
-/// Appends elements to one set (or takes them from it). Asking the batch for the same list again goes on in the same
-/// message, so there is no need to keep this.
-#[derive(Debug)]
-pub struct Elements<'b> {
-    pub(crate) batch: &'b mut Batch,
-}
-
-impl Elements<'_> {
-    /// Adds an element to the list.
-    pub fn push(&mut self, element: &Element<'_>) -> Position {
-        let writer = self.batch.writer_mut();
-        let before = writer.len();
-        element.write(writer);
-        if self.batch.list_is_too_long() {
-            let bytes = self.batch.writer().as_bytes()[before..].to_vec();
-            self.batch.writer_mut().truncate(before);
-            self.batch.next_list();
-            self.batch.writer_mut().raw(&bytes);
-        }
-        self.batch.count_element()
-    }
-
-    /// Adds an element made from a template. Key and data have the lengths the template was made for.
-    #[inline]
-    pub fn push_fixed(&mut self, template: &Template, key: &[u8], data: &[u8]) -> Position {
-        if self.batch.list_has_no_room_for(template.length) {
-            self.batch.next_list();
-        }
-        let writer = self.batch.started_writer_mut();
-        let start = writer.len();
-        writer.raw(&template.bytes[..template.length]);
-        writer.patch(start + Template::KEY, key);
-        writer.patch(start + template.data, data);
-        self.batch.count_element()
-    }
-
-    /// Adds a range of an interval set with a single key: the keys from `first` up to and including `last`.
-    pub fn push_interval(&mut self, first: &[u8], last: &[u8]) -> Position {
-        let position = self.push(&Element::key(first));
-        if let Some(beyond) = successor(last) {
-            self.push(&Element { interval_end: true, ..Element::key(&beyond) });
-        }
-        position
-    }
-}
-
 /// The next larger number, read as big endian; none after the largest.
-fn successor(bytes: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn successor(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut next = bytes.to_vec();
     for byte in next.iter_mut().rev() {
         *byte = byte.wrapping_add(1);
@@ -213,21 +167,6 @@ fn successor(bytes: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_element_from_a_template_is_the_element_written_out() {
-        let key = [1, 2, 3, 4, 6, 0, 0, 0, 0, 80, 0, 0, 9, 0, 0, 0];
-        let data = [10, 0, 0, 1, 31, 144, 0, 0];
-        let template = Template::new(16, 8);
-        let mut batch = Batch::new();
-        let table = crate::Table::new(crate::Family::Ip, "t");
-        batch.add_elements(table, "s").push(&Element::value(&key, &data));
-        batch.add_elements(table, "s").push_fixed(&template, &key, &data);
-        let bytes = batch.writer().as_bytes();
-        let (_, elements) = bytes.split_at(bytes.len() - 2 * template.length());
-        let (written, fixed) = elements.split_at(template.length());
-        assert_eq!(written, fixed);
-    }
 
     #[test]
     fn the_successor_carries_and_ends_at_the_top() {

@@ -58,9 +58,9 @@ pub mod set;
 
 mod uapi;
 
-pub use batch::{Batch, CommitError, Position, Refusal};
+pub use batch::{Batch, CommitError, Elements, Position, Refusal};
 pub use datatype::{Field, concat};
-pub use element::{Element, ElementData, Elements, Template};
+pub use element::{Element, ElementData, Template};
 pub use expression::{Expression, Register, SetName, Verdict};
 pub use object::{BaseChain, Chain, ChainKind, Family, Hook, Policy, Table};
 pub use rule::Rule;

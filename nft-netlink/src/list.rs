@@ -230,6 +230,38 @@ pub fn elements(
     Ok(if changed { Dump::Interrupted } else { outcome })
 }
 
+/// Whether each of these elements (the name of a set of the table, and a key) is there, in their order. The cost depends on
+/// these alone. One whose set is gone is not there.
+pub fn elements_present(
+    socket: &mut Socket,
+    of: Table<'_>,
+    wanted: &[(&str, &[u8])],
+) -> Result<Vec<bool>, Error> {
+    let mut present = vec![false; wanted.len()];
+    let mut refused = None;
+    socket.ask_each(
+        message_kind(message::GET_ELEMENT),
+        wanted.len(),
+        |at, writer| {
+            let (set, key) = wanted[at];
+            header(writer, of.family);
+            writer.str(element::LIST_TABLE, of.name);
+            writer.str(element::LIST_SET, set);
+            writer.nest(element::LIST_ELEMENTS, |list| {
+                list.nest(LIST_ELEMENT, |one| {
+                    one.nest(element::KEY, |value| value.bytes(data::VALUE, key));
+                });
+            });
+        },
+        |at, answer| match answer {
+            Ok(_) => present[at] = true,
+            Err(failure) if failure.errno == ENOENT => {}
+            Err(failure) => refused = Some(failure),
+        },
+    )?;
+    refused.map_or(Ok(present), |failure| Err(Error::Refused(failure)))
+}
+
 /// A dump that is begun anew when something changed meanwhile, a few times. The last one counts, complete or not.
 fn collect<T>(
     socket: &mut Socket,

@@ -12,8 +12,8 @@ use crate::{
     Batch, Chain, ChainKind, CommitError, Element, Expression, Family, Field, Hook, Refusal, Register, Rule,
     Set, Table,
     expression::{
-        ConntrackKey, conntrack, delete, destination, destination_port, destination_type, dnat, l4proto, map,
-        masquerade_fully_random, priority, random, reject, shift_left, source, update,
+        ConntrackKey, conntrack, delete, destination, destination_port, destination_type, dnat, jhash,
+        l4proto, map, masquerade_fully_random, priority, random, reject, shift_left, source, update,
     },
 };
 
@@ -27,6 +27,7 @@ pub enum Feature {
     Masquerade,
     Fib,
     Numgen,
+    Hash,
     Conntrack,
     Reject,
     Counter,
@@ -50,6 +51,7 @@ impl Feature {
             Self::Fib if ip6 => "CONFIG_NFT_FIB_IPV6",
             Self::Fib => "CONFIG_NFT_FIB_IPV4",
             Self::Numgen => "CONFIG_NFT_NUMGEN",
+            Self::Hash => "CONFIG_NFT_HASH",
             Self::Conntrack => "CONFIG_NFT_CT",
             Self::Reject if ip6 => "CONFIG_NFT_REJECT and CONFIG_NFT_REJECT_IPV6",
             Self::Reject => "CONFIG_NFT_REJECT and CONFIG_NFT_REJECT_IPV4",
@@ -71,6 +73,7 @@ impl Feature {
             Self::Masquerade => "masquerade",
             Self::Fib => "fib lookups",
             Self::Numgen => "numgen",
+            Self::Hash => "jhash",
             Self::Conntrack => "ct",
             Self::Reject => "reject",
             Self::Counter => "counter",
@@ -173,6 +176,8 @@ impl Probe {
         self.feature(Feature::Masquerade, rule(Rule::new().with(masquerade_fully_random())));
         self.feature(Feature::Fib, rule(Rule::new().with(destination_type(R[0]))));
         self.feature(Feature::Numgen, rule(Rule::new().with(random(3, R[0]))));
+        let hashed = Rule::new().with(destination(family, R[0])).with(jhash(R[0], 4 * words, 3, 1, R[0]));
+        self.feature(Feature::Hash, rule(hashed));
         self.feature(Feature::Conntrack, rule(Rule::new().with(conntrack(ConntrackKey::State, R[0]))));
         self.feature(Feature::Reject, rule(Rule::new().with(reject(family))));
         self.feature(Feature::Counter, rule(Rule::new().with(Expression::Counter)));

@@ -5,12 +5,14 @@ use std::time::Duration;
 use netlink::Writer;
 
 use crate::{
-    batch::ANONYMOUS_SET,
     datatype::{Field, key_length, set_userdata, type_number},
     expression::{SetName, milliseconds},
     object::Table,
     uapi::{data as data_uapi, set},
 };
+
+/// The kernel makes a name from this.
+const ANONYMOUS_SET: &str = "__set%d";
 
 /// What a map holds for each key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -395,9 +395,12 @@ fn tell_repairs(family: Family, plan: &Plan<Op>) {
 
 const ROUTE_LOCALNET: &str = "/proc/sys/net/ipv4/conf/all/route_localnet";
 
+/// With the guard that outlives these rules; where the kernel has no nf_tables for it, they are the guard while they stand.
 fn set_route_localnet() -> io::Result<()> {
-    if fs::read_to_string(ROUTE_LOCALNET)?.trim() != "1" {
-        fs::write(ROUTE_LOCALNET, "1")?;
+    match localnet::open() {
+        Ok(()) => Ok(()),
+        Err(localnet::Error::Setting(error)) => Err(error),
+        Err(_) if fs::read_to_string(ROUTE_LOCALNET)?.trim() == "1" => Ok(()),
+        Err(_) => fs::write(ROUTE_LOCALNET, "1"),
     }
-    Ok(())
 }

@@ -26,8 +26,28 @@ pub struct Flood {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Sends from a pod's namespace to these addresses in turn, with sources in 10.100.0.0/16 (which are nobody's).
+/// Sends from a pod's namespace to these addresses in turn, with sources in 10.100.0.0/16 (which are nobody's), of each 50,000
+/// flows.
 pub fn flood(host: &str, to: Vec<(Ipv4Addr, u16)>, most: u32) -> Flood {
+    flood_of(host, to, most, 50_000)
+}
+
+/// The same, of each source so many flows.
+pub fn flood_of(host: &str, to: Vec<(Ipv4Addr, u16)>, most: u32, each: u32) -> Flood {
+    send(host, to, most, move |flow| Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 100, 0, 1)) + flow / each))
+}
+
+/// Flows of one source.
+pub fn flood_from(host: &str, source: Ipv4Addr, to: (Ipv4Addr, u16), most: u32) -> Flood {
+    send(host, vec![to], most, move |_| source)
+}
+
+fn send(
+    host: &str,
+    to: Vec<(Ipv4Addr, u16)>,
+    most: u32,
+    source: impl Fn(u32) -> Ipv4Addr + Send + 'static,
+) -> Flood {
     let stop = Arc::new(AtomicBool::new(false));
     let sent = Arc::new(AtomicU32::new(0));
     let path = format!("/run/netns/{host}");
@@ -44,8 +64,7 @@ pub fn flood(host: &str, to: Vec<(Ipv4Addr, u16)>, most: u32) -> Flood {
                     break;
                 }
                 let (addr, port) = to[flow as usize % to.len()];
-                let source = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 100, 0, 1)) + flow / 50_000);
-                let packet = datagram(source, 10_000 + (flow % 50_000) as u16, addr, port);
+                let packet = datagram(source(flow), 10_000 + (flow % 50_000) as u16, addr, port);
                 let at = SockaddrIn::from(std::net::SocketAddrV4::new(addr, 0));
                 if sendto(raw.as_raw_fd(), &packet, &at, MsgFlags::empty()).is_ok() {
                     sent.fetch_add(1, Ordering::Relaxed);

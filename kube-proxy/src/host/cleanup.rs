@@ -82,6 +82,9 @@ pub(crate) fn everything(excluded: &[IpNet]) -> anyhow::Result<()> {
     if let Err(error) = exit.and_then(|mut exit| exit.look(true)) {
         failures.push(format!("IPVS virtual servers: {error}"));
     }
+    if let Err(error) = localnet::leave() {
+        failures.push(format!("what NodePorts on 127.0.0.1 needed: {error}"));
+    }
     anyhow::ensure!(
         failures.is_empty(),
         "encountered an error while tearing down rules: {}",

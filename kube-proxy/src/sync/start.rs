@@ -47,12 +47,16 @@ pub(crate) fn engine(
         Mode::Nftables => {
             let commits = backend_nft::OwnCommits::default();
             let open = |family| {
+                let mut planner = backend_nft::Planner::new(family);
                 for missing in backend_nft::probe(family)? {
+                    if missing.is_hash() {
+                        planner = planner.without_hash();
+                    }
                     tracing::error!(ipFamily = %family, "{missing}");
                     events.send(Event::kernel_lacks(missing.to_string()));
                 }
                 let executor = backend_nft::Executor::open(family)?.counting(&commits);
-                Ok((backend_nft::Planner::new(family), executor))
+                Ok((planner, executor))
             };
             start.spawn(open_families(open)?)
         }

@@ -51,3 +51,18 @@ fn every_byte_of_an_element_belongs_to_it() {
     assert_eq!(batch.element_at(1, 0), None, "the message's header");
     assert_eq!(batch.element_at(0, first), None, "no list");
 }
+
+#[test]
+fn an_element_from_a_template_is_the_element_written_out() {
+    let key = [1, 2, 3, 4, 6, 0, 0, 0, 0, 80, 0, 0, 9, 0, 0, 0];
+    let data = [10, 0, 0, 1, 31, 144, 0, 0];
+    let template = Template::new(16, 8);
+    let mut batch = Batch::new();
+    let table = TABLE;
+    batch.add_elements(table, "s").push(&Element::value(&key, &data));
+    batch.add_elements(table, "s").push_fixed(&template, &key, &data);
+    let bytes = batch.writer().as_bytes();
+    let (_, elements) = bytes.split_at(bytes.len() - 2 * template.length());
+    let (written, fixed) = elements.split_at(template.length());
+    assert_eq!(written, fixed);
+}

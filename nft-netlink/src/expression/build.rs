@@ -274,6 +274,11 @@ pub const fn random(modulus: u32, to: Register) -> Expression {
     Expression::Numgen { kind: NumberKind::Random, modulus, offset: 0, to }
 }
 
+/// `jhash`: a number below `modulus`, the same for the same `length` bytes from `from` on and the same seed.
+pub const fn jhash(from: Register, length: u32, modulus: u32, seed: u32, to: Register) -> Expression {
+    Expression::Hash { from, length, modulus, seed, to }
+}
+
 /// `fib daddr type`.
 pub const fn destination_type(to: Register) -> Expression {
     Expression::Fib { result: FibResult::AddressType, flags: fib_flags::DESTINATION, to }
@@ -336,6 +341,12 @@ pub const fn masquerade() -> Expression {
 /// `masquerade fully-random`.
 pub const fn masquerade_fully_random() -> Expression {
     Expression::Masquerade { flags: nat_flags::FULLY_RANDOM }
+}
+
+/// Ends TCP by a reset: unlike an ICMP message it is not held back by `net.ipv4.icmp_msgs_per_sec`. Only after a comparison
+/// that says that it is TCP.
+pub const fn reject_with_reset() -> Expression {
+    Expression::Reject(Reject::TcpReset)
 }
 
 /// The `reject` that nft writes by itself in a table of this family: port unreachable.

@@ -100,6 +100,9 @@ impl fmt::Display for Expression {
                 write!(f, "{to} = {kind:?} mod {modulus}")?;
                 if *offset == 0 { Ok(()) } else { write!(f, " + {offset}") }
             }
+            Self::Hash { from, length, modulus, seed, to } => {
+                write!(f, "{to} = jhash {from} ({length} bytes) mod {modulus} seed {seed:#x}")
+            }
             Self::Fib { result, flags, to } => write!(f, "{to} = fib {result:?} ({flags:#x})"),
             Self::Conntrack { key, direction, to } => match direction {
                 Some(direction) => write!(f, "{to} = ct {direction:?} {key:?}"),

@@ -34,6 +34,7 @@ impl Expression {
             Self::Lookup { .. } | Self::LookupMap { .. } => "lookup",
             Self::DynamicSet { .. } => "dynset",
             Self::Numgen { .. } => "numgen",
+            Self::Hash { .. } => "hash",
             Self::Fib { .. } => "fib",
             Self::Conntrack { .. } | Self::ConntrackSet { .. } => "ct",
             Self::Nat { .. } => "nat",
@@ -144,6 +145,14 @@ impl Expression {
                 w.be32(2, *modulus);
                 w.be32(3, *kind as u32);
                 w.be32(4, *offset);
+            }
+            // NFTA_HASH_*
+            Self::Hash { from, length, modulus, seed, to } => {
+                register(w, 1, *from);
+                register(w, 2, *to);
+                w.be32(3, *length);
+                w.be32(4, *modulus);
+                w.be32(5, *seed);
             }
             // NFTA_FIB_*
             Self::Fib { result, flags, to } => {

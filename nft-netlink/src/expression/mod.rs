@@ -329,6 +329,14 @@ pub enum Expression {
         offset: u32,
         to: Register,
     },
+    /// `NFT_HASH_JENKINS`
+    Hash {
+        from: Register,
+        length: u32,
+        modulus: u32,
+        seed: u32,
+        to: Register,
+    },
     Fib {
         result: FibResult,
         flags: u32,

@@ -1,0 +1,17 @@
+//! Writes plans into the kernel, and tells whether what was written still stands.
+
+mod census;
+mod cleanup;
+mod commit;
+mod drift;
+mod encode;
+mod encode_rule;
+mod encode_set;
+mod executor;
+mod probe;
+mod reading;
+mod tally;
+
+pub use cleanup::{CleanupError, cleanup};
+pub use executor::Executor;
+pub use probe::{Missing, ProbeError, probe};

@@ -1,0 +1,13 @@
+//! A table without a kernel, for tests here and in other crates (feature `model`): where would this packet go?
+
+#[cfg(test)]
+mod cost;
+#[cfg(test)]
+mod history;
+#[cfg(test)]
+mod limits;
+mod table;
+mod walk;
+
+pub use table::{End, Fate, Model, Packet};
+pub use walk::{Met, Moment};
