@@ -147,7 +147,8 @@ fn a_bare_machine_has_nothing_to_remove() {
 fn b3_what_node_ports_on_localhost_needed_goes_with_cleanup() {
     own_namespace();
     let open = || {
-        std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/route_localnet").expect("a setting").trim() == "1"
+        std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/route_localnet").expect("a setting").trim()
+            == "1"
     };
     localnet::open().expect("opened");
     assert!(open());
