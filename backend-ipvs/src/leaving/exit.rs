@@ -202,6 +202,8 @@ struct Bound {
     device: Option<u32>,
     addresses: Vec<IpAddr>,
     routes: Vec<Route>,
+    /// All of these.
+    local: HashSet<IpAddr>,
     /// An IPv4 address of the node: what its own packets to a held address have as their source.
     source: Option<IpAddr>,
 }
@@ -212,7 +214,8 @@ impl Bound {
         let all = address::list(socket)?;
         let on_device = all.iter().filter(|found| Some(found.interface) == device);
         let is_link_local = |addr: &IpAddr| matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local());
-        let addresses = on_device.map(|found| found.address).filter(|addr| !is_link_local(addr)).collect();
+        let addresses: Vec<IpAddr> =
+            on_device.map(|found| found.address).filter(|addr| !is_link_local(addr)).collect();
         let usable = |found: &&InterfaceAddress| {
             found.address.is_ipv4()
                 && Some(found.interface) != device
@@ -230,11 +233,13 @@ impl Bound {
                 }
             })?;
         }
-        Ok(Self { device, addresses, routes, source })
+        let mut local: HashSet<IpAddr> = routes.iter().map(|route| route.destination).collect();
+        local.extend(&addresses);
+        Ok(Self { device, addresses, routes, local, source })
     }
 
     fn has(&self, addr: &IpAddr) -> bool {
-        self.addresses.contains(addr) || self.routes.iter().any(|route| route.destination == *addr)
+        self.local.contains(addr)
     }
 
     /// A held address is local by a route to loopback: the device can go, and the node's own packets to it have one of the

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::BinaryHeap,
+    collections::{BinaryHeap, HashSet},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -51,17 +51,20 @@ impl Drains {
         self.servers.get(key)
     }
 
-    /// A destination begins to drain.
-    pub(crate) fn begin(&mut self, key: ServiceKey, addr: IpAddr, port: u16, now: Instant) {
+    /// Destinations begin to drain.
+    pub(crate) fn begin(&mut self, key: ServiceKey, gone: &[(IpAddr, u16)], now: Instant) {
+        if gone.is_empty() {
+            return;
+        }
         let mut draining = self.servers.get(&key).cloned().unwrap_or_else(|| Draining {
             destinations: Vec::new(),
             server: None,
             next: now + FIRST_LOOK,
             wait: FIRST_LOOK,
         });
-        if !draining.holds(addr, port) {
-            draining.destinations.push(((addr, port), now));
-        }
+        let known: HashSet<(IpAddr, u16)> = draining.destinations.iter().map(|(at, _)| *at).collect();
+        let new = gone.iter().filter(|at| !known.contains(*at));
+        draining.destinations.extend(new.map(|at| (*at, now)));
         // A new one is looked at soon although older ones are looked at rarely by now.
         draining.wait = FIRST_LOOK;
         draining.next = draining.next.min(now + FIRST_LOOK);
@@ -220,7 +223,7 @@ mod tests {
     fn a_draining_endpoint_is_looked_at_ever_more_rarely_and_by_force_at_the_limit() {
         let mut drains = Drains::default();
         let start = start();
-        drains.begin(key(), addr(2), 80, start);
+        drains.begin(key(), &[(addr(2), 80)], start);
         let mut looks = Vec::new();
         while let Some(at) = drains.next() {
             let [due] = drains.due(at, LIMIT).try_into().expect("one server drains");
@@ -241,7 +244,7 @@ mod tests {
     fn without_a_limit_an_endpoint_keeps_its_connections_for_ever() {
         let mut drains = Drains::default();
         let start = start();
-        drains.begin(key(), addr(2), 80, start);
+        drains.begin(key(), &[(addr(2), 80)], start);
         for _ in 0..1000 {
             let at = drains.next().expect("it is looked at again");
             assert!(drains.due(at, None).iter().all(|due| !due.force));
@@ -253,8 +256,8 @@ mod tests {
     fn an_endpoint_that_returns_is_left_alone() {
         let mut drains = Drains::default();
         let start = start();
-        drains.begin(key(), addr(2), 80, start);
-        drains.begin(key(), addr(3), 80, start);
+        drains.begin(key(), &[(addr(2), 80)], start);
+        drains.begin(key(), &[(addr(3), 80)], start);
         assert!(drains.restore(key(), addr(2), 80));
         assert!(!drains.restore(key(), addr(2), 80));
         let due = drains.due(start + FIRST_LOOK, LIMIT);
@@ -266,7 +269,7 @@ mod tests {
     fn what_was_rolled_back_drains_as_before() {
         let mut drains = Drains::default();
         let start = start();
-        drains.begin(key(), addr(2), 80, start);
+        drains.begin(key(), &[(addr(2), 80)], start);
         drains.commit();
         drains.restore(key(), addr(2), 80);
         assert_eq!(drains.due(start + FIRST_LOOK, LIMIT), []);
@@ -278,7 +281,7 @@ mod tests {
     fn a_server_that_is_to_go_does_not_wait_for_the_limit_of_endpoints() {
         let mut drains = Drains::default();
         let start = start();
-        drains.begin(key(), addr(2), 80, start);
+        drains.begin(key(), &[(addr(2), 80)], start);
         drains.end_server(key(), start);
         let looks = std::iter::from_fn(|| {
             let now = drains.next()?;
@@ -293,7 +296,7 @@ mod tests {
     fn a_server_that_is_to_go_is_reported_once_its_last_endpoint_went() {
         let mut drains = Drains::default();
         let start = start();
-        drains.begin(key(), addr(2), 80, start);
+        drains.begin(key(), &[(addr(2), 80)], start);
         drains.end_server(key(), start);
         assert_eq!(drains.next(), Some(start + FIRST_LOOK_AT_SERVER));
         assert_eq!(drains.reaped(&Reaped::Destination(key(), addr(2), 80)), None);

@@ -155,7 +155,7 @@ impl State {
         draft: &mut Draft,
     ) {
         let place = |to: &Destination| (to.address, to.port);
-        let mut added = Vec::new();
+        let (mut added, mut gone) = (Vec::new(), Vec::new());
         let (mut old, mut new) =
             (before.destinations.iter().peekable(), after.destinations.iter().peekable());
         loop {
@@ -169,7 +169,9 @@ impl State {
                     new.next();
                 }
                 (Some(from), to) if to.is_none_or(|to| place(from) < place(to)) => {
-                    self.remove_destination(key, **from, after.drains, owner, now, draft);
+                    if remove_destination(key, **from, after.drains, owner, draft) {
+                        gone.push(place(from));
+                    }
                     old.next();
                 }
                 (_, Some(to)) => {
@@ -180,6 +182,7 @@ impl State {
                 (Some(_), None) => unreachable!("taken by the guard above"),
             }
         }
+        self.drains.begin(key, &gone, now);
         if let Some(anew) = Order::anew(after, &added) {
             draft.servers.push(Op::Reorder(key, anew), owner);
         }
@@ -197,27 +200,6 @@ impl State {
             false => Op::NewDestination(key, to),
         };
         draft.servers.push(op, owner);
-    }
-
-    pub(crate) fn remove_destination(
-        &mut self,
-        key: ServiceKey,
-        from: Destination,
-        drains: bool,
-        owner: Option<u32>,
-        now: Instant,
-        draft: &mut Draft,
-    ) {
-        if !drains {
-            draft.delete.push(Op::DeleteDestination(key, from), owner);
-            return;
-        }
-        // Found with weight 0: it drained already before a restart.
-        if from.weight != 0 {
-            let to = Destination { weight: 0, ..from };
-            draft.servers.push(Op::SetDestination { key, to, was: from.weight }, owner);
-        }
-        self.drains.begin(key, from.address, from.port, now);
     }
 
     pub(crate) fn remove_server(
@@ -240,9 +222,11 @@ impl State {
             let service = Service { flags: before.service.flags.union(OURS), ..before.service };
             draft.servers.push(Op::SetServer(service), owner);
         }
+        let gone: Vec<_> = before.destinations.iter().map(|from| (from.address, from.port)).collect();
         for from in before.destinations {
-            self.remove_destination(key, from, true, owner, now, draft);
+            remove_destination(key, from, true, owner, draft);
         }
+        self.drains.begin(key, &gone, now);
         self.drains.end_server(key, now);
         // The address stays ours as long as connections to it do.
         if let ServiceKey::Address { address, .. } = key
@@ -329,4 +313,22 @@ impl State {
             (Some(false), _) => draft.clear.push(Op::DeleteElement(element), owner),
         }
     }
+}
+
+/// Deletes a destination, or lets it drain; answers which.
+fn remove_destination(
+    key: ServiceKey,
+    from: Destination,
+    drains: bool,
+    owner: Option<u32>,
+    draft: &mut Draft,
+) -> bool {
+    if !drains {
+        draft.delete.push(Op::DeleteDestination(key, from), owner);
+    } else if from.weight != 0 {
+        let to = Destination { weight: 0, ..from };
+        draft.servers.push(Op::SetDestination { key, to, was: from.weight }, owner);
+    }
+    // Found with weight 0: it drained already before a restart.
+    drains
 }

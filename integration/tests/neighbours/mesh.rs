@@ -9,9 +9,7 @@ pub(crate) fn connection_marks() -> Neighbour {
 -A PREROUTING -m mark ! --mark 0x0 -j ACCEPT
 -A OUTPUT -j CONNMARK --restore-mark
 -A OUTPUT -m mark ! --mark 0x0 -j ACCEPT
--A INPUT -j CONNMARK --save-mark
 COMMIT
 ";
-    // What one of our marks would leave in a connection.
     Neighbour { rules: Neighbour::alike(|_| rules.to_owned()), ..Neighbour::default() }
 }
