@@ -1,5 +1,6 @@
-//! NodeLocal DNSCache: a dummy device with a link-local address on which the cache listens, and no connection tracking for
-//! what goes there. (Beside IPVS it does not take the cluster IP of the DNS Service as well.)
+//! NodeLocal DNSCache: a device of its own (a dummy; here a bridge, which every kernel has) with a link-local address on
+//! which the cache listens, and no connection tracking for what goes there. (Beside IPVS it does not take the cluster IP of
+//! the DNS Service as well.)
 
 use crate::Neighbour;
 
@@ -30,6 +31,6 @@ pub(crate) fn cache() -> Neighbour {
         }
         rules += "COMMIT\n";
     }
-    let links = format!("link add nodelocaldns type dummy\naddr add {ADDRESS}/32 dev nodelocaldns\n");
+    let links = format!("link add nodelocaldns type bridge\naddr add {ADDRESS}/32 dev nodelocaldns\n");
     Neighbour { rules: [rules, String::new()], links, ..Neighbour::default() }
 }

@@ -109,6 +109,7 @@ fn exercise(mode: Mode) {
     health_answered(HealthPath::Healthz, 200);
     health_answered(HealthPath::Livez, 503);
     health_check_node_ports(1, 0);
+    leaving_ipvs(Remaining { servers: 1, destinations: 2, connections: 3 });
     metrics::counter!("rest_client_requests_total", "code" => "200", "method" => "GET", "host" => "h")
         .increment(1);
     metrics::histogram!("rest_client_request_duration_seconds", "verb" => "GET", "host" => "h").record(0.1);
