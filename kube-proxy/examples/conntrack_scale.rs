@@ -37,6 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         move |pass| {
             let _ = sender.send(pass);
         },
+        |_, _| {},
     )?;
     let settings = EnvironmentSettings {
         masquerade_mark: 0x4000,

@@ -1,32 +1,22 @@
-//! The one thread that owns the engine: takes in messages, syncs when something is due, looks for drift.
+//! The thread that owns one family's engine: takes in messages, syncs when something is due, looks for drift. Each family
+//! has a thread of its own, so that neither waits for the other's kernel tables.
+
+pub(crate) mod mailbox;
 
 use std::{
-    iter,
-    sync::mpsc::{Receiver, RecvTimeoutError},
+    collections::HashSet,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
 use proxy_core::{
     backend::{Executor, Planner},
-    environment::EnvironmentSettings,
     instance::SyncReport,
-    model::{Family, Input},
-    reconciler::{Pace, Reconciler},
+    model::{Family, Protocol},
+    reconciler::Reconciler,
 };
 
-/// What the rest of the process tells the engine.
-#[derive(Debug)]
-pub(crate) enum Message {
-    Input(Input),
-    /// The configuration changed in a way that can be applied live. The last one: how often to look for drift.
-    Settings(EnvironmentSettings, Pace, Duration),
-}
-
-impl From<Input> for Message {
-    fn from(input: Input) -> Self {
-        Self::Input(input)
-    }
-}
+use mailbox::{Closed, Inbox, Message};
 
 /// How many messages are taken in before a sync gets its turn.
 const MOST_MESSAGES_PER_ROUND: usize = 20_000;
@@ -39,6 +29,8 @@ pub(crate) trait Observer<P, X> {
     fn synced(&mut self, report: SyncReport, engine: &mut Reconciler<P, X>);
     /// Somebody else changed what was installed; it is rebuilt next.
     fn drifted(&mut self, family: Family);
+    /// Which flows to these destinations should have been translated?
+    fn asked(&mut self, untranslated: &HashSet<(Protocol, IpAddr, u16)>, engine: &Reconciler<P, X>);
     /// After every round: what is pending, which health check ports there are.
     fn round(&mut self, engine: &mut Reconciler<P, X>);
 }
@@ -47,7 +39,7 @@ pub(crate) trait Observer<P, X> {
 #[expect(clippy::disallowed_methods, reason = "the engine takes its clock from here")]
 pub(crate) fn run<P, X>(
     mut engine: Reconciler<P, X>,
-    messages: &Receiver<Message>,
+    messages: &Inbox,
     observer: &mut impl Observer<P, X>,
     drift_interval: Duration,
 ) where
@@ -59,18 +51,21 @@ pub(crate) fn run<P, X>(
     loop {
         let now = Instant::now();
         let wake = engine.next_wakeup().map_or(next_drift_check, |at| at.min(next_drift_check));
-        match messages.recv_timeout(wake.saturating_duration_since(now)) {
-            Ok(message) => {
-                let more = messages.try_iter().take(MOST_MESSAGES_PER_ROUND);
-                for message in iter::once(message).chain(more) {
-                    if let Some(interval) = take(&mut engine, message) {
-                        drift.usual = interval;
-                        next_drift_check = next_drift_check.min(Instant::now() + interval);
+        match messages.receive(wake.saturating_duration_since(now), MOST_MESSAGES_PER_ROUND) {
+            Ok(received) => {
+                for message in received {
+                    match message {
+                        Message::Input(input) => engine.handle(input, Instant::now()),
+                        Message::Settings(settings, pace, interval) => {
+                            engine.set_settings(settings, pace, Instant::now());
+                            drift.usual = interval;
+                            next_drift_check = next_drift_check.min(Instant::now() + interval);
+                        }
+                        Message::Untranslated(_, destinations) => observer.asked(&destinations, &engine),
                     }
                 }
             }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(Closed) => return,
         }
         if Instant::now() >= next_drift_check {
             let drifted = engine.check_drift(Instant::now());
@@ -82,25 +77,6 @@ pub(crate) fn run<P, X>(
             observer.synced(report, &mut engine);
         }
         observer.round(&mut engine);
-    }
-}
-
-/// Answers how often to look for drift from now on, where that was told.
-#[expect(clippy::disallowed_methods, reason = "the engine takes its clock from here")]
-fn take<P, X>(engine: &mut Reconciler<P, X>, message: Message) -> Option<Duration>
-where
-    P: Planner,
-    X: Executor<Op = P::Op, Found = P::Found>,
-{
-    match message {
-        Message::Input(input) => {
-            engine.handle(input, Instant::now());
-            None
-        }
-        Message::Settings(settings, pace, drift_interval) => {
-            engine.set_settings(settings, pace, Instant::now());
-            Some(drift_interval)
-        }
     }
 }
 

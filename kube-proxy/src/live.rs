@@ -11,7 +11,7 @@ use crate::{
         events::{Event, Events},
         node::Node,
     },
-    engine::Message,
+    engine::mailbox::{Mailbox, Message},
     host::sysctl::{self, Sysctl},
     reload::{Refusal, Target},
     settings::{
@@ -29,7 +29,7 @@ pub(crate) struct Live {
     pub(crate) log: LogControl,
     pub(crate) health: HealthState,
     pub(crate) events: Events,
-    pub(crate) messages: Sender<Message>,
+    pub(crate) messages: Mailbox,
     /// The node as it was seen last.
     pub(crate) node: watch::Receiver<Option<Node>>,
     /// The networks by which this node's pods are known, where the Node object's decide that; else none.

@@ -24,7 +24,7 @@ use crate::{
         watch::Source,
         watched, wire,
     },
-    engine::Message,
+    engine::mailbox::mailbox,
     host::{
         cleanup,
         conntrack::{self, ConntrackReconciler, Pass},
@@ -49,8 +49,7 @@ use crate::{
     },
     supervisor::{self, Ends, Supervisor},
     sync::{
-        localhost_node_ports::LocalhostNodePorts,
-        observe::{AfterFirstSync, Observations},
+        observe::{AfterFirstSync, Observers},
         start,
     },
     telemetry::{first_sync::FirstLists, health::HealthState, logging::LogControl, metrics::Metrics},
@@ -138,7 +137,7 @@ async fn start(
     (supervisor, events, outgoing): (Supervisor, Events, events::Outgoing),
 ) -> anyhow::Result<()> {
     let (client, upkeep) = client::connect(&settings.client)?;
-    let (messages, inbox) = mpsc::channel::<Message>();
+    let (messages, inboxes) = mailbox(&Family::BOTH);
     supervisor.task("Events", outgoing.run(client.clone()));
 
     let (node_sender, mut node) = watch::channel::<Option<Node>>(None);
@@ -164,12 +163,15 @@ async fn start(
     supervisor.task("API connection", upkeep.run(health.clone(), events.clone()));
     let (checks, wanted_checks) = watch::channel(Wanted::default());
     let (forwarding, periods) = watch::channel(settings.sync_period);
-    let mut observations = Observations::new(
+    let beside = messages.beside();
+    let ask = move |family, destinations| beside.ask(family, destinations);
+    let start_thread = |work| supervisor.thread("conntrack", work);
+    let mut observers = Observers::new(
         settings.mode,
         health.clone(),
         (
-            conntrack::tracker().map_err(anyhow::Error::msg)?,
-            Some(ConntrackReconciler::spawn(|work| supervisor.thread("conntrack", work), report_conntrack)?),
+            conntrack::reset_tcp().map_err(anyhow::Error::msg)?,
+            Some(ConntrackReconciler::spawn(start_thread, report_conntrack, ask)?),
         ),
         checks,
         events.clone(),
@@ -179,7 +181,7 @@ async fn start(
     let capacity = Capacity::of_this_process();
     if settings.node_port_addresses.localhost_v6 && settings.mode == Mode::Nftables {
         let ports = NodePorts::default();
-        observations.set_localhost_node_ports(LocalhostNodePorts::new(ports.clone()));
+        observers.set_localhost_node_ports(ports.clone());
         let (listeners, connections) = capacity.localhost;
         supervisor.task("NodePorts on ::1", Listeners::new(listeners, connections).run(ports));
     }
@@ -188,7 +190,7 @@ async fn start(
         |served: &[Family]| plausibility::check(&settings, Found { primary, served, pod_cidrs: &pod_cidrs });
     let environment = environment::settings(&settings, &pod_cidrs);
     let surroundings = (&health, &events, &supervisor);
-    let served = start::engine(&settings, environment, inbox, observations, surroundings, &fits)?;
+    let served = start::engine(&settings, environment, inboxes, &observers, surroundings, &fits)?;
 
     let settings = Arc::new(settings);
     let (current, shown) = watch::channel(Arc::clone(&settings));

@@ -6,9 +6,11 @@ use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use proptest::{collection::vec, prelude::*};
 use proxy_core::{
-    conntrack::{Flow, FlowRule, FlowTracker, NodePortDestinations, StaleFlows},
+    conntrack::{Flow, FlowRule, FlowTracker, NodePortDestinations, StaleFlows, untranslated},
     environment::{Environment, EnvironmentSettings, NodeFacts, NodePortSettings},
-    model::{Endpoint, Family, Input, Protocol, Service, ServicePort, Slice, SliceName, SlicePort},
+    model::{
+        Endpoint, Family, Input, Protocol, Service, ServicePort, Slice, SliceName, SlicePort, TrafficPolicy,
+    },
 };
 use support::{LONG, Rig, ip, name, service, settings, slice};
 
@@ -502,4 +504,122 @@ fn serving_now(rig: &Rig, destination: (IpAddr, u16)) -> Option<Vec<(IpAddr, u16
     let entry = rig.engine.store().entry(&port.service)?;
     let endpoints = entry.slices.iter().flat_map(|slice| slice.endpoints.iter());
     Some(endpoints.filter(|endpoint| endpoint.serving).map(|endpoint| (endpoint.addr, 5353)).collect())
+}
+
+/// Every way in which a frontend begins to translate somebody's packets: what began before, untranslated, is looked for.
+#[test]
+fn whatever_begins_to_be_translated_is_looked_at() {
+    let web = |protocol| {
+        let port = ServicePort { name: "p".into(), protocol, port: 53, node_port: Some(30053) };
+        let load_balancer_ips = [ip("198.51.100.1")].into();
+        Service { ports: [port].into(), load_balancer_ips, ..dns() }
+    };
+    let local = |service: Service| Service { external_policy: TrafficPolicy::Local, ..service };
+    let inside = |service: Service| Service { internal_policy: TrafficPolicy::Local, ..service };
+    let ranges = |service: Service, range: &str| Service {
+        source_ranges: Some([range.parse().expect("a network")].into()),
+        ..service
+    };
+    const CLUSTER: &str = "172.30.0.1:53";
+    const VIP: &str = "198.51.100.1:53";
+    const NODE_PORT: &str = "192.168.0.10:30053";
+    for protocol in [Protocol::Udp, Protocol::Sctp, Protocol::Tcp] {
+        let slice = |last: &[u8], here: bool| {
+            let mut slice = dns_slice(last);
+            slice.ports[0].protocol = protocol;
+            slice.endpoints.iter_mut().for_each(|endpoint| endpoint.local = here);
+            Input::Slice(slice.into())
+        };
+        let set = |service: Service| Input::Service(service.into());
+        let web = || web(protocol);
+        // What was there, what comes, and which frontends begin to translate.
+        type Case<'a> = (&'a str, Vec<Input>, Input, &'a [&'a str]);
+        #[rustfmt::skip]
+        let cases: Vec<Case<'_>> = vec![
+            ("a new Service", vec![slice(&[1], true)], set(web()), &[CLUSTER, VIP, NODE_PORT]),
+            ("0 -> 1", vec![set(web())], slice(&[1], false), &[CLUSTER, VIP, NODE_PORT]),
+            ("the first one here", vec![set(local(web())), slice(&[1], false)], slice(&[1], true), &[VIP, NODE_PORT]),
+            ("the first one here, inside", vec![set(inside(web())), slice(&[1], false)], slice(&[1], true), &[CLUSTER]),
+            ("Local -> Cluster", vec![set(local(web())), slice(&[1], false)], set(web()), &[VIP, NODE_PORT]),
+            ("inside Local -> Cluster", vec![set(inside(web())), slice(&[1], false)], set(web()), &[CLUSTER]),
+            ("other sources", vec![set(ranges(web(), "10.0.0.0/8")), slice(&[1], true)], set(ranges(web(), "10.0.0.0/7")), &[VIP]),
+            ("no ranges any more", vec![set(ranges(web(), "10.0.0.0/8")), slice(&[1], true)], set(web()), &[VIP]),
+            ("a type change", vec![set(Service { load_balancer_ips: [].into(), ..web() }), slice(&[1], true)], set(web()), &[VIP]),
+            ("one more", vec![set(web()), slice(&[1], true)], slice(&[1, 2], true), &[]),
+            ("1 -> 0", vec![set(web()), slice(&[1], true)], slice(&[], true), &[]),
+        ];
+        for (what, before, then, expected) in cases {
+            let mut tracked = Tracked::new(false);
+            tracked.stale(before);
+            let stale = tracked.stale([then]);
+            for frontend in [CLUSTER, VIP, NODE_PORT] {
+                let flow = Flow { protocol, ..flow(frontend, frontend) };
+                // Where one was lost of UDP, all of its frontends are looked at.
+                let looked_at = stale.contains(&flow, &node());
+                if what != "1 -> 0" {
+                    assert_eq!(looked_at, expected.contains(&frontend), "{protocol}, {what}: {frontend}");
+                }
+                let answered = Flow { unanswered: false, ..flow };
+                let tcp = protocol == Protocol::Tcp;
+                assert!(!(tcp && stale.contains(&answered, &node())), "{what}: somebody serves it");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_service_that_was_refused_for_a_while_is_looked_at_when_it_works() {
+    let mut tracked = Tracked::new(false);
+    tracked.rig.v4().faults.refuse.insert(name("dns"));
+    tracked.rig.put(Input::Service(dns().into()));
+    tracked.rig.put(Input::Slice(dns_slice(&[1]).into()));
+    let end = tracked.rig.now + LONG;
+    while let Some(at) = tracked.rig.engine.next_wakeup().filter(|at| *at < end) {
+        tracked.rig.now = tracked.rig.now.max(at);
+        for report in tracked.rig.sync() {
+            let instance = &tracked.rig.engine.instances()[0];
+            if report.family == Family::V4 {
+                tracked.tracker.rules(&report, tracked.rig.engine.store(), instance);
+            }
+        }
+    }
+    tracked.rig.v4().faults.refuse.clear();
+    let stale = tracked.stale([]);
+    assert_stale(&stale, &[("172.30.0.1:53", "172.30.0.1:53", true)]);
+}
+
+#[test]
+fn a_sweep_is_told_of_what_should_have_been_translated() {
+    let mut tracked = Tracked::new(false);
+    tracked.stale([Input::Service(dns().into()), Input::Slice(dns_slice(&[1]).into())]);
+    tracked.stale([Input::Service(service("empty", 7).into())]);
+    tracked.stale([Input::Service(service("web", 8).into()), Input::Slice(slice("web", &[1]).into())]);
+    let to = |protocol, text| (protocol, at(text).0, at(text).1);
+    let destinations = [
+        to(Protocol::Udp, "172.30.0.1:53"),
+        to(Protocol::Udp, "192.168.0.10:30053"),
+        to(Protocol::Udp, "203.0.113.5:53"),
+        to(Protocol::Tcp, "172.30.0.7:80"),
+        to(Protocol::Tcp, "172.30.0.8:80"),
+    ];
+    let instances = tracked.rig.engine.instances();
+    let rules = untranslated(&HashSet::from(destinations), tracked.rig.engine.store(), &instances[0]);
+    let mut stale = StaleFlows::default();
+    rules.into_iter().for_each(|rule| stale.add(rule));
+    assert_stale(
+        &stale,
+        &[
+            ("172.30.0.1:53", "172.30.0.1:53", true),
+            ("192.168.0.10:30053", "192.168.0.10:30053", true),
+            // That is nobody's NodePort, but it has the number of one.
+            ("203.0.113.5:30053", "203.0.113.5:30053", false),
+            ("203.0.113.5:53", "203.0.113.5:53", false),
+            // A sweep says nothing of what is translated: the rules of syncs do.
+            ("172.30.0.1:53", "10.0.0.9:5353", false),
+        ],
+    );
+    let opening = |text| Flow { protocol: Protocol::Tcp, ..flow(text, text) };
+    assert!(stale.contains(&opening("172.30.0.8:80"), &node()));
+    assert!(!stale.contains(&opening("172.30.0.7:80"), &node()), "nothing is translated there");
+    assert_eq!(stale.len(), 3);
 }

@@ -252,6 +252,19 @@ impl Lab {
         Source { kind, address }
     }
 
+    /// The proxy's resident memory in KiB.
+    pub fn proxy_memory(&self) -> u64 {
+        let status = self.proxy.as_ref().map(|proxy| format!("/proc/{}/status", proxy.process()));
+        let text = status.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+        let resident = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        resident.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or_default()
+    }
+
+    /// How many lines the proxy has logged.
+    pub fn log_lines(&self) -> usize {
+        self.proxy.as_ref().map(Proxy::log_lines).unwrap_or_default()
+    }
+
     /// The last lines of the proxy's log and the rules in force, for a failure's message.
     pub fn log(&self) -> String {
         let log = self.proxy.as_ref().map(Proxy::log_tail).unwrap_or_default();

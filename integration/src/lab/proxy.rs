@@ -55,6 +55,11 @@ impl Proxy {
         Ok(self.child.wait()?)
     }
 
+    /// How many lines it has logged.
+    pub fn log_lines(&self) -> usize {
+        fs::read_to_string(&self.log).unwrap_or_default().lines().count()
+    }
+
     /// The last lines it logged.
     pub fn log_tail(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();

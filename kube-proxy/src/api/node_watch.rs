@@ -1,6 +1,6 @@
 //! Watches this node's Node object: waits for what the start needs of it, and passes on what changes later.
 
-use std::{net::IpAddr, sync::mpsc, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
@@ -13,7 +13,7 @@ use crate::{
         reflector::{Selection, Told},
         watch::{Source, reflect},
     },
-    engine::Message,
+    engine::mailbox::Mailbox,
     telemetry::health::HealthState,
 };
 
@@ -49,7 +49,7 @@ pub(crate) async fn follow(
     mut node: watch::Receiver<Option<Node>>,
     bind_address: Option<IpAddr>,
     mut pod_cidrs: watch::Receiver<Vec<IpNet>>,
-    messages: mpsc::Sender<Message>,
+    messages: Mailbox,
     health: HealthState,
 ) -> anyhow::Result<()> {
     loop {

@@ -1,6 +1,6 @@
 //! The kinds of objects that the engine is told of, and how they are told.
 
-use std::{collections::HashMap, sync::mpsc};
+use std::collections::HashMap;
 
 use ipnet::IpNet;
 use proxy_core::model::{Input, Kind, ObjectName};
@@ -11,7 +11,7 @@ use crate::{
         slim,
         watch::{Source, reflect},
     },
-    engine::Message,
+    engine::mailbox::Mailbox,
     telemetry::first_sync::FirstLists,
 };
 
@@ -20,12 +20,7 @@ const NOT_OURS: &str = "!service.kubernetes.io/service-proxy-name";
 const NOT_HEADLESS: &str = "!service.kubernetes.io/headless";
 
 /// Services with a cluster IP that are not served by another proxy.
-pub(crate) async fn services(
-    source: Source,
-    external_ips: bool,
-    first_lists: FirstLists,
-    inputs: mpsc::Sender<Message>,
-) {
+pub(crate) async fn services(source: Source, external_ips: bool, first_lists: FirstLists, inputs: Mailbox) {
     let selection = Selection {
         labels: Some(NOT_OURS),
         fields: Some("spec.clusterIP!=None".to_owned()),
@@ -51,12 +46,7 @@ pub(crate) async fn services(
 }
 
 /// EndpointSlices of Services that are not headless.
-pub(crate) async fn slices(
-    source: Source,
-    node: String,
-    first_lists: FirstLists,
-    inputs: mpsc::Sender<Message>,
-) {
+pub(crate) async fn slices(source: Source, node: String, first_lists: FirstLists, inputs: Mailbox) {
     let selection = Selection { labels: Some(NOT_HEADLESS), ..Selection::default() };
     reflect::<slim::EndpointSlice>(&source, selection, Some(first_lists.begin()), |told| {
         let input = match told {
@@ -77,7 +67,7 @@ pub(crate) async fn slices(
 }
 
 /// ServiceCIDRs; an older API server or an older role may not offer them.
-pub(crate) async fn service_cidrs(source: Source, inputs: mpsc::Sender<Message>) {
+pub(crate) async fn service_cidrs(source: Source, inputs: Mailbox) {
     let selection = Selection { optional: true, ..Selection::default() };
     let mut known: HashMap<ObjectName, Vec<IpNet>> = HashMap::new();
     let mut complete = false;

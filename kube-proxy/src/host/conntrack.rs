@@ -2,7 +2,9 @@
 //! serves all that are pending with one pass over the kernel's table, at most one a second for each IP family.
 
 use std::{
+    collections::HashSet,
     io,
+    net::IpAddr,
     sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
     time::{Duration, Instant},
 };
@@ -13,7 +15,7 @@ use netlink::{
     route::AddressFamily,
 };
 use proxy_core::{
-    conntrack::{Flow, FlowRule, FlowTracker, NodePortDestinations, StaleFlows},
+    conntrack::{Flow, FlowRule, NodePortDestinations, StaleFlows},
     environment::Environment,
     model::{Family, Protocol},
 };
@@ -37,9 +39,9 @@ const GONE: i32 = 2;
 /// to another endpoint, which resets the connection.
 const RESET_TCP: &str = "SWITCHYARD_RESET_TCP";
 
-/// A tracker of what the environment variable asks for.
-pub(crate) fn tracker() -> Result<FlowTracker, String> {
-    resets_tcp(std::env::var(RESET_TCP).ok().as_deref()).map(FlowTracker::new)
+/// Whether the environment variable asks for it.
+pub(crate) fn reset_tcp() -> Result<bool, String> {
+    resets_tcp(std::env::var(RESET_TCP).ok().as_deref())
 }
 
 fn resets_tcp(chosen: Option<&str>) -> Result<bool, String> {
@@ -63,8 +65,8 @@ pub(crate) struct Pass {
 /// What the thread does.
 pub(crate) type Work = Box<dyn FnOnce() + Send>;
 
-/// The way to the thread; it ends when this is dropped.
-#[derive(Debug)]
+/// The way to the thread; it ends when the last one is dropped.
+#[derive(Debug, Clone)]
 pub(crate) struct ConntrackReconciler(Sender<Submission>);
 
 #[derive(Debug)]
@@ -75,10 +77,12 @@ struct Submission {
 }
 
 impl ConntrackReconciler {
-    /// `start` starts the thread; `told` hears of every pass, on that thread.
+    /// `start` starts the thread; `told` hears of every pass; `ask` of flows that are neither translated nor answered, so that
+    /// whoever knows the frontends submits rules for those that should be. Both are called on the thread.
     pub(crate) fn spawn(
         start: impl FnOnce(Work) -> io::Result<()>,
         told: impl FnMut(Pass) + Send + 'static,
+        ask: impl FnMut(Family, Destinations) + Send + 'static,
     ) -> io::Result<Self> {
         let (sender, inbox) = mpsc::channel();
         let worker = Worker {
@@ -86,9 +90,15 @@ impl ConntrackReconciler {
             families: [FamilyState::default(), FamilyState::default()],
             sockets: None,
             told: Box::new(told),
+            ask: Box::new(ask),
         };
         start(Box::new(move || worker.run()))?;
         Ok(Self(sender))
+    }
+
+    /// A family was written for the first time: from now on its flows are swept.
+    pub(crate) fn begin(&self, environment: &Environment) {
+        self.hand_over(Vec::new(), environment);
     }
 
     /// Hands over the rules of one sync ([`FlowTracker::rules`]). Does not
@@ -97,6 +107,10 @@ impl ConntrackReconciler {
         if rules.is_empty() {
             return;
         }
+        self.hand_over(rules, environment);
+    }
+
+    fn hand_over(&self, rules: Vec<FlowRule>, environment: &Environment) {
         let node_ports = NodePortDestinations::of(environment);
         // The thread lives as long as this end of the channel; where it panicked, the process ends.
         let _ = self.0.send(Submission { family: environment.family, rules, node_ports });
@@ -109,6 +123,7 @@ struct Worker {
     /// One to read and one to delete while reading; opened when first needed, and anew after an error.
     sockets: Option<(Socket, Socket)>,
     told: Box<dyn FnMut(Pass) + Send>,
+    ask: Box<dyn FnMut(Family, Destinations) + Send>,
 }
 
 #[derive(Debug, Default)]
@@ -117,7 +132,18 @@ struct FamilyState {
     node_ports: NodePortDestinations,
     not_before: Option<Instant>,
     failures: u32,
+    /// When to look for flows that no rule has named; never before the family was written.
+    sweep_at: Option<Instant>,
 }
+
+/// Where flows are addressed to.
+pub(crate) type Destinations = HashSet<(Protocol, IpAddr, u16)>;
+
+/// The least time between two sweeps of one family, and how many times as long as one took.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+const SWEEP_REST: u32 = 500;
+/// So many destinations are asked about at once, so that memory does not grow with the table.
+const MOST_ASKED: usize = 4096;
 
 const fn at(family: Family) -> usize {
     match family {
@@ -131,8 +157,11 @@ impl Worker {
     fn run(mut self) {
         loop {
             let now = Instant::now();
+            let until = |at: Instant| at.saturating_duration_since(now);
             let due = self.families.iter().filter(|state| !state.pending.is_empty());
-            let wait = due.map(|state| state.not_before.map_or(Duration::ZERO, |at| at - now.min(at))).min();
+            let due = due.map(|state| state.not_before.map_or(Duration::ZERO, until));
+            let sweeps = self.families.iter().filter_map(|state| state.sweep_at).map(until);
+            let wait = due.chain(sweeps).min();
             let received = match wait {
                 Some(wait) => self.inbox.recv_timeout(wait),
                 None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -148,6 +177,9 @@ impl Worker {
                 let now = Instant::now();
                 if !state.pending.is_empty() && state.not_before.is_none_or(|at| at <= now) {
                     self.pass(family, now);
+                }
+                if self.families[at(family)].sweep_at.is_some_and(|at| at <= Instant::now()) {
+                    self.sweep(family);
                 }
             }
         }
@@ -171,31 +203,65 @@ impl Worker {
         (self.told)(Pass { family, took: started.elapsed(), deleted, error });
     }
 
+    /// Asks about every flow that is neither translated nor answered. Whatever let it begin, a moment between two tables of
+    /// a backend or somebody else's change, it does not stay so for as long as the client goes on sending.
+    fn sweep(&mut self, family: Family) {
+        let started = Instant::now();
+        if let Err(error) = self.look(family) {
+            self.sockets = None;
+            tracing::debug!(ipFamily = %family, %error, "A sweep over the kernel's flows failed");
+        }
+        let rest = SWEEP_INTERVAL.max(started.elapsed().saturating_mul(SWEEP_REST));
+        self.families[at(family)].sweep_at = Some(Instant::now() + rest);
+    }
+
+    fn look(&mut self, family: Family) -> Result<(), netlink::Error> {
+        let Some((reader, _)) = Self::open(&mut self.sockets)? else { return Ok(()) };
+        let mut found = Destinations::new();
+        for protocol in [Protocol::Udp, Protocol::Sctp, Protocol::Tcp] {
+            let filter = Filter { status: Some(UNTRANSLATED_AND_UNANSWERED), ..filter(family, protocol) };
+            let ask = &mut self.ask;
+            // What a dump that was interrupted has missed, the next one finds.
+            let _ = conntrack::walk(reader, &filter, |flow| {
+                let (to, from) = (&flow.original, &flow.reply);
+                let untranslated = (to.destination, to.destination_port) == (from.source, from.source_port);
+                if flow.zone == DEFAULT_ZONE && untranslated {
+                    found.insert((protocol, to.destination, to.destination_port));
+                    if found.len() == MOST_ASKED {
+                        ask(family, std::mem::take(&mut found));
+                    }
+                }
+            })?;
+        }
+        if !found.is_empty() {
+            (self.ask)(family, found);
+        }
+        Ok(())
+    }
+
+    fn open(sockets: &mut Option<(Socket, Socket)>) -> Result<Option<&mut (Socket, Socket)>, netlink::Error> {
+        if sockets.is_none() {
+            let open = || Socket::open(netlink::Protocol::Netfilter);
+            *sockets = Some((open()?, open()?));
+        }
+        Ok(sockets.as_mut())
+    }
+
     fn clean(
         &mut self,
         family: Family,
         active: &mut StaleFlows,
         deleted: &mut usize,
     ) -> Result<(), netlink::Error> {
-        if self.sockets.is_none() {
-            let open = || Socket::open(netlink::Protocol::Netfilter);
-            self.sockets = Some((open()?, open()?));
-        }
+        Self::open(&mut self.sockets)?;
         let Self { inbox, families, sockets: Some((reader, writer)), .. } = self else {
             return Ok(());
         };
         let protocols: Vec<Protocol> = active.protocols().collect();
         for protocol in protocols {
-            let filter = Filter {
-                family: Some(match family {
-                    Family::V4 => AddressFamily::V4,
-                    Family::V6 => AddressFamily::V6,
-                }),
-                protocol: Some(protocol.number()),
-                // The kernel leaves out what nobody looks for: established connections are the bulk of a table.
-                status: active.only_untranslated(protocol).then_some(UNTRANSLATED_AND_UNANSWERED),
-                ..Filter::default()
-            };
+            // The kernel leaves out what nobody looks for: established connections are the bulk of a table.
+            let status = active.only_untranslated(protocol).then_some(UNTRANSLATED_AND_UNANSWERED);
+            let filter = Filter { status, ..filter(family, protocol) };
             complete(|| {
                 let mut found = Vec::new();
                 let mut failed = None;
@@ -225,6 +291,14 @@ impl Worker {
     }
 }
 
+fn filter(family: Family, protocol: Protocol) -> Filter {
+    let family = match family {
+        Family::V4 => AddressFamily::V4,
+        Family::V6 => AddressFamily::V6,
+    };
+    Filter { family: Some(family), protocol: Some(protocol.number()), ..Filter::default() }
+}
+
 /// Repeats a dump that saw only a part of the table. After the last try what was found has to do: the rest is as it
 /// would be if it had changed a moment later.
 fn complete(mut dump: impl FnMut() -> Result<Dump, netlink::Error>) -> Result<(), netlink::Error> {
@@ -238,9 +312,16 @@ fn complete(mut dump: impl FnMut() -> Result<Dump, netlink::Error>) -> Result<()
     Ok(())
 }
 
+/// The first sweep follows the first rules at once: they may be few, and flows older than this process many.
+#[expect(clippy::disallowed_methods, reason = "a thread of its own paces itself")]
+fn soon() -> Instant {
+    Instant::now()
+}
+
 fn take(families: &mut [FamilyState; 2], submission: Submission) {
     let state = &mut families[at(submission.family)];
     state.node_ports = submission.node_ports;
+    state.sweep_at.get_or_insert_with(soon);
     submission.rules.into_iter().for_each(|rule| state.pending.add(rule));
 }
 

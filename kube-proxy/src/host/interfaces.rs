@@ -1,19 +1,19 @@
 //! Follows the addresses of the node's interfaces.
 
-use std::{sync::mpsc, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use anyhow::Context as _;
 use netlink::address::{self, AddressMonitor};
 use proxy_core::model::Input;
 
-use crate::{engine::Message, supervisor::Supervisor};
+use crate::{engine::mailbox::Mailbox, supervisor::Supervisor};
 
 /// How often the addresses are read though no change was told of.
 const RECHECK: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// A list goes to the engine before this returns.
-pub(crate) fn follow(messages: mpsc::Sender<Message>, supervisor: &Supervisor) -> anyhow::Result<()> {
+pub(crate) fn follow(messages: Mailbox, supervisor: &Supervisor) -> anyhow::Result<()> {
     // The monitor first: what changes while the list is read is told afterwards.
     let mut monitor = AddressMonitor::open().context("interface addresses cannot be watched")?;
     let mut socket =

@@ -45,6 +45,37 @@ pub(crate) struct Wanted {
     pub(crate) addresses: Vec<IpAddr>,
 }
 
+impl Wanted {
+    /// What one family's engine knows, in place of what it knew.
+    pub(crate) fn set_checks(&mut self, family: Family, of_family: &HashMap<ServiceName, HealthCheck>) {
+        for check in self.checks.values_mut() {
+            *local_mut(check, family) = None;
+        }
+        for (name, check) in of_family {
+            let known = self.checks.entry(name.clone()).or_insert(HealthCheck {
+                port: check.port,
+                local_v4: None,
+                local_v6: None,
+            });
+            known.port = check.port;
+            *local_mut(known, family) = local(check, family);
+        }
+        self.checks.retain(|_, check| check.local_v4.is_some() || check.local_v6.is_some());
+    }
+
+    /// Where to listen in one family. Whether that is new.
+    pub(crate) fn set_addresses(&mut self, family: Family, of_family: Vec<IpAddr>) -> bool {
+        let known: Vec<IpAddr> =
+            self.addresses.iter().copied().filter(|addr| Family::of(*addr) == family).collect();
+        if known == of_family {
+            return false;
+        }
+        self.addresses.retain(|addr| Family::of(*addr) != family);
+        self.addresses.extend(of_family);
+        true
+    }
+}
+
 /// A listener: the Service that it answers for, and where.
 type Key = (ServiceName, SocketAddr);
 
@@ -52,6 +83,13 @@ enum Open {
     Serving(AbortHandle),
     /// The reason was reported.
     Failed,
+}
+
+fn local_mut(check: &mut HealthCheck, family: Family) -> &mut Option<usize> {
+    match family {
+        Family::V4 => &mut check.local_v4,
+        Family::V6 => &mut check.local_v6,
+    }
 }
 
 /// How many endpoints are here; nothing where the Service is not of that family.

@@ -1,8 +1,9 @@
 //! What becomes of a sync outside the engine: logs, metrics, health, conntrack, health check node ports.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -12,7 +13,7 @@ use proxy_core::{
     conntrack::FlowTracker,
     environment::NodePortAddresses,
     instance::{Pending, SyncReport},
-    model::Family,
+    model::{Family, Protocol, ServiceName},
     reconciler::Reconciler,
 };
 use tokio::sync::watch;
@@ -21,7 +22,7 @@ use crate::{
     api::events::{Event, Events},
     engine::Observer,
     host::conntrack::ConntrackReconciler,
-    serve::service_health::Wanted,
+    serve::{localhost_node_ports::NodePorts, service_health::Wanted},
     settings::effective::Mode,
     sync::{localhost_node_ports::LocalhostNodePorts, open_load_balancers::OpenLoadBalancers, talk::Talk},
     telemetry::{
@@ -33,63 +34,124 @@ use crate::{
 /// Called once, when every family has been written for the first time.
 pub(crate) type AfterFirstSync = Box<dyn FnOnce() + Send>;
 
+/// What the observers of both families share.
+struct Shared {
+    /// Inputs that wait, of each family.
+    pending: Mutex<[Pending; 2]>,
+    talk: Mutex<Talk>,
+    /// Families that were not written yet, and what then.
+    unsynced: Mutex<(Vec<Family>, Option<AfterFirstSync>)>,
+    health_checks: watch::Sender<Wanted>,
+}
+
+/// Makes an observer for each family.
+pub(crate) struct Observers {
+    mode: Mode,
+    process_started: Timestamp,
+    health: HealthState,
+    reset_tcp: bool,
+    conntrack: Option<ConntrackReconciler>,
+    events: Events,
+    node: String,
+    /// NodePorts on ::1, where they are wanted.
+    localhost_node_ports: Option<NodePorts>,
+    shared: Arc<Shared>,
+}
+
+impl Observers {
+    pub(crate) fn new(
+        mode: Mode,
+        health: HealthState,
+        (reset_tcp, conntrack): (bool, Option<ConntrackReconciler>),
+        health_checks: watch::Sender<Wanted>,
+        events: Events,
+        node: String,
+        after_first_sync: AfterFirstSync,
+    ) -> Self {
+        let shared = Shared {
+            pending: Mutex::default(),
+            talk: Mutex::default(),
+            unsynced: Mutex::new((Vec::new(), Some(after_first_sync))),
+            health_checks,
+        };
+        let process_started = Timestamp::now();
+        let shared = Arc::new(shared);
+        let localhost_node_ports = None;
+        Self {
+            mode,
+            process_started,
+            health,
+            reset_tcp,
+            conntrack,
+            events,
+            node,
+            localhost_node_ports,
+            shared,
+        }
+    }
+
+    /// NodePorts on ::1 are wanted.
+    pub(crate) fn set_localhost_node_ports(&mut self, ports: NodePorts) {
+        self.localhost_node_ports = Some(ports);
+    }
+
+    /// One for each of the families that are served.
+    pub(crate) fn of(&self, families: &[Family]) -> Vec<Observations> {
+        lock(&self.shared.unsynced).0 = families.to_vec();
+        let observer = |family: &Family| Observations {
+            family: *family,
+            mode: self.mode,
+            process_started: self.process_started,
+            health: self.health.clone(),
+            flows: FlowTracker::new(self.reset_tcp),
+            conntrack: self.conntrack.clone(),
+            events: self.events.clone(),
+            open_load_balancers: OpenLoadBalancers::default(),
+            localhost_node_ports: self.localhost_node_ports.clone().map(LocalhostNodePorts::new),
+            node: self.node.clone(),
+            shared: self.shared.clone(),
+            synced: false,
+            queued: None,
+            shown: Pending::default(),
+            figures: Figures::default(),
+        };
+        families.iter().map(observer).collect()
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is told of one family's syncs.
 pub(crate) struct Observations {
+    family: Family,
     mode: Mode,
     /// Changes older than this process say nothing about its speed.
     process_started: Timestamp,
     health: HealthState,
     flows: FlowTracker,
     conntrack: Option<ConntrackReconciler>,
-    health_checks: watch::Sender<Wanted>,
     events: Events,
     open_load_balancers: OpenLoadBalancers,
-    talk: Talk,
     localhost_node_ports: Option<LocalhostNodePorts>,
     node: String,
-    after_first_sync: Option<AfterFirstSync>,
-    synced: Vec<Family>,
-    /// Since when each family's oldest change has been known to wait.
-    queued: Vec<(Family, Instant)>,
+    shared: Arc<Shared>,
+    /// It was written once.
+    synced: bool,
+    /// Since when its oldest change has been known to wait.
+    queued: Option<Instant>,
     shown: Pending,
-    figures: HashMap<Family, Figures>,
+    figures: Figures,
 }
 
 impl Observations {
-    pub(crate) fn new(
-        mode: Mode,
-        health: HealthState,
-        (flows, conntrack): (FlowTracker, Option<ConntrackReconciler>),
-        health_checks: watch::Sender<Wanted>,
-        events: Events,
-        node: String,
-        after_first_sync: AfterFirstSync,
-    ) -> Self {
-        Self {
-            mode,
-            process_started: Timestamp::now(),
-            health,
-            flows,
-            conntrack,
-            health_checks,
-            events,
-            open_load_balancers: OpenLoadBalancers::default(),
-            talk: Talk::default(),
-            localhost_node_ports: None,
-            node,
-            after_first_sync: Some(after_first_sync),
-            synced: Vec::new(),
-            queued: Vec::new(),
-            shown: Pending::default(),
-            figures: HashMap::new(),
-        }
+    /// Whether something about an object of this namespace may be told; see [`Talk::may`].
+    fn may_tell(&self, service: &ServiceName, now: Instant) -> Option<u64> {
+        lock(&self.shared.talk).may(service.namespace(), now)
     }
 
-    /// NodePorts on ::1 are wanted.
-    pub(crate) fn set_localhost_node_ports(&mut self, ports: LocalhostNodePorts) {
-        self.localhost_node_ports = Some(ports);
-    }
-
-    fn tell(&mut self, report: &SyncReport, took: Duration) {
+    fn tell(&self, report: &SyncReport, took: Duration) {
         if let Some(error) = &report.error {
             tracing::error!(ipFamily = %report.family, error, "Sync failed");
         } else {
@@ -98,7 +160,7 @@ impl Observations {
         }
         let now = report.ended;
         for conflict in &report.conflicts {
-            let Some(left_out) = self.talk.may(conflict.service.namespace(), now) else { continue };
+            let Some(left_out) = self.may_tell(&conflict.service, now) else { continue };
             let (protocol, at, port) = conflict.first;
             let address = at.map_or_else(|| "node port".to_owned(), |at| at.to_string());
             tracing::warn!(service = %conflict.service, winner = %conflict.winner, address, port, %protocol,
@@ -109,19 +171,19 @@ impl Observations {
             self.events.send(event);
         }
         for (service, excess) in &report.excesses {
-            let Some(left_out) = self.talk.may(service.namespace(), now) else { continue };
+            let Some(left_out) = self.may_tell(service, now) else { continue };
             tracing::error!(%service, ipFamily = %report.family, %excess, leftOut = left_out,
                 "This Service asks for too much; it keeps its last good state");
             self.events.send(Event::too_large(service, report.family, excess));
         }
         for (service, reason) in &report.set_aside {
-            let Some(left_out) = self.talk.may(service.namespace(), now) else { continue };
+            let Some(left_out) = self.may_tell(service, now) else { continue };
             tracing::error!(%service, reason, leftOut = left_out,
                 "The kernel refused this Service; it keeps its last good state");
             self.events.send(Event::set_aside(service, &self.node, reason));
         }
         for service in &report.restored {
-            let Some(left_out) = self.talk.may(service.namespace(), now) else { continue };
+            let Some(left_out) = self.may_tell(service, now) else { continue };
             tracing::info!(%service, leftOut = left_out, "A Service that the kernel had refused works again");
             self.events.send(Event::restored(service, &self.node));
         }
@@ -133,27 +195,27 @@ impl Observations {
         P: Planner,
         X: Executor<Op = P::Op, Found = P::Found>,
     {
-        // As in kube-proxy, a Service counts once for each family, and a slice for the family that it is of.
         let pending = engine.instances().iter().map(|instance| instance.pending());
-        let pending = pending.fold(Pending::default(), |sum, one| Pending {
-            services: sum.services + one.services,
-            slices: sum.slices + one.slices,
-        });
+        let pending = pending.fold(Pending::default(), sum);
         if pending == self.shown {
             return;
         }
+        // As in kube-proxy, a Service counts once for each family, and a slice for the family that it is of.
+        let mut of_families = lock(&self.shared.pending);
+        of_families[index(self.family)] = pending;
+        let all = of_families.iter().copied().fold(Pending::default(), sum);
         metrics::changed(Changed::Services, pending.services.saturating_sub(self.shown.services));
         metrics::changed(Changed::Endpoints, pending.slices.saturating_sub(self.shown.slices));
-        metrics::pending(Changed::Services, usize::try_from(pending.services).unwrap_or(usize::MAX));
-        metrics::pending(Changed::Endpoints, usize::try_from(pending.slices).unwrap_or(usize::MAX));
+        metrics::pending(Changed::Services, usize::try_from(all.services).unwrap_or(usize::MAX));
+        metrics::pending(Changed::Endpoints, usize::try_from(all.slices).unwrap_or(usize::MAX));
+        drop(of_families);
         self.shown = pending;
     }
 
     fn measure(&mut self, report: &SyncReport, took: Duration) {
         let family = report.family;
-        let waiting = self.queued.iter().position(|(known, _)| *known == family);
         let succeeded = report.error.is_none();
-        let since = if succeeded { waiting.map(|at| self.queued.swap_remove(at).1) } else { None };
+        let since = if succeeded { self.queued.take() } else { None };
         let sample = SyncSample {
             family,
             mode: self.mode,
@@ -187,8 +249,8 @@ where
         for instance in engine.instances() {
             let family = instance.family();
             let Some(since) = instance.queued_since() else { continue };
-            if !self.queued.iter().any(|(known, _)| *known == family) {
-                self.queued.push((family, since));
+            if self.queued.is_none() {
+                self.queued = Some(since);
                 self.health.queued(family, since);
                 metrics::queued(family, unix_now());
             }
@@ -199,7 +261,7 @@ where
         let took = report.ended.saturating_duration_since(report.started);
         self.tell(&report, took);
         self.measure(&report, took);
-        if !self.synced.contains(&report.family) {
+        if !self.synced {
             metrics::first_sync(report.family, report.phases);
         }
         if report.error.is_some() {
@@ -207,7 +269,7 @@ where
         }
         let family = report.family;
         for service in self.open_load_balancers.news(family, &report.services, engine.store()) {
-            if self.talk.may(service.namespace(), report.ended).is_none() {
+            if self.may_tell(service, report.ended).is_none() {
                 continue;
             }
             tracing::warn!(%service, ipFamily = %family, "loadBalancerSourceRanges names no network of this family; \
@@ -230,25 +292,29 @@ where
         for (table, total, last) in &figures.rules {
             metrics::iptables_rules(family, table, *total, *last);
         }
-        let shown = self.figures.entry(family).or_default();
+        let shown = std::mem::replace(&mut self.figures, figures);
+        let figures = &self.figures;
         metrics::affinity_lost(family, figures.affinity_lost.saturating_sub(shown.affinity_lost));
         metrics::nftables_cleanup_failed(
             family,
             figures.cleanup_failures.saturating_sub(shown.cleanup_failures),
         );
-        *shown = figures;
         if let Some(ports) = &mut self.localhost_node_ports {
             ports.follow(family, &report.services, |name| instance.installed(name));
         }
         let rules = self.flows.rules(&report, engine.store(), instance);
         if let (Some(conntrack), Some(environment)) = (&self.conntrack, instance.environment()) {
+            if !self.synced {
+                conntrack.begin(environment);
+            }
             conntrack.submit(rules, environment);
         }
-        if !self.synced.contains(&family) {
-            self.synced.push(family);
-            if self.synced.len() == engine.instances().len()
-                && let Some(act) = self.after_first_sync.take()
-            {
+        if !std::mem::replace(&mut self.synced, true) {
+            let mut unsynced = lock(&self.shared.unsynced);
+            unsynced.0.retain(|of| *of != family);
+            let act = if unsynced.0.is_empty() { unsynced.1.take() } else { None };
+            drop(unsynced);
+            if let Some(act) = act {
                 act();
             }
         }
@@ -262,19 +328,34 @@ where
         )));
     }
 
+    fn asked(&mut self, untranslated: &HashSet<(Protocol, IpAddr, u16)>, engine: &Reconciler<P, X>) {
+        for instance in engine.instances() {
+            if let (Some(conntrack), Some(environment)) = (&self.conntrack, instance.environment()) {
+                let rules = proxy_core::conntrack::untranslated(untranslated, engine.store(), instance);
+                conntrack.submit(rules, environment);
+            }
+        }
+    }
+
     fn round(&mut self, engine: &mut Reconciler<P, X>) {
         self.show_pending(engine);
-        let addresses = health_check_addresses(engine);
-        if let Some(checks) = engine.take_health_checks().cloned() {
-            self.health_checks.send_modify(|wanted| wanted.checks = checks);
+        let (family, addresses) = (self.family, health_check_addresses(engine));
+        let wanted = &self.shared.health_checks;
+        if let Some(checks) = engine.take_health_checks() {
+            wanted.send_modify(|wanted| wanted.set_checks(family, checks));
         }
-        self.health_checks.send_if_modified(|wanted| {
-            let changed = wanted.addresses != addresses;
-            if changed {
-                wanted.addresses = addresses;
-            }
-            changed
-        });
+        wanted.send_if_modified(|wanted| wanted.set_addresses(family, addresses));
+    }
+}
+
+fn sum(a: Pending, b: Pending) -> Pending {
+    Pending { services: a.services + b.services, slices: a.slices + b.slices }
+}
+
+const fn index(family: Family) -> usize {
+    match family {
+        Family::V4 => 0,
+        Family::V6 => 1,
     }
 }
 

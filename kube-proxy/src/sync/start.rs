@@ -1,9 +1,6 @@
-//! Starts the engine: opens the mode's backends and gives them to a thread of their own.
+//! Starts the engine: opens the mode's backends and gives each family's to a thread of its own.
 
-use std::{
-    sync::mpsc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use proxy_core::{
     backend::{Executor, Planner},
@@ -17,10 +14,13 @@ use crate::{
         events::{Event, Events},
         watch::chain,
     },
-    engine::{self, Message},
+    engine::{self, mailbox::Inbox},
     settings::effective::{Mode, Settings},
     supervisor::Supervisor,
-    sync::{observe::Observations, watched::Watched},
+    sync::{
+        observe::Observers,
+        watched::{Turns, Watched},
+    },
     telemetry::health::HealthState,
 };
 
@@ -29,18 +29,18 @@ const DRIFT_CHECK: Duration = Duration::from_millis(500);
 /// A few requests of constant cost.
 const IPVS_DRIFT_CHECK: Duration = Duration::from_secs(2);
 
-/// Opens the mode's backends and gives them to a thread of their own. Answers the families that are served.
+/// Opens the mode's backends and gives each family's to a thread of its own. Answers the families that are served.
 pub(crate) fn engine(
     settings: &Settings,
     environment: EnvironmentSettings,
-    inbox: mpsc::Receiver<Message>,
-    observations: Observations,
+    inboxes: Vec<(Family, Inbox)>,
+    observers: &Observers,
     (health, events, supervisor): (&HealthState, &Events, &Supervisor),
     fits: &dyn Fn(&[Family]) -> anyhow::Result<()>,
 ) -> anyhow::Result<Vec<Family>> {
     let drift_interval = drift_interval(settings);
     let pace = pace(settings);
-    let start = Start { environment, pace, drift_interval, inbox, observations, health, supervisor, fits };
+    let start = Start { environment, pace, drift_interval, inboxes, observers, health, supervisor, fits };
     // By this line people and scripts tell the mode of a node.
     tracing::info!("Using {} Proxier", settings.mode.as_str());
     match settings.mode {
@@ -58,7 +58,7 @@ pub(crate) fn engine(
                 let executor = backend_nft::Executor::open(family)?.counting(&commits);
                 Ok((planner, executor))
             };
-            start.spawn(open_families(open)?)
+            start.spawn(open_families(open)?, &Turns::one_at_a_time())
         }
         Mode::Iptables => {
             let commits = backend_iptables::OwnCommits::default();
@@ -66,7 +66,7 @@ pub(crate) fn engine(
                 let executor = backend_iptables::Executor::open(family)?.counting(&commits);
                 Ok((backend_iptables::Planner::new(family), executor))
             };
-            start.spawn(open_families(open)?)
+            start.spawn(open_families(open)?, &Turns::side_by_side())
         }
         Mode::Ipvs => {
             let chosen = crate::sync::ipvs::settings(&settings.ipvs)?;
@@ -77,7 +77,7 @@ pub(crate) fn engine(
             };
             let families = open_families(open)?;
             name_missing_schedulers(supervisor);
-            start.spawn(families)
+            start.spawn(families, &Turns::one_at_a_time())
         }
     }
 }
@@ -149,8 +149,8 @@ struct Start<'a> {
     environment: EnvironmentSettings,
     pace: Pace,
     drift_interval: Duration,
-    inbox: mpsc::Receiver<Message>,
-    observations: Observations,
+    inboxes: Vec<(Family, Inbox)>,
+    observers: &'a Observers,
     health: &'a HealthState,
     supervisor: &'a Supervisor,
     /// Whether the configuration fits these families.
@@ -159,22 +159,30 @@ struct Start<'a> {
 
 impl Start<'_> {
     #[expect(clippy::disallowed_methods, reason = "the health state is told when it begins")]
-    fn spawn<P, X>(mut self, backends: Vec<(Family, P, X)>) -> anyhow::Result<Vec<Family>>
+    fn spawn<P, X>(mut self, backends: Vec<(Family, P, X)>, turns: &Turns) -> anyhow::Result<Vec<Family>>
     where
         P: Planner + Send + 'static,
         X: Executor<Op = P::Op, Found = P::Found> + Send + 'static,
     {
         let served: Vec<Family> = backends.iter().map(|(family, ..)| *family).collect();
         (self.fits)(&served)?;
-        let watched = backends.into_iter().map(|(family, planner, executor)| {
-            self.health.started(family, Instant::now());
-            (family, planner, Watched { family, executor, health: self.health.clone() })
-        });
-        let reconciler = Reconciler::new(self.environment, self.pace, watched.collect());
         let drift_interval = self.drift_interval;
-        self.supervisor.thread("engine", move || {
-            engine::run(reconciler, &self.inbox, &mut self.observations, drift_interval);
-        })?;
+        let observers = self.observers.of(&served);
+        for ((family, planner, executor), mut observations) in backends.into_iter().zip(observers) {
+            let at = self.inboxes.iter().position(|(of, _)| *of == family);
+            let (_, inbox) = self.inboxes.swap_remove(at.expect("there is one for each family"));
+            self.health.started(family, Instant::now());
+            let watched = Watched { family, executor, health: self.health.clone(), turns: turns.clone() };
+            let reconciler =
+                Reconciler::new(self.environment.clone(), self.pace, vec![(family, planner, watched)]);
+            let name = match family {
+                Family::V4 => "engine IPv4",
+                Family::V6 => "engine IPv6",
+            };
+            self.supervisor.thread(name, move || {
+                engine::run(reconciler, &inbox, &mut observations, drift_interval);
+            })?;
+        }
         Ok(served)
     }
 }

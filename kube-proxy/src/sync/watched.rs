@@ -1,6 +1,9 @@
 //! An executor that tells the health state when it writes.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError},
+    time::{Duration, Instant},
+};
 
 use proxy_core::{
     backend::{ApplyError, Executor, Figures, Outcome, Plan},
@@ -9,10 +12,55 @@ use proxy_core::{
 
 use crate::telemetry::health::HealthState;
 
+/// What both families share is one rule set, whose generation tells whether somebody else changed it. So nobody may look at
+/// it while a transaction of ours is made and not counted yet.
+#[derive(Debug, Clone)]
+pub(crate) struct Turns {
+    shared: Arc<RwLock<()>>,
+    /// The kernel makes the transactions one at a time anyway, and nothing else is waited for.
+    exclusive: bool,
+}
+
+/// Held while something is written.
+enum Turn<'a> {
+    Alone(#[expect(dead_code, reason = "it is held")] RwLockWriteGuard<'a, ()>),
+    Beside(#[expect(dead_code, reason = "it is held")] RwLockReadGuard<'a, ()>),
+}
+
+impl Turns {
+    /// One family at a time.
+    pub(crate) fn one_at_a_time() -> Self {
+        Self { shared: Arc::default(), exclusive: true }
+    }
+
+    /// Both may write at once: programs that do it may wait for other programs' locks.
+    pub(crate) fn side_by_side() -> Self {
+        Self { shared: Arc::default(), exclusive: false }
+    }
+
+    fn write(&self) -> Turn<'_> {
+        if self.exclusive {
+            Turn::Alone(self.shared.write().unwrap_or_else(PoisonError::into_inner))
+        } else {
+            Turn::Beside(self.shared.read().unwrap_or_else(PoisonError::into_inner))
+        }
+    }
+
+    /// `None`: the other family is writing; the next look will do.
+    fn look(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        match self.shared.try_write() {
+            Ok(turn) => Some(turn),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
 pub(crate) struct Watched<X> {
     pub(crate) family: Family,
     pub(crate) executor: X,
     pub(crate) health: HealthState,
+    pub(crate) turns: Turns,
 }
 
 impl<X: Executor> Executor for Watched<X> {
@@ -20,18 +68,22 @@ impl<X: Executor> Executor for Watched<X> {
     type Found = X::Found;
 
     fn survey(&mut self) -> Result<Self::Found, ApplyError> {
+        let _turn = self.turns.write();
         self.executor.survey()
     }
 
     #[expect(clippy::disallowed_methods, reason = "health is about the time that passes")]
     fn apply(&mut self, plan: &Plan<Self::Op>) -> Result<Outcome, ApplyError> {
         self.health.writing(self.family, Instant::now());
+        let turn = self.turns.write();
         let result = self.executor.apply(plan);
+        drop(turn);
         self.health.written(self.family, result.is_ok());
         result
     }
 
     fn intact(&mut self) -> Result<bool, ApplyError> {
+        let Some(_turn) = self.turns.look() else { return Ok(true) };
         self.executor.intact()
     }
 

@@ -97,15 +97,17 @@ fn listed(family: AddressFamily) -> BTreeSet<String> {
     all
 }
 
+fn thread(work: Work) -> io::Result<()> {
+    std::thread::Builder::new().spawn(work).map(drop)
+}
+
 /// The reconciler, and what it tells.
 fn reconciler() -> (ConntrackReconciler, Receiver<Pass>) {
     let (sender, told) = mpsc::channel();
-    let reconciler = ConntrackReconciler::spawn(
-        |work| std::thread::Builder::new().spawn(work).map(drop),
-        move |pass| {
-            let _ = sender.send(pass);
-        },
-    );
+    let told_pass = move |pass| {
+        let _ = sender.send(pass);
+    };
+    let reconciler = ConntrackReconciler::spawn(thread, told_pass, |_, _| {});
     (reconciler.expect("a thread"), told)
 }
 
@@ -345,4 +347,29 @@ fn tcp_is_cut_only_where_it_is_asked_for() {
         resets_tcp(Some("yes")),
         Err("SWITCHYARD_RESET_TCP: \"yes\" is neither true nor false".to_owned())
     );
+}
+
+#[test]
+fn a_sweep_asks_about_flows_that_are_neither_translated_nor_answered() {
+    own_namespace();
+    let answered = |flow: conntrack::Flow| conntrack::Flow { status: status::SEEN_REPLY, ..flow };
+    insert(&[
+        entry(17, 0, "192.0.2.1:1000", "172.30.0.1:53", "172.30.0.1:53"),
+        entry(17, 0, "192.0.2.1:1001", "172.30.0.1:53", "172.30.0.1:53"),
+        entry(132, 0, "192.0.2.1:1002", "172.30.0.2:99", "172.30.0.2:99"),
+        // Translated, answered, in a zone of somebody else's.
+        entry(17, 0, "192.0.2.1:1003", "172.30.0.3:53", "10.0.0.1:53"),
+        answered(entry(17, 0, "192.0.2.1:1004", "172.30.0.4:53", "172.30.0.4:53")),
+        entry(17, 7, "192.0.2.1:1005", "172.30.0.5:53", "172.30.0.5:53"),
+    ]);
+    let (sender, asked) = mpsc::channel();
+    let ask = move |family, destinations: Destinations| {
+        let _ = sender.send((family, destinations.into_iter().collect::<BTreeSet<_>>()));
+    };
+    let reconciler = ConntrackReconciler::spawn(thread, |_| {}, ask).expect("a thread");
+    reconciler.begin(&environment(Family::V4));
+    let (family, destinations) = asked.recv_timeout(Duration::from_secs(60)).expect("it asks");
+    let to = |protocol, text| (protocol, at(text).0, at(text).1);
+    let expected = [to(Protocol::Udp, "172.30.0.1:53"), to(Protocol::Sctp, "172.30.0.2:99")];
+    assert_eq!((family, destinations), (Family::V4, BTreeSet::from(expected)));
 }
