@@ -50,7 +50,8 @@ fn thousands_of_idle_connections_leave_the_real_program_answering() {
     rig.start_and_settle();
     rig.eventually("health", |rig| rig.code(HEALTH, "/healthz") == Some(200));
     for (port, path) in [(HEALTH, "/healthz"), (METRICS, "/metrics"), (32_000, "/")] {
-        let addresses: &[&str] = if port == 32_000 { &["127.0.0.1"] } else { &["127.0.0.1", "::1"] };
+        // Health check node ports answer where NodePorts do.
+        let addresses: &[&str] = if port == 32_000 { &["10.0.0.1"] } else { &["127.0.0.1", "::1"] };
         for ip in addresses {
             let address = SocketAddr::new(ip.parse().expect("an address"), port);
             rig.eventually("it listens", |rig| rig.get_at(address, path).is_some());
@@ -79,10 +80,12 @@ fn pod_cidrs(cidrs: &[&str]) -> Value {
 fn a_change_to_the_nodes_own_networks_takes_them_from_the_node() {
     let mut rig = Rig::new();
     rig.api.apply(pod_cidrs(&["10.244.7.0/24", "fd00:7::/64"])).expect("a complete object");
+    rig.api.apply(balanced("web", 10, 32_000)).expect("a complete object");
+    rig.api.apply(endpoints("web", 1, false)).expect("a complete object");
     rig.config(&[nftables(), local_mode("ClusterCIDR")]);
     rig.start_and_settle();
     let rules = |rig: &Rig| rig.output("nft", &["list", "ruleset"]);
-    assert!(rules(&rig).contains("10.244.0.0/16"), "{}", rules(&rig));
+    rig.eventually("the cluster's network", |rig| rules(rig).contains("10.244.0.0/16"));
     rig.config(&[nftables(), local_mode("NodeCIDR")]);
     rig.eventually("the node's networks", |rig| rules(rig).contains("10.244.7.0/24"));
     rig.eventually("of both families", |rig| rules(rig).contains("fd00:7::/64"));

@@ -252,7 +252,7 @@ fn shows_what_kube_proxy_shows(mode: &str) {
     }
     let text = rig.get(METRICS, "/metrics").expect("an answer").body;
     assert!(
-        text.contains("rest_client_requests_total{code=\"200\",method=\"GET\",host=\"127.0.0.1:6443\"}"),
+        text.contains("rest_client_requests_total{code=\"200\",host=\"127.0.0.1:6443\",method=\"GET\"}"),
         "{text}"
     );
     for name in
@@ -279,8 +279,8 @@ fn a_first_sync_that_waits_for_the_api_server_says_so_and_tells_all_its_phases()
         rig.start_and_settle();
         let text = rig.get(METRICS, "/metrics").expect("an answer").body;
         let phase = |name: &str| -> f64 {
-            let family = if ["list", "decode"].contains(&name) { "" } else { ",ip_family=\"IPv4\"" };
-            let series = format!("switchyard_first_sync_seconds{{phase=\"{name}\"{family}}} ");
+            let family = if ["list", "decode"].contains(&name) { "" } else { "ip_family=\"IPv4\"," };
+            let series = format!("switchyard_first_sync_seconds{{{family}phase=\"{name}\"}} ");
             let value = text.lines().find_map(|line| line.strip_prefix(&*series));
             value.unwrap_or_else(|| panic!("{mode}: {name} is not told")).parse().expect("a number")
         };

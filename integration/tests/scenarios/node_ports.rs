@@ -89,12 +89,12 @@ fn the_primary_address_and_a_network_count_together(lab: &mut Lab) {
     web(lab);
     let reached = seen_as_node(&[PodA, PodD]);
     lab.expect(Client, node_address(0, Tcp, 30080), &reached);
-    lab.expect(Client, node_address(1, Tcp, 30080), &Expect::NotTranslated);
+    lab.expect(Client, node_address(2, Tcp, 30080), &Expect::NotTranslated);
     lab.sweep();
     lab.only(&[Family::V4]);
-    lab.expect(Client, node_address(2, Udp, 30053), &reached);
+    lab.expect(Client, node_address(1, Udp, 30053), &reached);
     lab.only(&[Family::V6]);
-    lab.expect(Client, node_address(2, Udp, 30053), &Expect::NotTranslated);
+    lab.expect(Client, node_address(1, Udp, 30053), &Expect::NotTranslated);
 }
 
 fn the_primary_address_and_localhost_count_together(lab: &mut Lab) {
