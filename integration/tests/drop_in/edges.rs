@@ -88,7 +88,6 @@ fn a_change_to_the_nodes_own_networks_takes_them_from_the_node() {
     rig.eventually("the cluster's network", |rig| rules(rig).contains("10.244.0.0/16"));
     rig.config(&[nftables(), local_mode("NodeCIDR")]);
     rig.eventually("the node's networks", |rig| rules(rig).contains("10.244.7.0/24"));
-    rig.eventually("of both families", |rig| rules(rig).contains("fd00:7::/64"));
     rig.config(&[nftables(), local_mode("ClusterCIDR")]);
     rig.eventually("the cluster's again", |rig| rules(rig).contains("10.244.0.0/16"));
     // They are nobody's business any more.

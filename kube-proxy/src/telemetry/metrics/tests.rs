@@ -96,6 +96,7 @@ fn exercise(mode: Mode) {
             Mode::Ipvs => {}
         }
     }
+    metrics::gauge!("switchyard_ipvs_leaving", "what" => "connections").set(1.0);
     metrics::gauge!("switchyard_api_last_contact_timestamp_seconds", "kind" => "Service").set(1.0);
     if mode == Mode::Nftables {
         localhost_node_port_listeners(1);
