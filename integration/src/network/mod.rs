@@ -15,6 +15,7 @@ mod ping;
 mod probe;
 mod sctp;
 mod server;
+mod steady;
 mod wire;
 
 use std::io;
@@ -28,6 +29,7 @@ pub use namespace::Namespace;
 pub use ping::Ping;
 pub use probe::{BRIEF, Outcome, PATIENT, Probe, UdpFlow};
 use server::Servers;
+pub use steady::{Seen, Steady, SteadyClients};
 pub use wire::{Answer, Protocol};
 
 /// Below those that the kernel chooses from.
@@ -283,6 +285,16 @@ impl Network {
     /// Sends one echo request.
     pub fn ping(&self, from: Place, to: IpAddr) -> io::Result<Ping> {
         ping::send(self.namespace(from), to)
+    }
+
+    /// Starts clients that send without pause, with the source ports from `first_port` on.
+    pub fn steady(
+        &self,
+        from: Place,
+        targets: &[(Protocol, SocketAddr)],
+        first_port: u16,
+    ) -> io::Result<SteadyClients> {
+        SteadyClients::start(self.namespace(from), targets, first_port)
     }
 
     /// Opens a UDP socket that keeps its source port.

@@ -27,6 +27,7 @@ mod service_cidr;
 mod source_ranges;
 mod streams;
 mod surroundings;
+mod transitions;
 mod udp;
 mod vanishing;
 
