@@ -303,7 +303,7 @@ impl Drop for Lab {
 }
 
 /// All addresses of the node's interfaces.
-pub fn own_addresses() -> Vec<IpAddr> {
+fn own_addresses() -> Vec<IpAddr> {
     let mut addresses = Vec::new();
     for family in Family::BOTH {
         addresses.extend(family.node_addresses());

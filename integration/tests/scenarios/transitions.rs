@@ -7,12 +7,12 @@ use std::thread;
 use std::time::Duration;
 
 use integration::lab::{
-    Lab, Mode, Options, Service, Slices, To, cluster_ip, external_ip, judge, load_balancer, node_address,
-    own_addresses, service, slices,
+    Lab, Mode, Options, Service, Slices, To, cluster_ip, external_ip, load_balancer, node_address, service,
+    slices,
 };
 use integration::network::Place::{Client, Node, Node2, PodA, PodB, PodD};
 use integration::network::Protocol::{Sctp, Tcp, Udp};
-use integration::network::{Family, Place, Protocol, Seen, Steady, SteadyClients};
+use integration::network::{Family, Outcome, Place, Protocol, Seen, Steady, SteadyClients};
 use integration::oracle::Verdict;
 
 crate::scenarios! {
@@ -66,13 +66,16 @@ impl State {
         })
     }
 
-    fn slices(self, protocol: Protocol) -> Slices {
-        let places: &[Place] = match self {
+    fn endpoints(self) -> &'static [Place] {
+        match self {
             Self::Absent | Self::Empty => &[],
             Self::Elsewhere | Self::LocalElsewhere | Self::Inside => &[PodD],
             Self::Here | Self::LocalHere | Self::Restricted => &[PodA],
-        };
-        slices("web").port("p", 8080, protocol).ready(places)
+        }
+    }
+
+    fn slices(self, protocol: Protocol) -> Slices {
+        slices("web").port("p", 8080, protocol).ready(self.endpoints())
     }
 }
 
@@ -114,6 +117,8 @@ struct Watched<'a> {
     from: Place,
     client: &'a Steady,
     verdict: Verdict,
+    /// Who serves now: policies and source ranges are for new flows, and one that is served goes on.
+    serving: &'static [Place],
     /// How much it had sent when the change was in force.
     since: u64,
 }
@@ -122,14 +127,20 @@ impl Watched<'_> {
     /// Whether what it sends now meets what it should.
     fn is_right(&self, seen: &Seen) -> bool {
         let sent = seen.sent - self.since;
-        if matches!(self.verdict, Verdict::Dnat(_)) {
-            let right = seen.last.as_ref().is_some_and(|outcome| {
-                judge(&self.verdict, self.from, self.client.to, &own_addresses(), outcome).is_ok()
-            });
-            // One that was under way when the change came may be answered still.
-            right && seen.answered > self.since + 3
-        } else {
-            sent > 12 && seen.sent - seen.answered.min(seen.sent) > 10
+        let by_who_serves = match &seen.last {
+            Some(Outcome::Answered { answer, .. }) => {
+                self.serving.iter().any(|place| place.name() == answer.by)
+            }
+            _ => false,
+        };
+        // One that was under way when the change came may be answered still.
+        let answered = by_who_serves && seen.answered > self.since + 3;
+        let silent = sent > 12 && seen.sent - seen.answered > 10;
+        match self.verdict {
+            Verdict::Dnat(_) => answered,
+            // Every connection is a new one.
+            _ if self.client.protocol == Tcp => silent,
+            _ => silent || answered,
         }
     }
 }
@@ -164,7 +175,7 @@ fn follow(lab: &mut Lab, protocol: Protocol, places: &[Place], ways: &[To]) {
             .map(|(from, client)| {
                 let source = lab.source(from.into(), client.to);
                 let verdict = oracle.verdict(source, protocol, client.to);
-                Watched { from, client, verdict, since: client.seen().sent }
+                Watched { from, client, verdict, serving: now.endpoints(), since: client.seen().sent }
             })
             .collect();
         loop {
@@ -181,7 +192,7 @@ fn follow(lab: &mut Lab, protocol: Protocol, places: &[Place], ways: &[To]) {
             if waiting.is_empty() {
                 break;
             }
-            for Watched { from, client, verdict, since } in &waiting {
+            for Watched { from, client, verdict, since, .. } in &waiting {
                 let seen = client.seen();
                 let lost = seen.sent - since;
                 assert!(
