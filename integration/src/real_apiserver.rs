@@ -217,10 +217,15 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     if copied.success() { Ok(()) } else { bail!("copying {}: {copied}", from.display()) }
 }
 
+/// Ports below those that the kernel hands out (`ip_local_port_range` begins at 32768): nobody gets one by chance between
+/// now and the start of the server.
 fn free_ports() -> Result<[u16; 3]> {
-    let bind = || TcpListener::bind(("127.0.0.1", 0));
-    let held = [bind()?, bind()?, bind()?];
-    Ok([held[0].local_addr()?.port(), held[1].local_addr()?.port(), held[2].local_addr()?.port()])
+    const LOWEST: u32 = 20_000;
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let first = std::process::id() * 3;
+    let ports = (first..first + 12_000).map(|number| (LOWEST + number % 12_000) as u16);
+    let ports: Vec<u16> = ports.filter(free).take(3).collect();
+    ports.try_into().map_err(|_| anyhow::anyhow!("no free ports from {LOWEST} on"))
 }
 
 fn wait_for(what: &str, mut ready: impl FnMut() -> bool) -> Result<()> {

@@ -17,7 +17,7 @@ for module in sctp dummy; do modprobe $module; done
 while read -r folder program name; do
     cd "$folder"
     begin=$EPOCHREALTIME
-    if timeout 240 "$program" --exact "$name" --nocapture >/tmp/output 2>&1; then outcome=ok; else outcome=FAILED; fi
+    if timeout 600 "$program" --exact "$name" --nocapture >/tmp/output 2>&1; then outcome=ok; else outcome=FAILED; fi
     echo "$outcome ${program##*/} $name $(((${EPOCHREALTIME/./} - ${begin/./}) / 1000)) ms"
     [ $outcome = ok ] || tail -n 30 /tmp/output
 done <<<"$PLAN"
@@ -80,7 +80,7 @@ fn plan(selections: &[Selection]) -> Vec<String> {
 fn on_the_old_kernel(selections: &[Selection]) {
     let plan = plan(selections);
     let output = Command::new(vm_test::vm_run())
-        .args(["--vm", "qemu", "--timeout", "1500", "--", "bash", "-c", GUEST])
+        .args(["--vm", "qemu", "--timeout", "3000", "--", "bash", "-c", GUEST])
         .env("PLAN", plan.join("\n"))
         .env("INSTA_WORKSPACE_ROOT", repository())
         .env("INSTA_UPDATE", "no")

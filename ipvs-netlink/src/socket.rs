@@ -36,6 +36,8 @@ pub struct Socket {
     /// A request ended early: its late replies are thrown away before the next.
     stale: bool,
     waited: Duration,
+    calls: u64,
+    bytes: u64,
 }
 
 impl std::fmt::Debug for Socket {
@@ -58,6 +60,8 @@ impl Socket {
             datagram: vec![0; DATAGRAM].into_boxed_slice(),
             stale: false,
             waited: Duration::ZERO,
+            calls: 0,
+            bytes: 0,
         };
         let found =
             socket.answer(Batch::resolve_family(), |message| Ok(decode::family_id(decode::body(message)?)?));
@@ -75,6 +79,17 @@ impl Socket {
     /// How long the kernel has been at work for this socket since it was opened: inside `send` and `recv`.
     pub const fn waited(&self) -> Duration {
         self.waited
+    }
+
+    /// The calls of `send` and `recv` since the socket was opened, and the bytes that they carried: a measure
+    /// of work that other load on the machine does not change.
+    pub const fn traffic(&self) -> (u64, u64) {
+        (self.calls, self.bytes)
+    }
+
+    const fn count(&mut self, bytes: usize) {
+        self.calls += 1;
+        self.bytes += bytes as u64;
     }
 
     /// Carry out the requests in order. Those that fail are returned, all others took effect;
@@ -270,6 +285,7 @@ impl Socket {
             let begun = now();
             let sent = self.socket.send(bytes, Msg::empty());
             self.waited += begun.elapsed();
+            self.count(bytes.len());
             match sent {
                 // Netlink takes a datagram whole or not at all.
                 Ok(_) => return Ok(()),
@@ -286,6 +302,7 @@ impl Socket {
             let begun = now();
             let got = self.socket.recv(&mut self.datagram, Msg::DONTWAIT | Msg::TRUNC);
             self.waited += begun.elapsed();
+            self.count(got.as_ref().map_or(0, |(length, _)| *length));
             match got {
                 Ok((length, _)) if length > self.datagram.len() => {
                     return Err(io::Error::new(

@@ -203,7 +203,7 @@ mod tests {
             tokio::select! {
                 end = self.follow() => panic!("{end}"),
                 () = enough => {}
-                () = tokio::time::sleep(Duration::from_secs(10)) => panic!("nothing was applied"),
+                () = tokio::time::sleep(Duration::from_secs(60)) => panic!("nothing was applied"),
             }
         }
     }

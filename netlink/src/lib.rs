@@ -20,4 +20,4 @@ pub use attr::{Attribute, Attributes, Nest, Writer};
 pub use error::{Error, Failure};
 pub use message::{Message, Messages, flags};
 pub use pipeline::Pipeline;
-pub use socket::{Dump, Protocol, Socket};
+pub use socket::{Dump, Protocol, Socket, Traffic};

@@ -51,6 +51,38 @@ pub enum Dump {
     Interrupted,
 }
 
+/// What a socket carried since it was opened, both ways: a measure of work that other load on the machine does not change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// `sendmsg` and `recvmsg` together.
+    pub calls: u64,
+    pub bytes: u64,
+}
+
+impl Traffic {
+    /// Counts one call.
+    pub const fn add(&mut self, bytes: usize) {
+        self.calls += 1;
+        self.bytes += bytes as u64;
+    }
+}
+
+impl std::ops::Add for Traffic {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { calls: self.calls + other.calls, bytes: self.bytes + other.bytes }
+    }
+}
+
+impl std::ops::Sub for Traffic {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self { calls: self.calls - other.calls, bytes: self.bytes - other.bytes }
+    }
+}
+
 /// A socket bound to the kernel's side of one protocol.
 #[derive(Debug)]
 pub struct Socket {
@@ -61,6 +93,7 @@ pub struct Socket {
     unread: bool,
     received: Vec<u8>,
     waited: Duration,
+    traffic: Traffic,
 }
 
 impl Socket {
@@ -94,6 +127,7 @@ impl Socket {
             unread: false,
             received: vec![0; LONGEST],
             waited: Duration::ZERO,
+            traffic: Traffic::default(),
         };
         socket.set_patience(PATIENCE)?;
         Ok(socket)
@@ -118,6 +152,11 @@ impl Socket {
         self.waited
     }
 
+    /// What went to the kernel and came from it since the socket was opened.
+    pub const fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
     /// Takes `count` sequence numbers that no other request of this socket has and answers the first.
     pub fn reserve(&mut self, count: u32) -> u32 {
         let first = self.sequence;
@@ -136,6 +175,7 @@ impl Socket {
             let begun = now();
             let sent = sendmsg(self.fd.as_raw_fd(), &slices, &[], MsgFlags::empty(), Some(&kernel));
             self.waited += begun.elapsed();
+            self.traffic.add(sent.unwrap_or_default());
             match sent {
                 Ok(sent) if sent == length => return Ok(()),
                 Ok(_) => return Err(Error::Malformed("a part only of a datagram was taken")),
@@ -202,6 +242,7 @@ impl Socket {
             let begun = now();
             let got = recvmsg::<NetlinkAddr>(self.fd.as_raw_fd(), &mut slices, None, flags);
             self.waited += begun.elapsed();
+            self.traffic.add(got.as_ref().map_or(0, |got| got.bytes));
             match got {
                 Ok(got) => {
                     // Whatever another process sends here is not the kernel's.

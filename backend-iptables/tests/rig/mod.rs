@@ -167,7 +167,8 @@ pub struct Answer {
 /// veth pair the refusal of the first SYN may come back while `connect` still holds the socket, and is then ignored.
 pub fn connect(to: IpAddr, port: u16) -> io::Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to, port), Duration::from_millis(2500))?;
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    // Connected, it is answered, however late on a busy machine.
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let (server, source) = text.split_once(' ').ok_or_else(|| io::Error::other("no answer"))?;
@@ -179,7 +180,7 @@ pub fn udp_refused(to: IpAddr, port: u16) -> bool {
     let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("an address");
     let socket = UdpSocket::bind(any).expect("a socket");
     socket.connect((to, port)).expect("a route");
-    socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
+    socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
     let _ = socket.send(b"x");
     socket.recv(&mut [0; 8]).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
@@ -194,7 +195,7 @@ fn no_duplicate_detection() {
 
 /// The kernel notices the carrier a little later, and loses what is sent until then.
 fn wait_until_up(interface: &str) {
-    for _ in 0..100 {
+    for _ in 0..3_000 {
         if run(&format!("ip link show dev {interface}")).contains("state UP") {
             return;
         }

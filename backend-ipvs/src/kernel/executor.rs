@@ -3,6 +3,7 @@
 use std::{sync::mpsc::Sender, time::Duration};
 
 use ipvs_netlink::ServiceKey;
+use netlink::Traffic;
 use nft_netlink::generation::OwnCommits;
 use proxy_core::{
     backend::{ApplyError, Executor, Outcome, Plan},
@@ -57,6 +58,12 @@ impl IpvsExecutor {
     pub fn counting(mut self, own: &OwnCommits) -> Self {
         self.tables.count_with(own.clone());
         self
+    }
+
+    /// What went to the kernel and came from it so far: to IPVS, for addresses and routes, and to nftables.
+    pub fn traffic(&self) -> Traffic {
+        let (calls, bytes) = self.servers.socket.traffic();
+        Traffic { calls, bytes } + self.bindings.socket.traffic() + self.tables.traffic()
     }
 }
 

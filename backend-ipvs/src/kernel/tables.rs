@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use netlink::Socket;
+use netlink::{Socket, Traffic};
 use nft_netlink::{
     Batch, CommitError, Position, Refusal,
     generation::{OwnCommits, Watch},
@@ -100,6 +100,10 @@ impl Tables {
 
     pub(crate) fn waited(&self) -> Duration {
         self.socket.waited()
+    }
+
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.socket.traffic()
     }
 
     /// One transaction.

@@ -7,9 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backend_ipvs::{IpvsExecutor, IpvsPlanner, Settings, open};
+use backend_ipvs::{IpvsExecutor, IpvsPlanner, Settings, op::Op, open};
 use proxy_core::{
-    backend::{Change, Effect, Executor, Planned, Planner},
+    backend::{Change, Effect, Executor, Plan, Planned, Planner},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, ObjectName, Protocol, ServicePortName, TrafficPolicy},
     route::{Frontend, FrontendKind, Route, Target},
@@ -87,19 +87,22 @@ impl Driver {
             Some(route) => self.routes.insert(name.clone(), route.clone()),
             None => self.routes.remove(&name),
         };
-        self.incremental(&[Change { name, before, after }]);
+        let _ = self.incremental(&[Change { name, before, after }]);
     }
 
-    /// Applies changes to the same Service ports again and again, as the engine would.
-    pub(crate) fn incremental(&mut self, changes: &[Change]) {
+    /// Applies changes to the same Service ports again and again, as the engine would. Returns the plan, or nothing where
+    /// everything had to be written anew.
+    pub(crate) fn incremental(&mut self, changes: &[Change]) -> Option<Plan<Op>> {
         match self.planner.plan(changes, &self.environment, self.now) {
             Planned::Plan(plan) => {
                 let outcome = self.executor.apply(&plan).unwrap_or_else(|error| panic!("{error}\n{plan}"));
                 assert!(outcome.rejected.is_empty(), "{:?}\n{plan}", outcome.rejected);
                 self.planner.settle(Effect::Applied);
+                Some(plan)
             }
             Planned::StartOver(_) => {
                 self.full();
+                None
             }
         }
     }

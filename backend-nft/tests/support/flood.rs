@@ -23,6 +23,7 @@ use nix::{
 pub struct Flood {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU32>,
+    allowed: Arc<AtomicU32>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -50,9 +51,10 @@ fn send(
 ) -> Flood {
     let stop = Arc::new(AtomicBool::new(false));
     let sent = Arc::new(AtomicU32::new(0));
+    let allowed = Arc::new(AtomicU32::new(most));
     let path = format!("/run/netns/{host}");
     let thread = thread::spawn({
-        let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
+        let (stop, sent, allowed) = (Arc::clone(&stop), Arc::clone(&sent), Arc::clone(&allowed));
         move || {
             let namespace = File::open(path).expect("the namespace exists");
             setns(namespace, CloneFlags::CLONE_NEWNET).expect("tests run as root");
@@ -60,6 +62,9 @@ fn send(
                 .expect("tests run as root");
             setsockopt(&raw, sockopt::SndBufForce, &(4 << 20)).expect("tests run as root");
             for flow in 0..most {
+                while flow >= allowed.load(Ordering::Relaxed) && !stop.load(Ordering::Relaxed) {
+                    thread::yield_now();
+                }
                 if stop.load(Ordering::Relaxed) {
                     break;
                 }
@@ -72,12 +77,17 @@ fn send(
             }
         }
     });
-    Flood { stop, sent, thread: Some(thread) }
+    Flood { stop, sent, allowed, thread: Some(thread) }
 }
 
 impl Flood {
     pub fn sent(&self) -> u32 {
         self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Goes on to this number of flows, and waits there until it may go on.
+    pub fn allow(&self, flows: u32) {
+        self.allowed.store(flows, Ordering::Relaxed);
     }
 
     pub fn is_over(&self) -> bool {

@@ -31,7 +31,7 @@ pub fn connection_survives(
                 .expect("tests run as root");
             ready.send(()).expect("the test waits");
             let (mut stream, client) = listener.accept().expect("the client comes");
-            stream.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout can be set");
+            stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout can be set");
             let mut one = [0; 1];
             stream.read_exact(&mut one).expect("the client says something");
             let (sequence, acknowledged) = last_numbers(&raw, client.port(), endpoint.is_ipv4());
@@ -50,8 +50,8 @@ pub fn connection_survives(
     });
     is_ready.recv().expect("the server starts");
     let alive = super::within(from, move || {
-        let mut stream = TcpStream::connect_timeout(&service, Duration::from_secs(2)).expect("it is served");
-        stream.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout can be set");
+        let mut stream = TcpStream::connect_timeout(&service, Duration::from_secs(60)).expect("it is served");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout can be set");
         stream.write_all(b"?").expect("it is connected");
         let mut text = String::new();
         stream.read_to_string(&mut text).is_ok() && text == "still here"

@@ -18,8 +18,8 @@ use super::namespace::Namespace;
 use super::sctp::{self, Reply};
 use super::wire::{Answer, Protocol, even_if_filtered};
 
-/// How long to wait when an answer or a refusal is expected: long enough for a busy machine.
-pub const PATIENT: Duration = Duration::from_secs(5);
+/// How long to wait when an answer or a refusal is expected: on the busiest machine, only what never comes takes longer.
+pub const PATIENT: Duration = Duration::from_secs(60);
 /// How long silence must last to count as a drop.
 pub const BRIEF: Duration = Duration::from_millis(300);
 
@@ -223,20 +223,15 @@ impl UdpFlow {
         }
     }
 
-    /// Asks until an answer satisfies, for at most `tries` times `pause`.
-    pub fn ask_until(
-        &self,
-        tries: usize,
-        pause: Duration,
-        mut good: impl FnMut(&Outcome) -> bool,
-    ) -> Outcome {
-        let mut outcome = self.ask(pause);
-        for _ in 1..tries {
+    /// Asks again and again until an answer satisfies; gives up after a minute and more.
+    pub fn ask_until(&self, mut good: impl FnMut(&Outcome) -> bool) -> Outcome {
+        let mut outcome = self.ask(BRIEF);
+        for _ in 0..PATIENT.div_duration_f64(BRIEF) as usize {
             if good(&outcome) {
                 break;
             }
-            thread::sleep(pause);
-            outcome = self.ask(pause);
+            thread::sleep(BRIEF / 10);
+            outcome = self.ask(BRIEF);
         }
         outcome
     }

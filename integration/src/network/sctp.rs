@@ -33,7 +33,10 @@ pub(crate) fn socket(local: IpAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Sends one INIT and waits for what it leads to. A second one is sent half way, in case the first was lost.
+/// How soon an INIT is sent again, in case the last was lost.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Sends an INIT and waits for what it leads to; at least one more is sent meanwhile.
 pub(crate) fn probe(
     socket: &Socket,
     from_port: u16,
@@ -52,7 +55,7 @@ pub(crate) fn probe(
         {
             return Ok(if aborted.is_some() { Reply::Refused } else { Reply::Silence });
         }
-        if sent == 0 || (sent == 1 && elapsed > patience / 2 && aborted.is_none()) {
+        if sent == 0 || (elapsed > AGAIN.min(patience / 2) * sent && aborted.is_none()) {
             sent += 1;
             match socket.send(&init) {
                 Err(error) if refused(&error) => return Ok(Reply::Refused),

@@ -276,7 +276,9 @@ fn a_first_sync_that_waits_for_the_api_server_says_so_and_tells_all_its_phases()
         rig.api.load([balanced("web", 10, 30997), endpoints("web", 1, false)]).expect("complete objects");
         rig.api.set_faults(|faults| faults.delay = Duration::from_secs_f64(DELAY));
         rig.config(&[("/mode", json!(mode))]);
+        let begun = rig::now();
         rig.start_and_settle();
+        let all = begun.elapsed().as_secs_f64();
         let text = rig.get(METRICS, "/metrics").expect("an answer").body;
         let phase = |name: &str| -> f64 {
             let family = if ["list", "decode"].contains(&name) { "" } else { "ip_family=\"IPv4\"," };
@@ -284,10 +286,14 @@ fn a_first_sync_that_waits_for_the_api_server_says_so_and_tells_all_its_phases()
             let value = text.lines().find_map(|line| line.strip_prefix(&*series));
             value.unwrap_or_else(|| panic!("{mode}: {name} is not told")).parse().expect("a number")
         };
-        assert!((DELAY..3.0 * DELAY).contains(&phase("list")), "{mode}: {} s for lists", phase("list"));
+        assert!(phase("list") >= DELAY, "{mode}: {} s for lists", phase("list"));
+        let mut sum = phase("list");
         for name in ["decode", "plan", "encode", "kernel"] {
-            assert!(phase(name) > 0.0 && phase(name) < DELAY, "{mode}: {} s of {name}", phase(name));
+            assert!(phase(name) > 0.0, "{mode}: {} s of {name}", phase(name));
+            sum += phase(name);
         }
+        // However busy the machine is, no second is told twice.
+        assert!(sum <= all, "{mode}: the phases are {sum} s, all of it {all} s");
     }
 }
 

@@ -15,7 +15,7 @@ use integration::lab::program;
 use integration::network::Namespace;
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(90);
 pub(crate) const NODE: &str = "worker-1";
 pub(crate) const HEALTH: u16 = 10256;
 pub(crate) const METRICS: u16 = 10249;
@@ -160,8 +160,8 @@ impl Rig {
         let text = self
             .namespace
             .run(|| {
-                let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
-                stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+                let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
+                stream.set_read_timeout(Some(PATIENCE)).ok()?;
                 write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").ok()?;
                 let mut text = String::new();
                 stream.read_to_string(&mut text).ok()?;
@@ -270,7 +270,7 @@ pub(crate) fn endpoints(service: &str, here: u8, terminating: bool) -> Value {
     })
 }
 
-fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     #[expect(clippy::disallowed_methods, reason = "real processes take real time")]
     Instant::now()
 }

@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
-use std::time::Duration;
 
 use integration::lab::{Lab, NAMESPACE, Options, cluster_ip, load_balancer, seen_as_node, service, slices};
-use integration::network::Family;
 use integration::network::Place::{Client, Node, PodA, PodB};
 use integration::network::Protocol::Tcp;
+use integration::network::{Family, PATIENT};
 use serde_json::{Value, json};
 
 crate::scenarios! {
@@ -73,8 +72,8 @@ fn answer_everywhere(lab: &Lab) {
 
 fn reached(lab: &Lab, to: SocketAddr) -> BTreeSet<String> {
     let ask = || {
-        let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let stream = TcpStream::connect_timeout(&to, PATIENT)?;
+        stream.set_read_timeout(Some(PATIENT))?;
         std::io::read_to_string(stream)
     };
     let asked = lab.network.namespace(Client).run(|| (0..CONNECTIONS).map(|_| ask()).collect::<Vec<_>>());

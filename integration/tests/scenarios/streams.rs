@@ -20,7 +20,7 @@ crate::scenarios! {
 
 /// Nobody else listens there.
 const PORT: u16 = 7000;
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Takes one connection at PodA and hands it over.
 fn listen(lab: &Lab, family: Family, serve: impl FnOnce(TcpStream) + Send + 'static) {

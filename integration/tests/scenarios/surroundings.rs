@@ -107,7 +107,9 @@ fn pings_are_answered_as_the_mode_does(lab: &mut Lab) {
                 (family.load_balancer(1), balancer),
                 (PodD.address(family), Ping::Answered),
             ] {
-                assert_eq!(lab.network.ping(from, to).expect("a socket"), expected, "{from:?} {to}");
+                println!("{from:?} {to}: {expected:?}");
+                // On a busy machine an answer may come too late.
+                crate::eventually(|| lab.network.ping(from, to).expect("a socket") == expected);
             }
         }
     }

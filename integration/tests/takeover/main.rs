@@ -1,6 +1,7 @@
 //! Connections through a Service while its rules pass from one owner to the next: from kube-proxy to us, from one of our
-//! processes to its successor, from mode to mode. None may fail, and none may wait for a lost packet.
+//! processes to its successor, from mode to mode. None may fail, and none may lose a packet.
 
+mod crossing;
 mod flood;
 mod held;
 mod ipvs_state;
@@ -23,8 +24,8 @@ use serde_json::json;
 
 /// Connections a second, from both kinds of clients together.
 const RATE: u32 = 200;
-/// How long connections run before and after what happens.
-const MARGIN: Duration = Duration::from_millis(700);
+/// How many connections come to an end before and after what happens.
+const MARGIN: usize = 60;
 /// How long a takeover may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -65,12 +66,12 @@ fn flooded(lab: &mut Lab, family: Family, what: &str, act: impl FnOnce(&mut Lab)
             lab.network.probe_one(from, Probe::new(Tcp, to)).expect("a socket");
         }
     }
-    let floods = ways.map(|(from, to)| (to, Flood::start(lab.network.namespace(from), to, RATE / 2)));
-    sleep(MARGIN);
+    let floods = ways.map(|(from, to)| (to, Flood::start(lab, from, to, RATE / 2)));
+    floods.iter().for_each(|(_, flood)| flood.wait_for(MARGIN));
     act(lab);
-    sleep(MARGIN);
+    floods.iter().for_each(|(_, flood)| flood.wait_for(MARGIN));
     let counts = floods.map(|(to, flood)| {
-        flood.stop().unwrap_or_else(|wrong| panic!("{what}, to {to}: {wrong}\n{}", lab.log()))
+        flood.stop(lab).unwrap_or_else(|wrong| panic!("{what}, to {to}: {wrong}\n{}", lab.log()))
     });
     println!("{what} ({family:?}): {counts:?} connections, none failed");
 }
@@ -148,19 +149,20 @@ fn takes_over(mode: Mode, prepare: impl Fn(&Lab), over: impl Fn(&Lab) -> bool, w
 fn a_moment_without_rules_is_noticed() {
     let lab = lab(Mode::Nftables);
     load_kube_proxys_nftables(&lab);
-    let flood =
-        || Flood::start(lab.network.namespace(PodB), SocketAddr::new(Family::V4.service(1), 80), RATE);
+    let flood = || Flood::start(&lab, PodB, SocketAddr::new(Family::V4.service(1), 80), RATE);
     let quiet = flood();
-    sleep(MARGIN);
-    quiet.stop().expect("kube-proxy's rules work");
+    quiet.wait_for(MARGIN);
+    quiet.stop(&lab).expect("kube-proxy's rules work");
     let disturbed = flood();
-    sleep(MARGIN);
+    disturbed.wait_for(MARGIN);
     on_node(&lab, "nft", &["delete", "table", "ip", "kube-proxy"]);
-    sleep(Duration::from_millis(20));
+    let before = disturbed.sent(&lab);
+    eventually(&lab, "no connection is begun", || disturbed.sent(&lab) > before);
     on_node(&lab, "nft", &["delete", "table", "ip6", "kube-proxy"]);
     load_kube_proxys_nftables(&lab);
-    sleep(MARGIN);
-    disturbed.stop().expect_err("connections of that moment failed");
+    disturbed.wait_for(MARGIN);
+    let why = disturbed.stop(&lab).expect_err("connections of that moment failed, or lost packets");
+    println!("{why}");
 }
 
 #[test]
@@ -438,7 +440,7 @@ fn cleanup_leaves_nothing_behind() {
             let outcome = lab.network.probe_one(PodB, probe).expect("a socket");
             matches!(outcome, Outcome::Answered { .. })
         };
-        assert!(answers(&lab), "{mode:?}: the rules outlive the process");
+        eventually(&lab, "the rules outlive the process", || answers(&lab));
         let program = integration::lab::program().expect("built").display().to_string();
         on_node(&lab, &program, &["--cleanup"]);
         assert!(!answers(&lab), "{mode:?}");

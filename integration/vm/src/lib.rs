@@ -25,7 +25,7 @@ pub fn with_ipvs(test: impl FnOnce()) {
         thread.name().filter(|name| *name != "main").expect("called from a #[test] function's own thread");
     let program = std::env::current_exe().expect("a program has a path");
     let status = Command::new(vm_run())
-        .args(["--timeout", "300", "--"])
+        .args(["--timeout", "1100", "--"])
         .arg(program)
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         // The runner's own variables would have the guest's program believe that it runs under the runner.

@@ -265,7 +265,7 @@ mod tests {
     use super::*;
     use crate::{
         api::events,
-        serve::server::tests::{ask, free_port, own_network},
+        serve::server::tests::{free_port, own_network, try_ask},
     };
 
     struct Rig {
@@ -297,14 +297,17 @@ mod tests {
         }
     }
 
-    /// Asks until the answer is as expected, for at most two seconds.
+    /// How often something is asked for that is not there yet: a minute and more.
+    const TRIES: usize = 6_000;
+
+    /// Asks until the answer is as expected.
     async fn eventually(address: SocketAddr, expected: &str) -> (String, String) {
-        for _ in 0..200 {
-            if tokio::net::TcpStream::connect(address).await.is_ok() {
-                let answer = ask(address, "GET", "/any/path", "").await;
-                if answer.0.starts_with(&format!("http/1.1 {expected}")) {
-                    return answer;
-                }
+        for _ in 0..TRIES {
+            let answer = try_ask(address, "GET", "/any/path", "").await;
+            if let Ok(answer) = answer
+                && answer.0.starts_with(&format!("http/1.1 {expected}"))
+            {
+                return answer;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -312,7 +315,7 @@ mod tests {
     }
 
     async fn eventually_closed(address: SocketAddr) {
-        for _ in 0..200 {
+        for _ in 0..TRIES {
             if tokio::net::TcpStream::connect(address).await.is_err() {
                 return;
             }
@@ -415,7 +418,7 @@ mod tests {
         eventually(([127, 0, 0, 1], port).into(), "200").await;
         for (service, address) in [("web", "0.0.0.0"), ("other", "127.0.0.1"), ("web", "127.0.0.1")] {
             rig.wanted.send_replace(wanted(&[(service, port, 1)], &[address]));
-            for _ in 0..200 {
+            for _ in 0..TRIES {
                 let (_, body) = eventually(([127, 0, 0, 1], port).into(), "200").await;
                 if body.contains(&format!("\"name\": \"{service}\"")) {
                     break;

@@ -25,7 +25,11 @@ pub(crate) struct Listing {
 impl FirstLists {
     /// A list is asked for now.
     pub(crate) fn begin(&self) -> Listing {
-        Listing { all: self.clone(), begun: now(), decoding: Duration::ZERO }
+        self.begin_at(now())
+    }
+
+    fn begin_at(&self, begun: Instant) -> Listing {
+        Listing { all: self.clone(), begun, decoding: Duration::ZERO }
     }
 }
 
@@ -37,7 +41,11 @@ impl Listing {
 
     /// The list is complete.
     pub(crate) fn complete(self) {
-        let took = self.begun.elapsed();
+        self.complete_at(now());
+    }
+
+    fn complete_at(self, end: Instant) {
+        let took = end - self.begun;
         let mut longest = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
         if took >= *longest {
             *longest = took;
@@ -53,32 +61,30 @@ fn now() -> Instant {
 
 #[cfg(test)]
 mod tests {
-    use std::{thread::sleep, time::Duration};
+    use std::time::Duration;
 
-    use super::FirstLists;
+    use super::{FirstLists, now};
     use crate::telemetry::metrics::tests::recorded;
 
     const DECODING: Duration = Duration::from_millis(80);
     const WAITING: Duration = Duration::from_millis(400);
 
-    fn figure(text: &str, phase: &str) -> f64 {
+    fn figure(text: &str, phase: &str) -> Duration {
         let name = format!("switchyard_first_sync_seconds{{phase=\"{phase}\"}} ");
         let line = text.lines().find_map(|line| line.strip_prefix(&name));
-        line.expect("the phase is shown").parse().expect("a number")
+        Duration::from_secs_f64(line.expect("the phase is shown").parse().expect("a number"))
     }
 
     #[test]
     fn the_slowest_list_counts_with_the_time_that_decoding_took_told_apart() {
         let text = recorded(|| {
+            let start = now();
             let lists = FirstLists::default();
-            let (quick, mut slow) = (lists.begin(), lists.begin());
-            quick.complete();
-            sleep(WAITING);
+            let (quick, mut slow) = (lists.begin_at(start), lists.begin_at(start));
+            quick.complete_at(start + DECODING);
             slow.decoded(DECODING);
-            slow.complete();
+            slow.complete_at(start + DECODING + WAITING);
         });
-        let (list, decode) = (figure(&text, "list"), figure(&text, "decode"));
-        assert!((0.0799..0.0801).contains(&decode), "decoding took {decode} s, not 0.08");
-        assert!((0.31..2.0).contains(&list), "waiting took {list} s, not 0.32");
+        assert_eq!((figure(&text, "list"), figure(&text, "decode")), (WAITING, DECODING));
     }
 }

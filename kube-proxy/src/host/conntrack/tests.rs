@@ -112,7 +112,7 @@ fn reconciler() -> (ConntrackReconciler, Receiver<Pass>) {
 }
 
 fn next(told: &Receiver<Pass>) -> Pass {
-    told.recv_timeout(Duration::from_secs(20)).expect("a pass")
+    told.recv_timeout(Duration::from_secs(60)).expect("a pass")
 }
 
 #[test]
@@ -174,26 +174,31 @@ fn each_family_has_passes_of_its_own() {
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "measures how long it was made to wait")]
+#[expect(clippy::disallowed_methods, reason = "no more passes than seconds")]
 fn what_comes_within_a_second_is_served_by_one_pass() {
     own_namespace();
     let (reconciler, told) = reconciler();
+    let started = Instant::now();
     reconciler.submit(vec![rule("172.30.0.1:53", &[])], &environment(Family::V4));
     assert_eq!(next(&told).deleted, 0);
-    let started = Instant::now();
-    insert(
-        &(1..=100)
-            .map(|last| {
-                entry(17, 0, &format!("192.0.2.{last}:1000"), &format!("172.30.0.{last}:53"), "10.0.0.9:53")
-            })
-            .collect::<Vec<_>>(),
-    );
+    let entries: Vec<_> = (1..=100)
+        .map(|last| {
+            entry(17, 0, &format!("192.0.2.{last}:1000"), &format!("172.30.0.{last}:53"), "10.0.0.9:53")
+        })
+        .collect();
+    insert(&entries);
     for last in 1..=100 {
         reconciler.submit(vec![rule(&format!("172.30.0.{last}:53"), &[])], &environment(Family::V4));
     }
-    assert_eq!(next(&told).deleted, 100);
-    assert!(started.elapsed() > Duration::from_millis(900), "{:?}", started.elapsed());
-    assert!(told.recv_timeout(Duration::from_millis(1500)).is_err(), "nothing is left to do");
+    let (mut passes, mut deleted) = (1, 0);
+    while deleted < 100 {
+        deleted += next(&told).deleted;
+        passes += 1;
+    }
+    // On a machine that took a second over it there may be more than these two.
+    let seconds = started.elapsed().as_secs_f64() / MIN_INTERVAL.as_secs_f64();
+    assert!(f64::from(passes - 1) <= seconds, "{passes} passes in {seconds} intervals");
+    assert!(told.recv_timeout(MIN_INTERVAL + MIN_INTERVAL / 2).is_err(), "nothing is left to do");
 }
 
 #[test]
@@ -217,7 +222,7 @@ fn more_stale_flows_than_a_portion_go_in_one_pass() {
 fn it_ends_when_nobody_can_submit_any_more() {
     let (reconciler, told) = reconciler();
     drop(reconciler);
-    assert!(matches!(told.recv_timeout(Duration::from_secs(5)), Err(RecvTimeoutError::Disconnected)));
+    assert!(matches!(told.recv_timeout(Duration::from_secs(60)), Err(RecvTimeoutError::Disconnected)));
 }
 
 #[test]
@@ -319,7 +324,7 @@ fn a_connection_to_an_endpoint_that_is_gone_is_reset() {
     let (one, _two) = (listen("10.0.0.1"), listen("10.0.0.2"));
     translate("ip daddr 172.30.0.1 tcp dport 80 dnat to 10.0.0.1:8080");
     let mut client = TcpStream::connect("172.30.0.1:80").expect("translated");
-    client.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+    client.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
     let (_served, _) = one.accept().expect("connected");
     translate("ip daddr 172.30.0.1 tcp dport 80 dnat to 10.0.0.2:8080");
 
