@@ -12,5 +12,6 @@ pub mod network;
 pub mod oracle;
 pub mod pace;
 mod process_tree;
+pub mod random;
 pub mod real_apiserver;
 pub mod scale;

@@ -5,8 +5,9 @@
 
 use std::env;
 
-use integration::history::{History, Random, Step};
+use integration::history::{History, Step};
 use integration::lab::{Detect, Lab, Mode, Options};
+use integration::random::Random;
 
 /// Probes after each step.
 const SAMPLES: usize = 150;

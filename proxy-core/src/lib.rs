@@ -12,6 +12,7 @@ pub mod health;
 pub mod instance;
 pub mod limits;
 pub mod model;
+mod pace;
 pub mod reconciler;
 pub mod route;
 pub mod store;

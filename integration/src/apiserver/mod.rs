@@ -11,6 +11,7 @@ mod reading;
 mod resource;
 mod routing;
 mod selector;
+mod shared;
 mod status;
 mod store;
 mod stored;
@@ -19,11 +20,10 @@ mod writing;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use axum::extract::Request;
 use axum::routing::any;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
@@ -34,14 +34,12 @@ use tokio::task::JoinSet;
 use faults::Control;
 pub use faults::{Faults, FromTheFuture, Lag, SlowBody};
 pub use journal::Asked;
-use journal::{Entry, Journal};
+use journal::Journal;
 use resource::RESOURCES;
 use selector::Selector;
+use shared::Shared;
 use store::Store;
 use stored::Key;
-
-/// What `/version` answers.
-const KUBERNETES_VERSION: &str = "v1.36.0";
 
 /// A running server. It stops when dropped.
 #[derive(Debug)]
@@ -61,15 +59,6 @@ pub enum ObjectError {
     Missing { kind: &'static str, field: &'static str },
     #[error("there is no {kind} {namespace}/{name}")]
     NotFound { kind: String, namespace: String, name: String },
-}
-
-/// What all connections share.
-#[derive(Debug)]
-struct Shared {
-    store: Mutex<Store>,
-    control: watch::Sender<Control>,
-    journal: Journal,
-    bookmark_interval: Duration,
 }
 
 impl ApiServer {
@@ -276,30 +265,6 @@ pub fn kubeconfig(url: &str) -> String {
          contexts:\n- name: embedded\n  context:\n    cluster: embedded\n    user: embedded\n\
          current-context: embedded\nusers:\n- name: embedded\n  user: {{}}\n"
     )
-}
-
-impl Shared {
-    fn store(&self) -> MutexGuard<'_, Store> {
-        lock(&self.store)
-    }
-
-    fn note_request(&self, request: &Request) -> Entry {
-        self.journal.note(request.method(), request.uri())
-    }
-
-    async fn wait_while_hanging(&self) {
-        let mut control = self.control.subscribe();
-        let delay = control.borrow().faults.delay;
-        if !delay.is_zero() {
-            tokio::time::sleep(delay).await;
-        }
-        drop(control.wait_for(|control| !control.faults.hang).await);
-    }
-}
-
-/// A panic elsewhere leaves the data as it was before or after one whole change, so it may be used further.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn resource_named(kind: &str) -> Option<usize> {

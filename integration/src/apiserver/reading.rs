@@ -10,12 +10,12 @@ use axum::response::Response;
 use futures::stream;
 use serde_json::json;
 
-use super::Shared;
 use super::faults::FromTheFuture;
 use super::journal::Entry;
 use super::protobuf;
 use super::resource::RESOURCES;
 use super::selector::Selector;
+use super::shared::Shared;
 use super::status::{Encoding, Refusal, encoded_response, json_response};
 use super::stored::{Key, Stored};
 use super::watching::{Start, Watch};

@@ -13,10 +13,10 @@ use super::journal::Entry;
 use super::protobuf;
 use super::reading::{self, Options};
 use super::resource::{self, RESOURCES, Resource};
+use super::shared::{KUBERNETES_VERSION, Shared};
 use super::status::{Encoding, Refusal, json_response};
 use super::stored::Key;
 use super::writing::{self, Target};
-use super::{KUBERNETES_VERSION, Shared};
 
 /// The largest object a client may send.
 const LARGEST_BODY: usize = 3 * 1024 * 1024;

@@ -11,12 +11,12 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::Shared;
 use super::faults::{Control, FromTheFuture};
 use super::journal::Entry;
 use super::protobuf;
 use super::resource::{RESOURCES, Resource};
 use super::selector::Selector;
+use super::shared::Shared;
 use super::status::{Encoding, Refusal};
 use super::store::Step;
 use super::stored::Stored;

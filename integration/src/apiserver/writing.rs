@@ -5,9 +5,9 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::Shared;
 use super::reading::{Options, object_response};
 use super::resource::RESOURCES;
+use super::shared::Shared;
 use super::status::{Refusal, json_response};
 use super::stored::Key;
 

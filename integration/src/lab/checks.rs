@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use super::{BARRIER, Expect, FAR_CLIENT, Lab, Mode, Origin, PATIENCE, To, judge, now, own_addresses};
-use crate::history::Random;
 use crate::network::{BRIEF, Family, Outcome, Place, Probe, Protocol};
 use crate::oracle::{Oracle, Verdict};
+use crate::random::Random;
 
 /// How many connections are tried at once to see all endpoints.
 const SAMPLES: usize = 32;
@@ -209,7 +209,7 @@ impl Lab {
 
 fn patience_for(verdict: &Verdict) -> Duration {
     match verdict {
-        Verdict::Dnat(_) | Verdict::Reject => Duration::from_secs(2),
+        Verdict::Dnat(_) | Verdict::Reject => Duration::from_secs(5),
         Verdict::Drop | Verdict::Pass => BRIEF,
     }
 }
