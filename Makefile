@@ -1,6 +1,6 @@
 # The two commands of the README, and the smaller steps they are made of.
 
-.PHONY: all demo test lint build bench bench-quick bench-docs bench-build image image-test clean
+.PHONY: all demo test lint build bench bench-quick bench-docs bench-build bench-round-trip image image-test clean
 
 all: build
 
@@ -14,6 +14,9 @@ demo:
 	cargo build --release --locked -p kube-proxy -p integration --bin kube-proxy --bin demo
 	target/release/demo
 
+# Tests wait most of the time, so that there are more of them than processors: see .config/nextest.toml.
+TEST_THREADS = $$(( $$(nproc) > 4 ? 2 * $$(nproc) : 8 ))
+
 # Everything: formatting, lints, licences (where cargo-deny is installed), and all tests on a real kernel. Tests of how
 # rules are listed run with the installed nft and with a current one. The last to speak is the test runner, with its count.
 test: lint
@@ -22,7 +25,7 @@ test: lint
 	    cargo nextest run --workspace --locked -E 'binary_id(switchyard-nft-netlink::listing)'
 	cargo test --doc --workspace --locked -q
 	deploy/image-test
-	SWITCHYARD_NFT_CURRENT="$${SWITCHYARD_NFT_CURRENT:-$$(tools/nft-current)}" cargo nextest run --workspace --locked
+	SWITCHYARD_NFT_CURRENT="$${SWITCHYARD_NFT_CURRENT:-$$(tools/nft-current)}" cargo nextest run --workspace --locked --test-threads $(TEST_THREADS)
 
 lint:
 	@tools/setup lint
@@ -76,6 +79,14 @@ bench: bench-build
 	$(BENCH) --modes nftables,ipvs,iptables $(IN_VM) --vm both --vm-only --workloads 100x10 --repetitions $(REPETITIONS) \
 	    --changes 20 --changes-seconds 5 --churn 10 --churn-seconds 3 --first-packets 50 --connections-seconds 1 --out target/bench/vm
 	$(SCALE) report $(BENCH_RESULTS) --out target/bench
+
+# What a packet's way costs beside no rules at all: a minute or two on a machine that does nothing else; the table goes into
+# docs/benchmarks.md with DOCS=.
+ROUND_TRIP_MODES = nftables,iptables
+
+bench-round-trip: bench-build
+	$(SCALE) round-trip --kube-proxy target/release/kube-proxy --modes $(ROUND_TRIP_MODES) $(call PEER_IN,$(or $(PEER_MODES),nftables)) \
+	    --workload 10kx10 --out target/bench/round-trip $(if $(DOCS),--docs $(DOCS))
 
 BENCH_RESULTS = $(patsubst %,target/bench/%/results.json,1000 10k named vm/uml vm/qemu)
 

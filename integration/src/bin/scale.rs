@@ -11,12 +11,14 @@ use integration::scale::cluster::{self, ClusterPlan};
 use integration::scale::contender::{Contender, Mode};
 use integration::scale::guest::{self, Guest};
 use integration::scale::machine::{Machine, has_ipvs};
-use integration::scale::matrix::{self, Plan};
+use integration::scale::matrix;
 use integration::scale::panel::topics;
+use integration::scale::plan::{BRIEF, Plan};
 use integration::scale::results::Results;
+use integration::scale::round_trip::{self, RoundTripPlan};
 use integration::scale::server::ServerKind;
 use integration::scale::workload::Shape;
-use integration::scale::{document, html, table};
+use integration::scale::{document, html, round_trip_table, table};
 use integration::{interrupt, real_apiserver};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -31,6 +33,8 @@ struct Arguments {
 enum Command {
     /// Compare modes and binaries on this machine, in network namespaces (needs root).
     Run(Box<RunArguments>),
+    /// What connecting and a byte there and back cost through each contender's rules and through none (needs root).
+    RoundTrip(RoundTripArguments),
     /// Compare the nodes of a live cluster by their proxies' metrics.
     Cluster(Box<ClusterArguments>),
     /// Remove what an interrupted `scale cluster` left.
@@ -99,6 +103,37 @@ struct RunArguments {
     out: PathBuf,
     #[command(flatten)]
     guest: GuestArguments,
+}
+
+#[derive(Args)]
+struct RoundTripArguments {
+    /// This project's binary; the one beside this program unless given.
+    #[arg(long, value_name = "PATH")]
+    kube_proxy: Option<PathBuf>,
+    /// Its modes to compare; IPVS only where this kernel has it, so perhaps inside `vm-run`.
+    #[arg(long, value_delimiter = ',', default_value = "nftables")]
+    modes: Vec<Mode>,
+    /// Another kube-proxy.
+    #[arg(long, value_name = "PATH", requires = "peer_mode")]
+    peer: Option<PathBuf>,
+    /// The modes of that other one to compare.
+    #[arg(long, value_delimiter = ',', requires = "peer")]
+    peer_mode: Vec<Mode>,
+    /// Services and endpoints: a name (see `scale workloads`) or a size such as 10kx10.
+    #[arg(long, default_value = "10kx10")]
+    workload: Shape,
+    /// Turns of each contender: 20 round trips and 5 connections to each kind of destination.
+    #[arg(long, default_value_t = 500)]
+    turns: usize,
+    /// Seconds after which a contender's rules are given up.
+    #[arg(long, default_value_t = 180)]
+    limit: u64,
+    /// Where round-trips.json and round-trips.md go.
+    #[arg(long, default_value = "scale-results")]
+    out: PathBuf,
+    /// Also write the table into docs/benchmarks.md of this project's repository.
+    #[arg(long, value_name = "REPOSITORY")]
+    docs: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -188,6 +223,7 @@ struct ReportArguments {
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Run(arguments) => run(&arguments),
+        Command::RoundTrip(arguments) => round_trip(&arguments),
         Command::Cluster(arguments) => cluster(&arguments),
         Command::Cleanup(arguments) => {
             let removed = cluster::clean_up(&arguments.kubeconfig, &arguments.namespace)?;
@@ -306,20 +342,51 @@ fn without_out(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     kept
 }
 
-fn plan(arguments: &RunArguments) -> Result<Plan> {
+fn round_trip(arguments: &RoundTripArguments) -> Result<()> {
+    raise_open_files()?;
+    if !nix::unistd::geteuid().is_root() {
+        bail!("scale round-trip makes network namespaces: run it as root");
+    }
+    interrupt::end_children_too().context("catching signals")?;
+    let RoundTripArguments { kube_proxy, modes, peer, peer_mode, .. } = arguments;
+    let plan = RoundTripPlan {
+        contenders: contenders(kube_proxy.as_deref(), modes, peer.as_deref(), peer_mode)?,
+        shape: arguments.workload.clone(),
+        turns: arguments.turns.max(1),
+        limit: Duration::from_secs(arguments.limit),
+        folder: arguments.out.clone(),
+    };
+    if !has_ipvs() && plan.contenders.iter().any(|one| one.mode == Mode::Ipvs) {
+        bail!("this kernel has no IPVS: leave the mode out, or run this inside integration/vm/vm-run");
+    }
+    let trips = round_trip::measure(&plan, std::env::args().skip(1).collect())?;
+    trips.write(&arguments.out.join("round-trips.json"))?;
+    let text = round_trip_table::markdown(&trips);
+    fs::write(arguments.out.join("round-trips.md"), &text).context("writing the table")?;
+    println!("{text}");
+    arguments.docs.as_deref().map_or(Ok(()), |root| round_trip_table::write(&trips, root))
+}
+
+/// This project's binary in some modes, and another one in others.
+fn contenders(
+    own: Option<&Path>,
+    modes: &[Mode],
+    peer: Option<&Path>,
+    peer_modes: &[Mode],
+) -> Result<Vec<Contender>> {
     let mut contenders = Vec::new();
-    let own = match (&arguments.kube_proxy, &arguments.peer) {
-        (Some(program), _) => Some(program.clone()),
+    let own = match (own, peer) {
+        (Some(program), _) => Some(program.to_owned()),
         (None, Some(_)) => None,
         (None, None) => Some(integration::lab::program()?),
     };
     if let Some(program) = &own {
-        for mode in &arguments.modes {
+        for mode in modes {
             contenders.push(Contender::own(program, *mode)?);
         }
     }
-    if let Some(program) = &arguments.peer {
-        for mode in &arguments.peer_mode {
+    if let Some(program) = peer {
+        for mode in peer_modes {
             contenders.push(Contender::peer(program, *mode)?);
         }
     }
@@ -328,8 +395,13 @@ fn plan(arguments: &RunArguments) -> Result<Plan> {
             "there is nothing to compare: name a binary with --kube-proxy, and perhaps another with --peer"
         );
     }
+    Ok(contenders)
+}
+
+fn plan(arguments: &RunArguments) -> Result<Plan> {
+    let RunArguments { kube_proxy, modes, peer, peer_mode, .. } = arguments;
     Ok(Plan {
-        contenders,
+        contenders: contenders(kube_proxy.as_deref(), modes, peer.as_deref(), peer_mode)?,
         server: arguments.api_server.clone().map_or_else(usual_server, Ok)?,
         shapes: arguments.workloads.clone(),
         repetitions: arguments.repetitions.max(1),
@@ -343,6 +415,7 @@ fn plan(arguments: &RunArguments) -> Result<Plan> {
         disturb: !arguments.no_disturbance,
         warm_up: !arguments.no_warm_up,
         limit: Duration::from_secs(arguments.limit),
+        patience: BRIEF,
         folder: arguments.out.clone(),
     })
 }

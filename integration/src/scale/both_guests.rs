@@ -1,8 +1,8 @@
 //! Ratios from both kinds of virtual machine, side by side: where they disagree, the VM was measured and not the backend.
 
+use super::comparison::ratio_to_first;
 use super::panel::{Panel, topics};
 use super::results::Results;
-use super::table::ratio_to_first;
 
 /// What each kind of VM says of a contender beside the first one.
 #[derive(Debug, PartialEq, Eq)]

@@ -38,6 +38,8 @@ pub(crate) struct Churn {
     pub(crate) time: Duration,
     /// How long to wait for one change.
     pub(crate) limit: Duration,
+    /// How long to wait for one connection.
+    pub(crate) patience: Duration,
 }
 
 pub(crate) fn measure(
@@ -62,7 +64,7 @@ pub(crate) fn measure(
     let begun = Instant::now();
     thread::scope(|scope| {
         let writer = scope.spawn(|| write(api, workload, &victims, churn, begun, &stop));
-        let flood = Flood::start(&site.client, flooded, Duration::from_millis(1));
+        let flood = Flood::start(&site.client, flooded, Duration::from_millis(1), churn.patience);
         let measured = site.client.run(|| watch(api, canaries, churn, begun));
         stop.store(true, Ordering::Relaxed);
         let written = writer.join().expect("the writer does not panic")?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 /// Longer than any answer takes on one machine, shorter than the first repetition of a SYN (1 s).
-pub(crate) const BRIEF: Duration = Duration::from_millis(50);
+pub const BRIEF: Duration = Duration::from_millis(50);
 
 /// Opens a connection, which is reset when dropped, and tells how long it took.
 pub(crate) fn open(to: SocketAddr, wait: Duration) -> io::Result<(TcpStream, Duration)> {
@@ -21,8 +21,8 @@ pub(crate) fn open(to: SocketAddr, wait: Duration) -> io::Result<(TcpStream, Dur
 }
 
 /// Whether a new connection is answered at all.
-pub(crate) fn answered(to: SocketAddr) -> bool {
-    open(to, BRIEF).is_ok()
+pub(crate) fn answered(to: SocketAddr, wait: Duration) -> bool {
+    open(to, wait).is_ok()
 }
 
 /// Which endpoint a new connection reaches.

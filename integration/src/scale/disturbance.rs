@@ -40,6 +40,7 @@ pub(crate) struct Cluster<'a> {
     pub(crate) workload: &'a Workload,
     pub(crate) folder: &'a Path,
     pub(crate) limit: Duration,
+    pub(crate) patience: Duration,
 }
 
 /// Ends `old`, changes some endpoints meanwhile, and starts `next`, while clients hold and open connections.
@@ -52,14 +53,14 @@ pub(crate) fn replace(
     next: &Contender,
     between: impl FnOnce() -> Result<()>,
 ) -> Result<(Disturbed, Running)> {
-    let Cluster { site, api, workload, folder, limit } = cluster;
+    let Cluster { site, api, workload, folder, limit, patience } = cluster;
     let all: Vec<SocketAddr> = workload.services.iter().map(|service| service.address).collect();
     let answering: Vec<SocketAddr> = workload.answering().filter(|address| all.contains(address)).collect();
     let chosen: Vec<SocketAddr> =
         seed.sample(HELD, answering.len()).into_iter().map(|index| answering[index]).collect();
     let held = Held::open(&site.client, &chosen)?;
     let opened = held.opened;
-    let flood = Flood::start(&site.client, chosen, Duration::from_micros(200))?;
+    let flood = Flood::start(&site.client, chosen, Duration::from_micros(200), patience)?;
     old.stop(Duration::from_secs(10))?;
     between()?;
     let wanted = canaries.change_all(api)?;

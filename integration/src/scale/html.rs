@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 
 use super::axis::escape;
 use super::both_guests;
+use super::comparison::cell;
 use super::panel::{Panel, Topic, topics};
 use super::results::Results;
-use super::table::{cell, part, parts, preface};
+use super::table::{part, parts, preface};
 
 /// What a reader in a hurry wants to know, of the largest workload.
 const KEY_MEASURES: [&str; 7] = [

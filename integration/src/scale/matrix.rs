@@ -1,7 +1,6 @@
 //! All runs of a comparison: which, in which order, and what the user sees meanwhile.
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -10,39 +9,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::interrupt;
 
 use super::contender::Contender;
+use super::plan::Plan;
 use super::recorder::Recorder;
 use super::results::{Results, Sample, WorkloadFacts};
 use super::run::Run;
 use super::seed::Seed;
-use super::server::{Prepared, ServerKind};
+use super::server::Prepared;
 use super::workload::{Shape, Workload};
-
-/// What is to be measured.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    pub contenders: Vec<Contender>,
-    pub server: ServerKind,
-    pub shapes: Vec<Shape>,
-    pub repetitions: usize,
-    pub seed: u64,
-    /// Single changes, and how long they may take together.
-    pub changes: usize,
-    pub changes_time: Duration,
-    /// Changes a second.
-    pub churn: Vec<u32>,
-    pub churn_time: Duration,
-    /// Connections to each place.
-    pub first_packets: usize,
-    pub connections_time: Duration,
-    /// Whether restarts and changes of the mode are measured.
-    pub disturb: bool,
-    /// Whether a small run of each contender goes before all others and is thrown away.
-    pub warm_up: bool,
-    /// What takes longer is given up, and the report says so.
-    pub limit: Duration,
-    /// For results.
-    pub folder: PathBuf,
-}
 
 /// The shape of warming up.
 const WARM_UP: &str = "20x2";

@@ -1,12 +1,12 @@
 //! What a report shows as one: a question with all its quantiles, a question at several rates, or the layers of a whole;
 //! each a chart and a table.
 
+use super::comparison::{cell, comparisons};
 use super::question::{
     CHANGING, CONNECTING, DISTURBANCES, FIRST_SYNC, FOOTPRINT, LIVE_CLUSTER, Question, RATES, Rate, STACKS,
     Stack,
 };
 use super::results::Results;
-use super::table::{cell, comparisons};
 use super::{chart, rate_chart, stack_chart};
 
 /// One chart, one table.

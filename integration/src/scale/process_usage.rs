@@ -90,8 +90,11 @@ impl Drop for PeakMemory {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-    use std::time::{Duration, Instant};
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    use nix::sys::resource::{UsageWho, getrusage};
+    use nix::sys::time::TimeVal;
 
     use super::{PeakMemory, of, times};
 
@@ -102,27 +105,41 @@ mod tests {
         assert_eq!((user / system, children_user / children_system), (5.0, 4.0));
     }
 
+    /// Seconds that this process has computed for, as the kernel tells the process itself.
+    fn own() -> f64 {
+        let usage = getrusage(UsageWho::RUSAGE_SELF).expect("this process");
+        let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+        seconds(usage.user_time()) + seconds(usage.system_time())
+    }
+
     #[test]
-    fn a_process_that_computes_for_a_while_is_charged_for_about_that_long() {
-        let before = of(std::process::id()).expect("this process");
-        let begun = Instant::now();
-        let mut sum = 0_u64;
-        while begun.elapsed() < Duration::from_millis(300) {
-            sum = std::hint::black_box(sum.wrapping_add(1));
+    fn a_process_that_computes_is_charged_for_as_long_as_it_did() {
+        let charged = || of(std::process::id()).map(|usage| usage.user + usage.system).expect("this process");
+        let (outer, before, inner) = (own(), charged(), own());
+        while own() < inner + 0.3 {
+            std::hint::black_box(0);
         }
-        let after = of(std::process::id()).expect("this process");
-        let charged = after.user + after.system - before.user - before.system;
-        assert!((0.05..0.6).contains(&charged), "{charged} s charged for 0.3 s");
+        let (inner, after, outer) = (own() - inner, charged(), own() - outer);
+        let charged = after - before;
+        // `proc_pid_stat(5)` counts in hundredths of a second, for user and system each.
+        assert!(
+            (inner - 0.04..=outer + 0.04).contains(&charged),
+            "{charged} s charged for {inner} to {outer} s"
+        );
     }
 
     #[test]
     fn the_peak_counts_children() {
-        let mut child =
-            Command::new("sh").args(["-c", "sleep 0.4 & sleep 0.4; wait"]).spawn().expect("sh starts");
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 600 & read line; kill $!"]).stdin(Stdio::piped());
+        let mut child = command.spawn().expect("sh starts");
         let peak = PeakMemory::watch(child.id());
-        std::thread::sleep(Duration::from_millis(200));
-        let alone = of(child.id()).expect("it runs").resident;
-        assert!(peak.so_far() > alone, "{} with children, {alone} alone", peak.so_far());
+        let counted = (0..6_000).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            peak.so_far() > of(child.id()).expect("it runs").resident
+        });
+        assert!(counted, "{} with children, {:?} alone", peak.so_far(), of(child.id()));
+        drop(child.stdin.take());
         child.wait().expect("it ends");
     }
 }

@@ -14,7 +14,7 @@ use super::contender::{Contender, Mode, Running};
 use super::disturbance::{self, Cluster};
 use super::exposition::Snapshot;
 use super::kernel_memory::Charges;
-use super::matrix::Plan;
+use super::plan::Plan;
 use super::process_usage::PeakMemory;
 use super::recorder::{FLOORS, Recorder, lost};
 use super::seed::Seed;
@@ -76,15 +76,9 @@ impl Run<'_> {
 
         if plan.changes > 0 {
             (recorder.say)("single changes");
-            let latencies = changes::measure(
-                &site,
-                &api,
-                &mut canaries,
-                &mut self.seed,
-                plan.changes,
-                plan.changes_time,
-                plan.limit,
-            )?;
+            let limits = (plan.changes_time, plan.limit);
+            let (latencies, _) =
+                changes::measure(&site, &api, &mut canaries, &mut self.seed, plan.changes, limits)?;
             if latencies.lost > 0 {
                 recorder.unfinished("one-change", lost(latencies.lost, plan.limit));
             }
@@ -180,7 +174,8 @@ impl Run<'_> {
         let own = self.workload.shape.own_churn.map(|rate| (rate, "own".to_owned()));
         for (per_second, name) in named.chain(own) {
             (recorder.say)(&format!("churn, {per_second:.0} changes a second"));
-            let churn = Churn { per_second, time: self.plan.churn_time, limit: self.plan.limit };
+            let Plan { churn_time: time, limit, patience, .. } = *self.plan;
+            let churn = Churn { per_second, time, limit, patience };
             let churned = churn::measure(site, api, self.workload, canaries, running, &mut self.seed, churn)?;
             let measure = format!("churn-{name}");
             if churned.lost > 0 {
@@ -226,17 +221,18 @@ impl Run<'_> {
         charges: &mut Charges,
         recorder: &mut Recorder<'_>,
     ) -> Result<&Contender> {
-        let (workload, limit) = (self.workload, self.plan.limit);
+        let (workload, limit, patience) = (self.workload, self.plan.limit, self.plan.patience);
         if !self.plan.disturb {
             running.stop(Duration::from_secs(10))?;
             charges.look()?;
             return Ok(self.contender);
         }
         (recorder.say)("removing endpoints");
-        let removed = removal::measure(site, api, workload, canaries, limit, || running.check_alive())?;
+        let removed =
+            removal::measure(site, api, workload, canaries, (limit, patience), || running.check_alive())?;
         recorder.note_removed(&removed, limit);
         (recorder.say)("restart");
-        let cluster = Cluster { site, api, workload, folder: self.folder, limit };
+        let cluster = Cluster { site, api, workload, folder: self.folder, limit, patience };
         let (disturbed, mut running) =
             disturbance::replace(cluster, canaries, &mut self.seed, running, self.contender, || {
                 charges.look()

@@ -2,11 +2,18 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::site::Site;
 use super::workload::Workload;
 use crate::apiserver::ApiServer;
+
+/// Between these the rules of one change came into force.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Installed {
+    pub(super) begun: Instant,
+    pub(super) ended: Instant,
+}
 
 /// Leads every canary to its ready endpoint, `delay` after each change, until `stop`. `afterwards` follows each time.
 pub(super) fn follow(
@@ -16,8 +23,8 @@ pub(super) fn follow(
     delay: Duration,
     stop: &AtomicBool,
     afterwards: impl Fn(),
-) {
-    let mut known = 0;
+) -> Vec<Installed> {
+    let (mut known, mut all) = (0, Vec::new());
     while !stop.load(Ordering::Relaxed) {
         if api.version() == known {
             thread::sleep(Duration::from_micros(200));
@@ -36,7 +43,10 @@ pub(super) fn follow(
             let ready = ready.expect("one is ready")["addresses"][0].as_str().expect("an address");
             rules += &format!("ip daddr {} tcp dport 80 dnat to {ready}:8080\n", service.ip());
         }
+        let begun = Instant::now();
         site.node.nft(&(rules + "}\n}\n")).expect("the rules are valid");
+        all.push(Installed { begun, ended: Instant::now() });
         afterwards();
     }
+    all
 }

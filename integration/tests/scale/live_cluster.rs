@@ -40,7 +40,7 @@ impl Cluster {
         command.args(["--proxy-mode", "nftables", "--hostname-override", "node-a", "--kubeconfig"]);
         command.arg(folder.join("kubeconfig")).stderr(log);
         let proxy = node.spawn(&mut command).expect("kube-proxy starts");
-        let ready = (0..200).any(|_| {
+        let ready = (0..1_200).any(|_| {
             sleep(Duration::from_millis(50));
             let mut ask = Command::new("curl");
             node.output(ask.args(["-sf", "http://127.0.0.1:10249/proxyMode"])).is_ok()
@@ -85,7 +85,7 @@ impl Cluster {
     /// Starts it and waits until it has made all its Services.
     fn begin(&self) -> Child {
         let child = self.node.run(|| self.command("60").spawn()).expect("inside").expect("scale starts");
-        let made = (0..200).any(|_| {
+        let made = (0..1_200).any(|_| {
             sleep(Duration::from_millis(50));
             self.left() == [5, 5, 1]
         });

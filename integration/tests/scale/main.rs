@@ -5,13 +5,14 @@ mod browser;
 mod known_delays;
 mod known_losses;
 mod live_cluster;
+mod round_trips;
 mod tiny_matrix;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use integration::scale::contender::{Contender, Mode};
-use integration::scale::matrix::Plan;
+use integration::scale::plan::Plan;
 use integration::scale::server::ServerKind;
 
 /// A plan that measures next to nothing, to start from.
@@ -30,7 +31,9 @@ fn smallest_plan(contenders: Vec<Contender>, folder: PathBuf) -> Plan {
         connections_time: Duration::from_millis(200),
         disturb: false,
         warm_up: false,
-        limit: Duration::from_secs(20),
+        // However late on a busy machine.
+        limit: Duration::from_secs(120),
+        patience: Duration::from_secs(60),
         folder,
     }
 }
