@@ -3,10 +3,7 @@
 //! The store is shared; everything that follows from it exists once per IP family, so that a failing IPv6 neither
 //! stops IPv4 nor loses what it still owes.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, time::Instant};
 
 use crate::{
     backend::{Executor, Planner},
