@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backend_ipvs::{IpvsExecutor, IpvsPlanner, Settings, op::Op, open};
+use backend_ipvs::{IpvsExecutor, IpvsPlanner, Settings, open, schema::op::Op};
 use proxy_core::{
     backend::{Change, Effect, Executor, Plan, Planned, Planner},
     environment::{Environment, LocalPods, NodePortAddresses},
