@@ -27,7 +27,7 @@ use ipnet::IpNet;
 
 pub use namespace::Namespace;
 pub use ping::Ping;
-pub use probe::{BRIEF, Outcome, PATIENT, Probe, UdpFlow};
+pub use probe::{ALWAYS, BRIEF, Outcome, PATIENT, Probe, UdpFlow};
 use server::Servers;
 pub use steady::{Seen, Steady, SteadyClients};
 pub use wire::{Answer, Protocol};

@@ -20,6 +20,8 @@ use super::wire::{Answer, Protocol, even_if_filtered};
 
 /// How long to wait when an answer or a refusal is expected: on the busiest machine, only what never comes takes longer.
 pub const PATIENT: Duration = Duration::from_secs(60);
+/// Tries of something that comes sooner or later: with [`BRIEF`] between them they last a minute.
+pub const ALWAYS: usize = 200;
 /// How long silence must last to count as a drop.
 pub const BRIEF: Duration = Duration::from_millis(300);
 
@@ -223,15 +225,20 @@ impl UdpFlow {
         }
     }
 
-    /// Asks again and again until an answer satisfies; gives up after a minute and more.
-    pub fn ask_until(&self, mut good: impl FnMut(&Outcome) -> bool) -> Outcome {
-        let mut outcome = self.ask(BRIEF);
-        for _ in 0..PATIENT.div_duration_f64(BRIEF) as usize {
+    /// Asks until an answer satisfies, for at most `tries` times `pause`; see [`ALWAYS`].
+    pub fn ask_until(
+        &self,
+        tries: usize,
+        pause: Duration,
+        mut good: impl FnMut(&Outcome) -> bool,
+    ) -> Outcome {
+        let mut outcome = self.ask(pause);
+        for _ in 1..tries {
             if good(&outcome) {
                 break;
             }
-            thread::sleep(BRIEF / 10);
-            outcome = self.ask(BRIEF);
+            thread::sleep(pause / 10);
+            outcome = self.ask(pause);
         }
         outcome
     }

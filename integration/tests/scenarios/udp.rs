@@ -9,7 +9,7 @@ use integration::lab::{
 };
 use integration::network::Place::{Client, Node, Node2, PodA, PodB, PodD};
 use integration::network::Protocol::Udp;
-use integration::network::{BRIEF, Family, Outcome, PATIENT};
+use integration::network::{ALWAYS, BRIEF, Family, Outcome, PATIENT};
 
 crate::scenarios! {
     Options::default() =>
@@ -41,7 +41,7 @@ fn a_flow_older_than_its_service_reaches_it(lab: &mut Lab) {
             lab.apply(slices(name).port("u", 53, Udp).ready(&[PodA]));
             lab.apply(service(name, 1).port("u", 53, Udp).node_port(30053));
             lab.settle();
-            let outcome = flow.ask_until(|outcome| answered_by(outcome).is_some());
+            let outcome = flow.ask_until(ALWAYS, BRIEF, |outcome| answered_by(outcome).is_some());
             assert_eq!(answered_by(&outcome), Some("pod-a"), "{family:?} {to:?}: {outcome}\n{}", lab.log());
             lab.delete("Service", name);
             lab.settle();
@@ -61,7 +61,7 @@ fn a_flow_leaves_an_endpoint_that_goes(lab: &mut Lab) {
         }
         lab.apply(endpoints().ready(&[PodD]));
         lab.settle();
-        let moved = flow.ask_until(|outcome| answered_by(outcome) == Some("pod-d"));
+        let moved = flow.ask_until(ALWAYS, BRIEF, |outcome| answered_by(outcome) == Some("pod-d"));
         assert_eq!(answered_by(&moved), Some("pod-d"), "{family:?}: {moved}");
     }
 }
@@ -76,11 +76,11 @@ fn a_flow_recovers_after_all_endpoints_went(lab: &mut Lab) {
         assert_eq!(answered_by(&flow.ask(PATIENT)), Some("pod-a"), "{family:?}");
         lab.apply(endpoints());
         lab.settle();
-        let cut = flow.ask_until(|outcome| answered_by(outcome).is_none());
+        let cut = flow.ask_until(ALWAYS, BRIEF, |outcome| answered_by(outcome).is_none());
         assert_eq!(answered_by(&cut), None, "{family:?}: the endpoint is gone, yet {cut}");
         lab.apply(endpoints().ready(&[PodD]));
         lab.settle();
-        let back = flow.ask_until(|outcome| answered_by(outcome) == Some("pod-d"));
+        let back = flow.ask_until(ALWAYS, BRIEF, |outcome| answered_by(outcome) == Some("pod-d"));
         assert_eq!(answered_by(&back), Some("pod-d"), "{family:?}: {back}");
     }
 }
@@ -98,7 +98,7 @@ fn a_flow_stays_with_an_endpoint_that_terminates(lab: &mut Lab) {
         lab.settle();
         if lab.mode() == Mode::Ipvs {
             // As kube-proxy: in this mode a UDP endpoint goes at once, and the flow moves on.
-            let moved = flow.ask_until(|outcome| answered_by(outcome) == Some("pod-d"));
+            let moved = flow.ask_until(ALWAYS, BRIEF, |outcome| answered_by(outcome) == Some("pod-d"));
             assert_eq!(answered_by(&moved), Some("pod-d"), "{family:?}: {moved}");
             continue;
         }
@@ -146,7 +146,7 @@ fn flows_of_others_are_left_alone(lab: &mut Lab) {
         assert!(before.iter().all(|flows| flows.len() == 1), "{before:?}");
         lab.apply(slices("changing").port("u", 53, Udp).ready(&[PodD]));
         lab.settle();
-        let moved = changing.ask_until(|outcome| answered_by(outcome) == Some("pod-d"));
+        let moved = changing.ask_until(ALWAYS, BRIEF, |outcome| answered_by(outcome) == Some("pod-d"));
         assert_eq!(answered_by(&moved), Some("pod-d"), "{family:?}: {moved}");
         assert_eq!(others.map(|to| flows(lab, to)), before, "{family:?}");
         drop(asked);
@@ -172,7 +172,7 @@ fn flows_by_every_way_in_leave_an_endpoint_that_goes(lab: &mut Lab) {
             lab.apply(endpoints().ready(&[PodB]));
             lab.settle();
             for (flow, to) in flows.iter().zip(ways) {
-                let moved = flow.ask_until(|outcome| answered_by(outcome) == Some("pod-b"));
+                let moved = flow.ask_until(ALWAYS, BRIEF, |outcome| answered_by(outcome) == Some("pod-b"));
                 assert_eq!(answered_by(&moved), Some("pod-b"), "{family:?} {to:?}: {moved}");
             }
         }
