@@ -4,6 +4,7 @@ mod api;
 mod engine;
 mod host;
 mod live;
+mod log_runner;
 mod reload;
 mod run;
 mod serve;
@@ -19,6 +20,15 @@ use settings::{Command, Loaded, effective::Settings};
 use telemetry::logging::{self, LogControl};
 
 fn main() -> ExitCode {
+    if log_runner::is_asked_for(std::env::args_os().next().as_deref()) {
+        return match log_runner::run() {
+            Ok(code) => code.into(),
+            Err(error) => {
+                let _ = writeln!(std::io::stderr(), "go-runner: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let arguments: Vec<String> =
         std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     let result = match settings::load(&arguments) {
