@@ -24,6 +24,7 @@ test: lint
 	PATH="$$(dirname "$${SWITCHYARD_NFT_CURRENT:-$$(tools/nft-current)}"):$$PATH" \
 	    cargo nextest run --workspace --locked -E 'binary_id(switchyard-nft-netlink::listing)'
 	cargo test --doc --workspace --locked -q
+	$$(tools/python-env) deploy/manifests-test
 	deploy/image-test
 	SWITCHYARD_NFT_CURRENT="$${SWITCHYARD_NFT_CURRENT:-$$(tools/nft-current)}" cargo nextest run --workspace --locked --test-threads $(TEST_THREADS)
 
