@@ -1,6 +1,6 @@
 //! What a changed configuration reaches in the running process.
 
-use std::{sync::mpsc::Sender, time::Duration};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use proxy_core::model::Family;

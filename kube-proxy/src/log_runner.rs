@@ -203,7 +203,7 @@ impl LogFile {
 
     fn remove_old(&self, now: SystemTime) {
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let Ok(files) = fs::read_dir(folder.unwrap_or(Path::new("."))) else { return };
+        let Ok(files) = fs::read_dir(folder.unwrap_or_else(|| Path::new("."))) else { return };
         let stem = self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         for file in files.flatten() {
             let name = file.file_name().to_string_lossy().into_owned();

@@ -190,7 +190,10 @@ fn send_inits(clients: &[(Steady, u16)], stop: &AtomicBool) {
             client.send();
             if let Ok(Reply::Answer(answer)) = sctp::probe(socket, *port, client.to, PATIENCE) {
                 let local = socket.local_addr().ok().and_then(|local| local.as_socket());
-                client.answered(answer, SocketAddr::new(local.map_or(client.to.ip(), |at| at.ip()), *port));
+                client.answered(
+                    answer,
+                    SocketAddr::new(local.map_or_else(|| client.to.ip(), |at| at.ip()), *port),
+                );
             }
         }
         thread::sleep(PAUSE);

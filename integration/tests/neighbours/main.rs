@@ -9,8 +9,12 @@
 
 mod aws_vpc_cni;
 mod calico;
+#[path = "../takeover/crossing.rs"]
+#[allow(dead_code, reason = "the takeover tests ask it for more")]
+mod crossing;
 mod docker;
 #[path = "../takeover/flood.rs"]
+#[allow(dead_code, reason = "the takeover tests ask it for more")]
 mod flood;
 mod kube_router;
 mod mesh;

@@ -25,7 +25,7 @@ fn comes_and_goes(mode: Mode) {
             lab.settle();
             let vip = family.load_balancer(1);
             let length = if vip.is_ipv4() { 32 } else { 128 };
-            let flood = Flood::start(lab.network.namespace(Client), SocketAddr::new(vip, 80), RATE);
+            let flood = Flood::start(&lab, Client, SocketAddr::new(vip, 80), RATE);
             for _ in 0..4 {
                 for what in ["add", "del"] {
                     sleep(PAUSE);
@@ -34,7 +34,7 @@ fn comes_and_goes(mode: Mode) {
                 }
             }
             sleep(PAUSE);
-            flood.stop().unwrap_or_else(|wrong| panic!("{mode:?}, {family:?}: {wrong}\n{}", lab.log()));
+            flood.stop(&lab).unwrap_or_else(|wrong| panic!("{mode:?}, {family:?}: {wrong}\n{}", lab.log()));
             lab.sweep();
         }
     };
