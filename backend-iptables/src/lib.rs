@@ -3,6 +3,8 @@
 //! [`Planner`] decides which chains to write (`plan/`), [`restore`] makes them text in the language of `schema/`, and
 //! [`Executor`] feeds that to `iptables-restore` (`kernel/`).
 
+#![warn(missing_docs)]
+
 mod kernel;
 #[cfg(any(test, feature = "model"))]
 pub mod model;

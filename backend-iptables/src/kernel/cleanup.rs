@@ -21,8 +21,11 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[error("cannot remove {variant} iptables rules of {family}: {source}")]
 pub struct CleanupError {
+    /// Whose rules.
     pub family: Family,
+    /// In which of the two sets of tables.
     pub variant: variant::Variant,
+    /// What the programs said.
     pub source: ApplyError,
 }
 

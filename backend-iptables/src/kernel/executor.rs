@@ -80,10 +80,22 @@ enum Ran {
 /// Why iptables cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    /// A program cannot be run at all.
     #[error("cannot run {program}: {source}")]
-    Missing { program: String, source: io::Error },
+    Missing {
+        /// Its name.
+        program: String,
+        /// Why it cannot be run.
+        source: io::Error,
+    },
+    /// A program runs, and the kernel refuses what it asks for.
     #[error("{program} does not work on this kernel: {reason}")]
-    Unusable { program: String, reason: String },
+    Unusable {
+        /// Its name.
+        program: String,
+        /// What it said.
+        reason: String,
+    },
 }
 
 impl Executor {
@@ -151,6 +163,7 @@ impl Executor {
         self
     }
 
+    /// Which set of tables it writes.
     pub fn variant(&self) -> Variant {
         self.variant
     }

@@ -10,8 +10,11 @@ pub use crate::schema::variant::Variant;
 /// The programs of one family and variant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Programs {
+    /// `iptables-legacy`, say.
     pub iptables: String,
+    /// `iptables-legacy-save`.
     pub save: String,
+    /// `iptables-legacy-restore`.
     pub restore: String,
 }
 
@@ -110,7 +113,9 @@ pub fn version(program: &str) -> io::Result<Version> {
 /// `iptables v1.8.9 (nf_tables)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Version {
+    /// Its three parts.
     pub number: (u32, u32, u32),
+    /// The set of tables that the program works on.
     pub variant: Variant,
 }
 

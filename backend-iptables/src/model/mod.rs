@@ -40,6 +40,7 @@ const BUILT_IN: [(Table, &[&str]); 3] = [
 ];
 
 impl Model {
+    /// Tables without any rules.
     pub fn new(family: Family, variant: Variant) -> Self {
         let built_in =
             BUILT_IN.iter().flat_map(|(table, chains)| chains.iter().map(move |chain| (*table, *chain)));
@@ -130,6 +131,7 @@ impl Model {
         fates
     }
 
+    /// Whose tables these are.
     pub fn family(&self) -> Family {
         self.family
     }

@@ -90,6 +90,7 @@ enum Doubt {
 }
 
 impl Planner {
+    /// Of one family, with nothing installed.
     pub fn new(family: Family) -> Self {
         Self { family, installed: None, pending: None, doubt: Doubt::None }
     }

@@ -10,14 +10,19 @@ use sha2::{Digest, Sha256};
 /// filter is committed again after `nat` ([`crate::Op::Then`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Table {
+    /// Holds nothing of ours but a canary.
     Mangle,
+    /// Refuses, drops and accepts.
     Filter,
+    /// Translates and masquerades.
     Nat,
 }
 
 impl Table {
+    /// In the order in which a restore commits them.
     pub const ALL: [Self; 3] = [Self::Mangle, Self::Filter, Self::Nat];
 
+    /// As `iptables -t` takes it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Mangle => "mangle",
@@ -33,12 +38,19 @@ impl fmt::Display for Table {
     }
 }
 
+/// In `nat` leads from addresses to Services, in `filter` refuses cluster IPs without endpoints.
 pub const SERVICES: &str = "KUBE-SERVICES";
+/// Refuses or drops at external addresses and node ports.
 pub const EXTERNAL_SERVICES: &str = "KUBE-EXTERNAL-SERVICES";
+/// In `nat` leads from node ports to Services, in `filter` accepts health check node ports.
 pub const NODE_PORTS: &str = "KUBE-NODEPORTS";
+/// Masquerades what is marked.
 pub const POSTROUTING: &str = "KUBE-POSTROUTING";
+/// Marks what is to be masqueraded.
 pub const MARK_MASQUERADE: &str = "KUBE-MARK-MASQ";
+/// Accepts what is forwarded for Services.
 pub const FORWARD: &str = "KUBE-FORWARD";
+/// Drops what source ranges do not admit.
 pub const PROXY_FIREWALL: &str = "KUBE-PROXY-FIREWALL";
 /// Shared with kubelet, which writes the same rule: never deleted.
 pub const KUBELET_FIREWALL: &str = "KUBE-FIREWALL";
@@ -48,15 +60,22 @@ pub const CANARY: &str = "KUBE-PROXY-CANARY";
 /// Chains that hold one or more rules of every Service port concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Dispatcher {
+    /// [`SERVICES`] of `filter`.
     FilterServices,
+    /// [`EXTERNAL_SERVICES`].
     FilterExternalServices,
+    /// [`NODE_PORTS`] of `filter`.
     FilterNodePorts,
+    /// [`PROXY_FIREWALL`].
     FilterProxyFirewall,
+    /// [`SERVICES`] of `nat`.
     NatServices,
+    /// [`NODE_PORTS`] of `nat`.
     NatNodePorts,
 }
 
 impl Dispatcher {
+    /// All of them.
     pub const ALL: [Self; 6] = [
         Self::FilterServices,
         Self::FilterExternalServices,
@@ -66,6 +85,7 @@ impl Dispatcher {
         Self::NatNodePorts,
     ];
 
+    /// The table it is in.
     pub fn table(self) -> Table {
         match self {
             Self::NatServices | Self::NatNodePorts => Table::Nat,
@@ -73,6 +93,7 @@ impl Dispatcher {
         }
     }
 
+    /// The name of its chain.
     pub fn chain(self) -> &'static str {
         match self {
             Self::FilterServices | Self::NatServices => SERVICES,
@@ -115,6 +136,7 @@ impl Role {
 /// A chain of one Service port, in table `nat`: a prefix and 16 characters of a hash. (The kernel allows 28 characters.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceChain {
+    /// What it is for.
     pub role: Role,
     hash: [u8; 16],
 }
@@ -193,9 +215,13 @@ fn hash(parts: &[&str]) -> [u8; 16] {
 /// A rule in one of the kernel's own chains that leads to one of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Jump {
+    /// The table of both chains.
     pub table: Table,
+    /// The kernel's own chain.
     pub from: &'static str,
+    /// The chain of ours.
     pub to: &'static str,
+    /// Only packets that begin a connection.
     pub only_new: bool,
     /// Empty: no comment.
     pub comment: &'static str,

@@ -8,7 +8,9 @@ pub const LOCALHOST_ACCEPTED: &str = "localhost_nps_accepted_pkts";
 /// Which of the counters exist, so that rules may name them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
+    /// [`INVALID_DROPPED`].
     pub invalid_dropped: bool,
+    /// [`LOCALHOST_ACCEPTED`].
     pub localhost_accepted: bool,
 }
 

@@ -32,6 +32,7 @@ pub struct Found {
     used: BTreeMap<(Table, Box<str>), Box<str>>,
     /// What the dispatch chains of table `filter` refuse or drop, as lines.
     refusals: HashMap<Dispatcher, Vec<Box<str>>>,
+    /// What decides on rules beside the tables.
     pub host: Host,
 }
 
@@ -42,6 +43,7 @@ pub struct Host {
     pub tcp_be_liberal: bool,
     /// `MASQUERADE --random-fully` is known (iptables 1.6.2).
     pub random_fully: bool,
+    /// Packet counters that rules may name.
     pub counters: Counters,
 }
 
@@ -196,6 +198,7 @@ impl Found {
         }
     }
 
+    /// Whether the chain is there, whatever it holds.
     pub fn has_chain(&self, table: Table, chain: &str) -> bool {
         match reading(table, chain) {
             Reading::Service(chain) => self.service_chains.contains_key(&chain),
@@ -239,6 +242,7 @@ impl Found {
         self.other_chains.keys().filter(move |(of, _)| *of == table).map(|(_, chain)| &**chain)
     }
 
+    /// Whether the rule is there, wherever it stands in its chain.
     pub fn has_jump(&self, jump: &Jump) -> bool {
         self.count_jumps(jump) > 0
     }

@@ -17,21 +17,51 @@ use crate::schema::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
     /// Creates chains of a Service port in table `nat`, or empties those that exist, and fills them.
-    Fill { chains: Box<[ServiceChain]>, rules: String },
+    Fill {
+        /// Which chains.
+        chains: Box<[ServiceChain]>,
+        /// Their rules, as restore lines.
+        rules: String,
+    },
     /// Deletes chains of a Service port, whatever they hold.
-    Drop { chains: Box<[ServiceChain]> },
+    Drop {
+        /// Which chains, those first that lead to others.
+        chains: Box<[ServiceChain]>,
+    },
     /// Creates a chain, or empties it.
-    Declare { table: Table, chain: &'static str },
+    Declare {
+        /// Its table.
+        table: Table,
+        /// Its name.
+        chain: &'static str,
+    },
     /// Rules at the end of a chain that is declared in the same step.
-    Append { table: Table, chain: &'static str, rules: Arc<str> },
+    Append {
+        /// The chain's table.
+        table: Table,
+        /// The chain's name.
+        chain: &'static str,
+        /// As restore lines.
+        rules: Arc<str>,
+    },
     /// Inserts a jump at the head of one of the kernel's chains.
     Insert(Jump),
     /// Removes a jump from one of the kernel's chains.
     Remove(Jump),
     /// Empties a chain to which rules of others lead.
-    Empty { table: Table, chain: Box<str> },
+    Empty {
+        /// Its table.
+        table: Table,
+        /// Its name.
+        chain: Box<str>,
+    },
     /// Deletes a chain by its name, whatever it holds.
-    DropNamed { table: Table, chain: Box<str> },
+    DropNamed {
+        /// Its table.
+        table: Table,
+        /// Its name.
+        chain: Box<str>,
+    },
     /// What the tables hold of ours once the step is applied: by this it is seen whether somebody changes it.
     Sums(Sums),
     /// What follows is committed after all that stands before.
@@ -141,7 +171,9 @@ impl Section {
 /// What the tables hold of ours, summed up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sums {
+    /// How many rules.
     pub rules: Tally,
+    /// What is in them.
     pub stamp: Stamp,
     /// Whether the rule that guards 127.0.0.0/8 is wanted.
     pub guard: bool,
@@ -150,7 +182,9 @@ pub struct Sums {
 /// Numbers of rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tally {
+    /// In table `filter`.
     pub filter: usize,
+    /// In table `nat`.
     pub nat: usize,
 }
 
