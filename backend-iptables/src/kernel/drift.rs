@@ -241,7 +241,7 @@ impl Standing {
 
     /// Whether something is left to be looked at.
     #[cfg(test)]
-    fn is_at_rest(&self) -> bool {
+    pub(crate) fn is_at_rest(&self) -> bool {
         !self.count_owed && !self.reading_owed && self.reading.is_none()
     }
 }

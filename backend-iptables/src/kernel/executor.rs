@@ -163,6 +163,12 @@ impl Executor {
         self
     }
 
+    /// Whether it has nothing left to look at: all that was written since was our own.
+    #[cfg(test)]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.standing.is_at_rest()
+    }
+
     /// Which set of tables it writes.
     pub fn variant(&self) -> Variant {
         self.variant

@@ -1,9 +1,17 @@
-use std::process::Command;
+use std::{process::Command, sync::Arc};
 
 use nix::sched::{CloneFlags, unshare};
-use proxy_core::model::Family;
+use proxy_core::{
+    backend::{Change, Effect, Executor as _, Planned, Planner as _},
+    model::Family,
+    route::Route,
+};
 
 use super::*;
+use crate::{
+    Executor, Planner,
+    tests::{environment, name, web},
+};
 
 fn run(line: &str) {
     assert!(Command::new("sh").args(["-c", line]).status().expect("sh is there").success(), "{line}");
@@ -33,6 +41,40 @@ fn while_nobody_writes_no_program_is_run() {
         } else {
             assert!(standing.intact().is_err(), "now the tables have to be read");
         }
+    }
+}
+
+/// What both families write is counted together, and nothing has to be read because of it.
+#[test]
+fn our_own_writes_are_not_taken_for_somebody_elses() {
+    for variant in [Variant::Nft, Variant::Legacy] {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of one's own");
+        let own = OwnCommits::default();
+        let mut both = Family::BOTH.map(|family| {
+            let executor = Executor::open_variant(family, variant).expect("iptables works").counting(&own);
+            (Planner::new(family), executor, environment(family))
+        });
+        let gone = || Route { cluster: Box::default(), any_endpoint: false, ..web() };
+        for (planner, executor, environment) in &mut both {
+            let found = executor.survey().expect("the tables can be read");
+            let plan = planner.plan_full(&[], environment, found, now());
+            executor.apply(&plan).expect("taken");
+            planner.settle(Effect::Applied);
+        }
+        let (planner, executor, environment) = &mut both[0];
+        assert!(executor.intact().expect("the kernel answers"));
+        let routes = [None, Some(web()), Some(gone()), Some(web()), None].map(|route| route.map(Arc::new));
+        for step in routes.windows(2) {
+            let change = Change { name: name("web"), before: step[0].clone(), after: step[1].clone() };
+            let Planned::Plan(plan) = planner.plan(&[change], environment, now()) else { panic!("a plan") };
+            executor.apply(&plan).expect("taken");
+            planner.settle(Effect::Applied);
+            assert!(executor.intact().expect("the kernel answers"));
+            assert!(executor.is_at_rest(), "{variant}");
+        }
+        let (_, other, _) = &mut both[1];
+        assert!(other.intact().expect("the kernel answers"));
+        assert!(other.is_at_rest(), "{variant}");
     }
 }
 
