@@ -162,3 +162,36 @@ fn without_the_right_to_read_nodes_what_is_off_and_what_to_grant_is_told() {
     assert!(rig.log().contains("NodePorts stay off"), "{}", rig.log());
     rig.settle();
 }
+
+/// kube-proxy 1.37 does not: kubernetes/kubernetes#142183.
+#[test]
+fn localhost_is_served_after_a_change_of_the_addresses_and_a_restart() {
+    let mut rig = Rig::new();
+    let mut service = balanced("web", 10, 32_000);
+    service["spec"]["clusterIP"] = json!("fd00:96::10");
+    service["spec"]["clusterIPs"] = json!(["fd00:96::10"]);
+    service["spec"]["ipFamilies"] = json!(["IPv6"]);
+    service["spec"]["ports"][0]["nodePort"] = json!(30_080);
+    let mut slice = endpoints("web", 0, false);
+    slice["addressType"] = json!("IPv6");
+    slice["endpoints"][0]["addresses"] = json!(["fd00:244::1"]);
+    rig.api.apply(service).expect("a complete object");
+    rig.api.apply(slice).expect("a complete object");
+    let addresses = |texts: &[&str]| ("/nodePortAddresses", json!(texts));
+    rig.config(&[nftables(), addresses(&["primary"])]);
+    rig.start_and_settle();
+    let listeners = |rig: &Rig| {
+        let text = rig.get(METRICS, "/metrics").map(|answer| answer.body).unwrap_or_default();
+        let name = "kubeproxy_nftables_localhost_nodeport_listeners{ip_family=\"IPv6\"} ";
+        text.lines().find_map(|line| line.strip_prefix(name).map(str::to_owned))
+    };
+    assert_eq!(listeners(&rig), None, "nobody asked for them");
+    rig.config(&[nftables(), addresses(&["primary", "localhost"])]);
+    assert!(!rig.exit().success());
+    assert!(rig.log().contains("nodePortAddresses cannot be applied without a restart"), "{}", rig.log());
+    rig.start_and_settle();
+    rig.eventually("a listener", |rig| listeners(rig).as_deref() == Some("1"));
+    assert!(rig.output("ss", &["-Hltn"]).contains("[::1]:30080"), "{}", rig.output("ss", &["-Hltn"]));
+    rig.api.delete("Service", "shop", "web").expect("it is there");
+    rig.eventually("none", |rig| listeners(rig).as_deref() == Some("0"));
+}
