@@ -81,8 +81,9 @@ pub(crate) struct Path {
     pub(crate) public_as: Option<String>,
 }
 
-/// All paths: those of `use`, and those in between.
+/// All paths: those of `use`, and those in between. How far something is visible (`pub(in a::b)`) is no path.
 pub(crate) fn paths(code: &str) -> Vec<Path> {
+    let code = &without_visibility(code);
     let mut found = Vec::new();
     let mut rest = code.as_bytes().to_vec();
     for (at, public) in uses(code) {
@@ -99,6 +100,16 @@ pub(crate) fn paths(code: &str) -> Vec<Path> {
     let rest = String::from_utf8_lossy(&rest).into_owned();
     found.extend(chains(&rest));
     found
+}
+
+fn without_visibility(code: &str) -> String {
+    let mut out = code.as_bytes().to_vec();
+    for (at, mark) in code.match_indices("pub(in ") {
+        let end = code[at..].find(')').map_or(code.len(), |length| at + length);
+        // `pub` stays: what is handed on is.
+        blank(&mut out[at + "pub".len()..(end + 1).min(code.len()).max(at + mark.len())]);
+    }
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// Where each `use` is, and whether what it brings is visible elsewhere.
@@ -294,6 +305,13 @@ mod tests {
         );
         let handed_on: Vec<_> = paths(text).into_iter().filter_map(|path| path.public_as).collect();
         assert_eq!(handed_on, ["G"]);
+    }
+
+    #[test]
+    fn how_far_something_is_visible_is_no_import() {
+        let text = "pub(in super::super) fn f() {}\npub(in crate::a) use b::C;\n";
+        assert_eq!(named(text), ["b::C"]);
+        assert_eq!(paths(text)[0].public_as.as_deref(), Some("C"));
     }
 
     #[test]
