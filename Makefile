@@ -31,6 +31,7 @@ test: lint
 lint:
 	@tools/setup lint
 	cargo fmt --all --check
+	cargo run --locked -q -p house
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check licenses bans sources; \
 	else echo "cargo-deny is not installed: the licence gate was not run"; fi

@@ -8,10 +8,10 @@ use netlink::{Attributes, Nest, Socket, Writer, flags, message::Start};
 
 use crate::{
     element::{Element, Template, successor},
-    expression::SetName,
+    expression::{SetName, write_name},
     object::{Chain, Table},
     rule::Rule,
-    set::{Set, write_name},
+    set::Set,
     uapi::{
         BATCH_BEGIN, BATCH_END, BATCH_GENERATION, FAMILY_HEADER, SUBSYSTEM, chain, element, message,
         message_kind, rule, set, table as table_uapi,

@@ -6,13 +6,10 @@ use netlink::Writer;
 
 use crate::{
     datatype::{Field, key_length, set_userdata, type_number},
-    expression::{SetName, milliseconds},
+    expression::{ANONYMOUS_SET, milliseconds},
     object::Table,
     uapi::{data as data_uapi, set},
 };
-
-/// The kernel makes a name from this.
-const ANONYMOUS_SET: &str = "__set%d";
 
 /// What a map holds for each key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -202,16 +199,5 @@ impl<'a> Set<'a> {
             Data::Verdict => &[],
         });
         writer.bytes(set::USERDATA, &set_userdata(self.key, data, self.comment));
-    }
-}
-
-/// Writes which set an element list is for.
-pub(crate) fn write_name(set: &SetName, name: u16, id: u16, writer: &mut Writer) {
-    match set {
-        SetName::Named(set) => writer.str(name, set),
-        SetName::Anonymous(number) => {
-            writer.str(name, ANONYMOUS_SET);
-            writer.be32(id, *number);
-        }
     }
 }

@@ -3,21 +3,17 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use integration::lab::{Lab, Mode, Options, cluster_ip, service, slices};
 use integration::network::Place::{Client, Node, PodA, PodB, PodD};
 use integration::network::Protocol::Tcp;
-use integration::network::{BRIEF, Family, Outcome, Probe};
+use integration::network::{BRIEF, Family, Outcome, PATIENT, Probe};
 
 crate::scenarios! {
     Options::default() =>
         nftables_service_starts_and_stops,
         firewalld_starts_reloads_and_stops;
 }
-
-/// Several times what is promised, which is a second: the machine is shared.
-const ALLOWED: Duration = Duration::from_secs(10);
 
 fn works(lab: &Lab) -> bool {
     Family::BOTH.into_iter().all(|family| {
@@ -30,9 +26,9 @@ fn works(lab: &Lab) -> bool {
 
 /// Works again, and all of it.
 fn heals(lab: &mut Lab, after: &str) {
-    let begin = now();
+    let deadline = crate::now() + PATIENT;
     while !works(lab) {
-        assert!(begin.elapsed() < ALLOWED, "{after} is not made good\n{}", lab.log());
+        assert!(crate::now() < deadline, "{after} is not made good\n{}", lab.log());
     }
     lab.sweep();
 }
@@ -128,9 +124,4 @@ fn firewalld_starts_reloads_and_stops(lab: &mut Lab) {
         firewalld.run(what);
         heals(lab, &format!("firewalld: {what}"));
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "waiting for a repair is a matter of real time")]
-fn now() -> Instant {
-    Instant::now()
 }

@@ -18,6 +18,7 @@ mod exec;
 mod http_proxy;
 mod identity;
 mod kubeconfig;
+mod secret;
 mod stream;
 mod tls;
 mod token_file;

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use netlink::Writer;
 
-use super::{Expression, Register, Reject, Shift, Verdict};
-use crate::{set::write_name, uapi::data};
+use super::{Expression, Register, Reject, SetName, Shift, Verdict};
+use crate::uapi::data;
+
+/// The kernel makes the name of a set without one from this.
+pub(crate) const ANONYMOUS_SET: &str = "__set%d";
 
 const NAME: u16 = 1;
 const DATA: u16 = 2;
@@ -249,6 +252,17 @@ impl Verdict {
         }
         writer.end(inner);
         writer.end(outer);
+    }
+}
+
+/// Writes which set an element list is for.
+pub(crate) fn write_name(set: &SetName, name: u16, id: u16, writer: &mut Writer) {
+    match set {
+        SetName::Named(set) => writer.str(name, set),
+        SetName::Anonymous(number) => {
+            writer.str(name, ANONYMOUS_SET);
+            writer.be32(id, *number);
+        }
     }
 }
 

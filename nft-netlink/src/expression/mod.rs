@@ -5,7 +5,7 @@ mod display;
 mod encode;
 
 pub use build::*;
-pub(crate) use encode::milliseconds;
+pub(crate) use encode::{ANONYMOUS_SET, milliseconds, write_name};
 
 use std::time::Duration;
 

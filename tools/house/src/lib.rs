@@ -71,6 +71,13 @@ mod tests {
     use std::path::Path;
 
     #[test]
+    fn the_repository_keeps_its_rules() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("two folders deep");
+        let wrongs = super::check(root);
+        assert!(wrongs.is_empty(), "{}", wrongs.join("\n"));
+    }
+
+    #[test]
     fn the_crates_of_the_workspace_are_found() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("two folders deep");
         let crates = super::crates(root);

@@ -16,7 +16,11 @@ use tower::BoxError;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{exec::Plugin, token_file::TokenFile};
+use super::{
+    exec::Plugin,
+    secret::{bearer, secret},
+    token_file::TokenFile,
+};
 
 /// Where the header comes from.
 #[derive(Debug, Clone)]
@@ -80,18 +84,6 @@ impl Credentials {
             _ => {}
         }
     }
-}
-
-/// The header for a bearer token, without white space around it.
-pub(super) fn bearer(token: &str) -> anyhow::Result<HeaderValue> {
-    secret(&format!("Bearer {}", token.trim()))
-}
-
-fn secret(text: &str) -> anyhow::Result<HeaderValue> {
-    let mut header =
-        HeaderValue::from_str(text).ok().context("there are characters that no header may have")?;
-    header.set_sensitive(true);
-    Ok(header)
 }
 
 impl<S> Layer<S> for Credentials {

@@ -30,7 +30,7 @@ use tokio::{
 };
 use tower::BoxError;
 
-use super::{credentials::bearer, identity::Identity, stream::Connections, tls::private_key};
+use super::{identity::Identity, secret::bearer, stream::Connections, tls::private_key};
 
 /// The versions of the interface; both have the same fields.
 const VERSIONS: [&str; 2] = ["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use http::HeaderValue;
 
-use super::credentials::bearer;
+use super::secret::bearer;
 
 /// After this time the file is read again.
 const LIFETIME: Duration = Duration::from_secs(50);
