@@ -162,8 +162,12 @@ fn what_a_repair_does_not_change_is_repaired_once() {
     proxy.full().expect("taken");
     run("iptables-nft -t nat -A OUTPUT -d 192.0.2.1 -j KUBE-SERVICES");
     assert!(proxy.notices_damage());
-    proxy.full().expect("taken");
-    assert!(proxy.finds_all_intact());
+    // Once for each way of looking: the counts of uses, then the contents.
+    let repairs = (0..3).take_while(|_| {
+        proxy.full().expect("taken");
+        !proxy.finds_all_intact()
+    });
+    assert!(repairs.count() < 2, "it is repaired again and again");
     run("iptables-nft -A INPUT -s 10.9.9.9 -j DROP");
     assert!(proxy.finds_all_intact());
     run("iptables-nft -t nat -F KUBE-POSTROUTING");

@@ -9,7 +9,7 @@ use std::{
 
 use backend_ipvs::{IpvsExecutor, IpvsPlanner, Settings, open, schema::op::Op};
 use proxy_core::{
-    backend::{Change, Effect, Executor, Plan, Planned, Planner},
+    backend::{ApplyError, Change, Effect, Executor, Plan, Planned, Planner},
     environment::{Environment, LocalPods, NodePortAddresses},
     model::{Family, ObjectName, Protocol, ServicePortName, TrafficPolicy},
     route::{Frontend, FrontendKind, Route, Target},
@@ -118,7 +118,15 @@ impl Driver {
         let Planned::Plan(plan) = self.planner.plan(&[change], &self.environment, self.now) else {
             panic!("started over");
         };
-        let outcome = self.executor.apply(&plan).expect("only one Service is at fault");
+        let outcome = match self.executor.apply(&plan) {
+            Ok(outcome) => outcome,
+            // What is known to be missing is refused before anything is applied.
+            Err(ApplyError::Refused { reason, culprit: Some(0) }) => {
+                self.planner.settle(Effect::Nothing);
+                return vec![reason];
+            }
+            Err(error) => panic!("only one Service is at fault: {error}"),
+        };
         self.planner.settle(Effect::Applied);
         assert!(outcome.rejected.iter().all(|rejection| rejection.owner == Some(0)));
         outcome.rejected.into_iter().map(|rejection| rejection.reason).collect()

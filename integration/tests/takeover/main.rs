@@ -303,7 +303,8 @@ fn kube_proxys_ipvs_is_taken_over(mode: Mode) {
         lab.settle();
         let lab = &*lab;
         eventually(lab, "kube-proxy's rules are still there", || {
-            let save = on_node(lab, "iptables-nft-save", &[]);
+            // In filter our own ipvs mode has a chain of that name too.
+            let save = on_node(lab, "iptables-nft-save", &["-t", "nat"]);
             let sets = on_node(lab, "ipset", &["list", "-n"]);
             !save.contains("KUBE-NODE-PORT -")
                 && !sets.contains("KUBE")
