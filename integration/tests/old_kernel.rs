@@ -131,7 +131,11 @@ fn the_iptables_backend_works() {
     on_the_old_kernel(&[
         select("backend-iptables::cluster_ip", "backend-iptables", ALL),
         select("backend-iptables::features", "backend-iptables", ALL),
-        select("backend-iptables::kernel", "backend-iptables", &["restart", "is_no_damage", "cleanup", "refused"]),
+        select(
+            "backend-iptables::kernel",
+            "backend-iptables",
+            &["restart", "is_no_damage", "cleanup", "refused"],
+        ),
     ]);
 }
 
