@@ -258,7 +258,9 @@ fn changes_of_mode(changes: &[(Mode, Mode)]) {
                     Mode::Ipvs => !on_node(lab, "nft", &["list", "maps"]).contains("dispatch"),
                     _ => !has_nftables_table(lab),
                 };
-                iptables && nftables && (*to == Mode::Ipvs || !has_virtual_servers(lab))
+                // A connection that changed hands in the middle may stay known to IPVS for a quarter of an hour, and its
+                // virtual server with it: the tests that hold connections see it go.
+                iptables && nftables
             });
         });
         assert_in_charge(&mut lab);
