@@ -29,7 +29,7 @@ use crate::{
     claims::ClaimKey,
     environment::Environment,
     model::{Family, Kind, ServiceName, ServicePortName},
-    reconciler::Pace,
+    pace::Pace,
     route::{NodeView, Policy, Route},
     store::Store,
 };

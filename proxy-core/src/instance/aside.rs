@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{model::ServiceName, reconciler::Pace};
+use crate::{model::ServiceName, pace::Pace};
 
 /// The least time between two rounds of probes of which one was refused.
 const REST: Duration = Duration::from_millis(100);

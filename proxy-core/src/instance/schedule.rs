@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::reconciler::Pace;
+use crate::pace::Pace;
 
 /// How many checks for drift in a row may fail before the kernel's state counts as changed.
 const MOST_UNANSWERED_CHECKS: u32 = 3;
