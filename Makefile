@@ -1,6 +1,6 @@
 # The two commands of the README, and the smaller steps they are made of.
 
-.PHONY: all demo test lint build bench bench-quick bench-docs bench-build bench-round-trip image image-test clean
+.PHONY: all demo test test-old-kernel lint build bench bench-quick bench-docs bench-build bench-round-trip image image-test clean
 
 all: build
 
@@ -27,6 +27,11 @@ test: lint
 	$$(tools/python-env) deploy/manifests-test
 	deploy/image-test
 	SWITCHYARD_NFT_CURRENT="$${SWITCHYARD_NFT_CURRENT:-$$(tools/nft-current)}" cargo nextest run --workspace --locked --test-threads $(TEST_THREADS)
+
+# All that can run on the old kernel does, where `make test` runs the part of it that differs most between kernels.
+test-old-kernel:
+	@tools/setup test
+	SWITCHYARD_OLD_KERNEL=all cargo nextest run --workspace --locked -E 'binary_id(integration::old_kernel)'
 
 lint:
 	@tools/setup lint
