@@ -77,6 +77,10 @@ pub(crate) fn run<P, X>(
             observer.synced(report, &mut engine);
         }
         observer.round(&mut engine);
+        // One a round: between two looks, what came meanwhile is taken in and written.
+        if let Some(ask) = messages.ask() {
+            ask.answer(&engine);
+        }
     }
 }
 

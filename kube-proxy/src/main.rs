@@ -12,6 +12,7 @@ mod settings;
 mod supervisor;
 mod sync;
 mod telemetry;
+mod verbs;
 
 use std::{io::Write as _, process::ExitCode};
 
@@ -31,6 +32,9 @@ fn main() -> ExitCode {
     }
     let arguments: Vec<String> =
         std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    if arguments.first().is_some_and(|first| verbs::is_verb(first)) {
+        return verbs::main(&arguments);
+    }
     let result = match settings::load(&arguments) {
         Ok(loaded) => carry_out(loaded, arguments),
         Err(error) => Err(error.into()),

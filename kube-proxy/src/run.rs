@@ -36,7 +36,7 @@ use crate::{
     reload,
     serve::{
         capacity::Capacity,
-        healthz,
+        healthz, insight,
         localhost_node_ports::{Listeners, NodePorts},
         metrics_server::MetricsServer,
         service_health::{self, Wanted},
@@ -45,6 +45,7 @@ use crate::{
         effective::{DetectLocal, Mode, NodePortAddressSet, Settings},
         environment,
         feature_gates::Feature,
+        insight::socket,
         plausibility::{self, Found},
     },
     supervisor::{self, Ends, Supervisor},
@@ -194,6 +195,16 @@ async fn start(
 
     let settings = Arc::new(settings);
     let (current, shown) = watch::channel(Arc::clone(&settings));
+    let sources = insight::Sources {
+        path: socket(settings.insight_socket.as_deref()),
+        engines: messages.beside(),
+        families: served.clone(),
+        settings: shown.clone(),
+        recent: observers.recent(),
+        node: name.clone(),
+        ipvs: crate::sync::ipvs::insight(&settings)?,
+    };
+    supervisor.task("insight", insight::serve(sources));
     let shown = (shown, log.clone(), metrics);
     serve_http(&settings, shown, &health, (&events, &capacity, &supervisor));
     let checks = service_health::Servers::new(&name, &health, &events, &capacity.services);

@@ -21,7 +21,7 @@ pub use installed::Counts;
 use installed::Installed;
 pub use phases::Phases;
 use phases::Stopwatch;
-pub use report::{Pending, SyncReport};
+pub use report::{Pending, SetAside, Standing, SyncReport};
 use schedule::Schedule;
 
 use crate::{
@@ -129,6 +129,35 @@ where
     /// Services that the kernel refused and that wait for another try, and those that ask for more than one may.
     pub fn set_aside_names(&self) -> impl Iterator<Item = &ServiceName> {
         self.aside.names().chain(self.addresses.excesses().keys())
+    }
+
+    /// Why a Service does not get what it asks for, if the kernel refused it or it asks for too much.
+    pub fn why_aside(&self, name: &ServiceName) -> Option<SetAside> {
+        if let Some((excess, since)) = self.addresses.excesses().get(name) {
+            return Some(SetAside { since: *since, reason: excess.to_string(), retry_at: None });
+        }
+        let (since, reason, retry_at) = self.aside.of(name)?;
+        Some(SetAside { since, reason: reason.to_owned(), retry_at: Some(retry_at) })
+    }
+
+    /// Addresses that a Service asks for and that others have, by whom has them.
+    pub fn lost(&self, name: &ServiceName) -> &[Conflict] {
+        self.addresses.lost(name)
+    }
+
+    /// Whether a Service waits for its next sync.
+    pub fn waits(&self, name: &ServiceName) -> bool {
+        self.dirty.contains(name)
+    }
+
+    /// What the next syncs owe.
+    pub fn standing(&self) -> Standing {
+        Standing {
+            waiting: self.dirty.len(),
+            queued_since: self.schedule.queued_since(),
+            full: self.schedule.full,
+            failures: self.schedule.failures(),
+        }
     }
 
     /// The half that touches the kernel.

@@ -11,6 +11,7 @@ pub mod environment;
 pub mod health;
 pub mod instance;
 pub mod limits;
+pub mod look;
 pub mod model;
 mod pace;
 pub mod reconciler;

@@ -135,6 +135,9 @@ pub enum TrafficPolicy {
     Local,
 }
 
+/// What the names of our own annotations begin with.
+pub const OPTION_PREFIX: &str = "switchyard.dev/";
+
 /// Names (without our prefix) of the annotations that a backend knows; all others cost nothing.
 pub const OPTIONS: [&str; 3] = ["ipvs-local-weight", "ipvs-scheduler", "ipvs-weight"];
 

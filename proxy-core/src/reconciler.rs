@@ -157,8 +157,23 @@ where
         &self.facts
     }
 
+    /// What routes depend on beside objects.
+    pub fn node(&self) -> &NodeView {
+        &self.node
+    }
+
+    /// The configuration in force.
+    pub fn settings(&self) -> &EnvironmentSettings {
+        &self.settings
+    }
+
     pub fn instances(&self) -> &[Instance<P, X>] {
         &self.instances
+    }
+
+    /// One family's half.
+    pub fn instance(&self, family: Family) -> Option<&Instance<P, X>> {
+        self.instances.iter().find(|instance| instance.family() == family)
     }
 
     /// Health check node ports and their counts, if they changed since the last call.

@@ -94,6 +94,11 @@ impl Store {
         self.entries.iter().filter(|(_, entry)| entry.service.is_some()).map(|(name, _)| name)
     }
 
+    /// Names of everything that is remembered, slices without a Service too.
+    pub fn all_names(&self) -> impl Iterator<Item = &ServiceName> {
+        self.entries.keys()
+    }
+
     /// Remembers a Service. `None`: it is as it was.
     pub fn set_service(&mut self, service: impl Into<Arc<Service>>) -> Option<Touched> {
         let service = service.into();

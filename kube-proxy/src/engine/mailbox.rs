@@ -5,8 +5,8 @@
 //! Services with a cluster IP of the family, slices of the family, and everything about the node.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    mem,
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    fmt, mem,
     net::IpAddr,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -14,6 +14,7 @@ use std::{
 
 use proxy_core::{
     environment::EnvironmentSettings,
+    look::Look,
     model::{Family, Input, Kind, Protocol, ServiceName, SliceName},
     reconciler::Pace,
 };
@@ -32,6 +33,41 @@ impl From<Input> for Message {
     fn from(input: Input) -> Self {
         Self::Input(input)
     }
+}
+
+/// A look at the engine, taken between two syncs. What it does must be short: changes wait for it.
+pub(crate) struct Ask(Box<dyn FnOnce(&dyn Look) + Send>);
+
+impl Ask {
+    /// Whoever wants to know is told by what the closure sends.
+    pub(crate) fn new(look: impl FnOnce(&dyn Look) + Send + 'static) -> Self {
+        Self(Box::new(look))
+    }
+
+    /// Takes the look.
+    pub(crate) fn answer(self, engine: &dyn Look) {
+        self.0(engine);
+    }
+}
+
+impl fmt::Debug for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ask")
+    }
+}
+
+/// So many looks wait at most; whoever comes then is turned away.
+const MOST_ASKS: usize = 4;
+
+/// Why a look is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotAsked {
+    /// Enough others wait.
+    #[error("{MOST_ASKS} others wait for an answer of the engine already")]
+    Busy,
+    /// The family is not served here, or the engine has ended.
+    #[error("there is no engine")]
+    Nobody,
 }
 
 /// Of those nobody waits for an answer; a later sweep asks again.
@@ -112,6 +148,21 @@ impl Beside {
             }
         }
     }
+
+    /// Has one family's engine take a look, after what waits already and the sync that this leads to.
+    pub(crate) fn look(&self, family: Family, ask: Ask) -> Result<(), NotAsked> {
+        let (_, shared) = self.0.iter().find(|(of, _)| *of == family).ok_or(NotAsked::Nobody)?;
+        let mut queue = shared.lock();
+        if queue.abandoned {
+            return Err(NotAsked::Nobody);
+        }
+        if queue.asks.len() >= MOST_ASKS {
+            return Err(NotAsked::Busy);
+        }
+        queue.asks.push_back(ask);
+        shared.arrived.notify_one();
+        Ok(())
+    }
 }
 
 impl Clone for Mailbox {
@@ -131,17 +182,22 @@ impl Drop for Mailbox {
 }
 
 impl Inbox {
-    /// Waits for messages, for so long at most, and takes out as many as this. Empty: the time is up. `Err`: nobody can
-    /// send any more, and nothing is left.
+    /// Waits for messages or for somebody who wants to look, for so long at most, and takes out as many messages as this.
+    /// Empty: the time is up, or somebody wants to look. `Err`: nobody can send any more, and nothing is left.
     pub(crate) fn receive(&self, wait: Duration, most: usize) -> Result<Vec<Message>, Closed> {
         let queue = self.0.lock();
-        let idle = |queue: &mut Queue| queue.waiting.is_empty() && queue.senders > 0;
+        let idle = |queue: &mut Queue| queue.waiting.is_empty() && queue.asks.is_empty() && queue.senders > 0;
         let waited = self.0.arrived.wait_timeout_while(queue, wait, idle);
         let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if queue.waiting.is_empty() && queue.senders == 0 {
             return Err(Closed);
         }
         Ok(queue.give(most))
+    }
+
+    /// One look that is to be taken: the next one has to wait until messages and syncs had their turn.
+    pub(crate) fn ask(&self) -> Option<Ask> {
+        self.0.lock().asks.pop_front()
     }
 }
 
@@ -173,6 +229,8 @@ struct Queue {
     next: u64,
     services: Markers,
     slices: Markers,
+    /// Beside the messages: they take the place of nothing, and nothing waits for them.
+    asks: VecDeque<Ask>,
     senders: usize,
     abandoned: bool,
 }

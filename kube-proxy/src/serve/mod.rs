@@ -1,4 +1,4 @@
-//! The HTTP servers: health, metrics, and one per Service with a health check node port.
+//! The HTTP servers: health, metrics, and one per Service with a health check node port; and the socket for questions.
 
 pub(crate) mod answer;
 pub(crate) mod capacity;
@@ -6,6 +6,7 @@ pub(crate) mod connections;
 mod debug;
 mod gzip;
 pub(crate) mod healthz;
+pub(crate) mod insight;
 pub(crate) mod localhost_node_ports;
 pub(crate) mod metrics_server;
 mod page;

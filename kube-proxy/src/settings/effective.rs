@@ -46,6 +46,8 @@ pub(crate) struct Settings {
     pub(crate) oom_score_adj: i32,
     pub(crate) conntrack: ConntrackSettings,
     pub(crate) config_sync_period: Duration,
+    /// From a flag of ours; `None`: none was given.
+    pub(crate) insight_socket: Option<String>,
     /// The file that all this came from, to be watched.
     pub(crate) config_file: Option<PathBuf>,
     /// The public object, for `/configz`.

@@ -15,6 +15,9 @@ mod values;
 
 pub(crate) use values::VersionRequest;
 
+/// Where questions about the node are answered, unless somebody says otherwise.
+pub(crate) const DEFAULT_INSIGHT_SOCKET: &str = "/run/switchyard/insight.sock";
+
 /// The variables that flags set.
 #[derive(Debug, Clone)]
 pub(crate) struct Flags {
@@ -39,6 +42,8 @@ pub(crate) struct Flags {
     pub(crate) ipvs_min_sync_period: GoDuration,
     /// Our own: kube-proxy has neither this flag nor a field of the configuration for it.
     pub(crate) ipvs_vip_binding: Binding,
+    /// Our own, likewise.
+    pub(crate) insight_socket: String,
     boot_id_file: String,
     machine_id_file: String,
     given: BTreeSet<&'static str>,
@@ -67,6 +72,7 @@ impl Default for Flags {
             ipvs_sync_period: sync,
             ipvs_min_sync_period: min,
             ipvs_vip_binding: Binding::default(),
+            insight_socket: DEFAULT_INSIGHT_SOCKET.to_owned(),
             boot_id_file: "/proc/sys/kernel/random/boot_id".to_owned(),
             machine_id_file: "/etc/machine-id,/var/lib/dbus/machine-id".to_owned(),
             given: BTreeSet::new(),

@@ -25,6 +25,7 @@ mod fields;
 pub(crate) mod file_watch;
 mod flags;
 pub(crate) mod go_text;
+pub(crate) mod insight;
 pub(crate) mod plausibility;
 mod validate;
 pub(crate) mod version;
@@ -97,6 +98,7 @@ pub(crate) fn load<S: AsRef<str>>(arguments: &[S]) -> Result<Loaded, ConfigError
             mode_defaulted,
             feature_gates,
             vip_binding: flags.ipvs_vip_binding,
+            insight_socket: flags.given("insight-socket").then(|| flags.insight_socket.clone()),
             master: (!flags.master.is_empty()).then(|| flags.master.clone()),
             config_file: (!flags.config.is_empty()).then(|| PathBuf::from(&flags.config)),
             flags: shown,

@@ -32,6 +32,7 @@ pub(super) struct Surroundings {
     pub(super) master: Option<String>,
     pub(super) config_file: Option<PathBuf>,
     pub(super) vip_binding: Binding,
+    pub(super) insight_socket: Option<String>,
     pub(super) flags: Vec<(&'static str, String)>,
 }
 
@@ -50,6 +51,7 @@ pub(super) fn validate(from: &Configuration, around: Surroundings) -> Result<Set
     let settings = Settings {
         mode,
         mode_defaulted: around.mode_defaulted,
+        insight_socket: around.insight_socket,
         client: check.client(from, around.master),
         logging: check.logging(from, &around.feature_gates),
         hostname_override: some_text(from.hostname_override.trim()).map(|name| name.to_lowercase()),

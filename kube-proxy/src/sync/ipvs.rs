@@ -6,7 +6,10 @@ use anyhow::Context;
 use backend_ipvs::{Binding, Settings};
 use ipvs_netlink::{Scheduler, Timeouts};
 
-use crate::settings::{effective::IpvsSettings, go_text::GoDuration};
+use crate::settings::{
+    effective::{self, IpvsSettings},
+    go_text::GoDuration,
+};
 
 /// How virtual IPs become the node's own where no flag says so: `routes` or `addresses`. A DaemonSet whose command stays as
 /// it is can be given a variable.
@@ -56,6 +59,34 @@ impl Variables {
 
 pub(crate) fn settings(from: &IpvsSettings) -> anyhow::Result<Settings> {
     with(from, Variables::read()?)
+}
+
+/// The same for those who ask; `None` in other modes.
+pub(crate) fn insight(settings: &effective::Settings) -> anyhow::Result<Option<insight::state::Ipvs>> {
+    if settings.mode != effective::Mode::Ipvs {
+        return Ok(None);
+    }
+    let chosen = self::settings(&settings.ipvs)?;
+    Ok(Some(insight::state::Ipvs {
+        scheduler: chosen.scheduler.to_string(),
+        strict_arp: chosen.strict_arp,
+        exclude_cidrs: chosen.exclude_cidrs.to_vec(),
+        vip_binding: chosen.binding.as_str().to_owned(),
+        drain_limit_seconds: chosen.drain_limit.map(|limit| limit.as_secs()),
+    }))
+}
+
+/// And back: the backend's settings of the node that was asked. Timeouts are the kernel's, and not asked for.
+#[allow(dead_code, reason = "verbs that are being written use it")]
+pub(crate) fn of_insight(from: &insight::state::Ipvs) -> anyhow::Result<Settings> {
+    Ok(Settings {
+        scheduler: from.scheduler.parse().context("the state's scheduler")?,
+        strict_arp: from.strict_arp,
+        exclude_cidrs: from.exclude_cidrs.clone().into(),
+        timeouts: Timeouts::default(),
+        binding: from.vip_binding.parse().context("the state's vipBinding")?,
+        drain_limit: from.drain_limit_seconds.map(Duration::from_secs),
+    })
 }
 
 fn with(from: &IpvsSettings, variables: Variables) -> anyhow::Result<Settings> {

@@ -28,6 +28,7 @@ use crate::{
     telemetry::{
         health::HealthState,
         metrics::{self, Changed, SyncSample},
+        recent::Recent,
     },
 };
 
@@ -42,6 +43,7 @@ struct Shared {
     /// Families that were not written yet, and what then.
     unsynced: Mutex<(Vec<Family>, Option<AfterFirstSync>)>,
     health_checks: watch::Sender<Wanted>,
+    recent: Recent,
 }
 
 /// Makes an observer for each family.
@@ -73,6 +75,7 @@ impl Observers {
             talk: Mutex::default(),
             unsynced: Mutex::new((Vec::new(), Some(after_first_sync))),
             health_checks,
+            recent: Recent::default(),
         };
         let process_started = Timestamp::now();
         let shared = Arc::new(shared);
@@ -88,6 +91,11 @@ impl Observers {
             localhost_node_ports,
             shared,
         }
+    }
+
+    /// Where the last syncs are noted.
+    pub(crate) fn recent(&self) -> Recent {
+        self.shared.recent.clone()
     }
 
     /// NodePorts on ::1 are wanted.
@@ -260,6 +268,7 @@ where
     fn synced(&mut self, report: SyncReport, engine: &mut Reconciler<P, X>) {
         let took = report.ended.saturating_duration_since(report.started);
         self.tell(&report, took);
+        self.shared.recent.note(&report);
         self.measure(&report, took);
         if !self.synced {
             metrics::first_sync(report.family, report.phases);

@@ -4,3 +4,4 @@ pub(crate) mod first_sync;
 pub(crate) mod health;
 pub(crate) mod logging;
 pub(crate) mod metrics;
+pub(crate) mod recent;

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Instant,
 };
 
 use crate::{
@@ -44,7 +45,7 @@ pub(super) struct Addresses {
     /// How many claims that is.
     conflicts: usize,
     /// Services that ask for more than one may. What they asked for before they did is theirs still.
-    excesses: HashMap<ServiceName, Excess>,
+    excesses: HashMap<ServiceName, (Excess, Instant)>,
     /// Addresses that are in the kernel for a Service that does not ask for them any more, because what it asks for now was
     /// refused: whoever claims one next takes it.
     kept: HashMap<ClaimKey, ServiceName>,
@@ -129,13 +130,18 @@ impl Addresses {
         asked.counts && (self.claims.contended() == 0 || self.grants(&asked.key(), service))
     }
 
-    /// Services that ask for more than one may.
-    pub(super) fn excesses(&self) -> &HashMap<ServiceName, Excess> {
+    /// Addresses that a Service asks for and that others have, by whom has them.
+    pub(super) fn lost(&self, service: &ServiceName) -> &[Conflict] {
+        self.lost.get(service).map_or(&[], |lost| lost)
+    }
+
+    /// Services that ask for more than one may, and since when.
+    pub(super) fn excesses(&self) -> &HashMap<ServiceName, (Excess, Instant)> {
         &self.excesses
     }
 
     /// Brings the claims of every Service in `work` up to date; Services that win or lose an address by it join.
-    pub(super) fn settle(&mut self, work: &mut HashSet<ServiceName>, store: &Store) -> News {
+    pub(super) fn settle(&mut self, work: &mut HashSet<ServiceName>, store: &Store, now: Instant) -> News {
         let mut news = News::default();
         let mut moved: Vec<ServiceName> = Vec::new();
         for name in &*work {
@@ -143,7 +149,12 @@ impl Addresses {
             let excess =
                 entry.and_then(|entry| limits::excess(entry, entry.service.as_deref()?, self.family));
             if let Some(excess) = excess {
-                if self.excesses.insert(name.clone(), excess) != Some(excess) {
+                let (known, _) = self.excesses.entry(name.clone()).or_insert_with(|| {
+                    news.excesses.push((name.clone(), excess));
+                    (excess, now)
+                });
+                if *known != excess {
+                    *known = excess;
                     news.excesses.push((name.clone(), excess));
                 }
             } else {

@@ -24,8 +24,11 @@ pub(super) struct Asides {
 
 #[derive(Debug)]
 struct Aside {
+    since: Instant,
     retry_at: Instant,
     attempts: u32,
+    /// What the kernel said last.
+    reason: Box<str>,
     /// Its owner changed it since it was refused: it goes before those of which only the time has come.
     edited: bool,
 }
@@ -38,9 +41,13 @@ impl Default for Asides {
 
 impl Asides {
     /// Refused now, perhaps not for the first time.
-    pub(super) fn put(&mut self, name: ServiceName, now: Instant, pace: &Pace) {
-        let aside = self.waiting.entry(name).or_insert(Aside { retry_at: now, attempts: 0, edited: false });
+    pub(super) fn put(&mut self, name: ServiceName, reason: &str, now: Instant, pace: &Pace) {
+        let new = || Aside { since: now, retry_at: now, attempts: 0, reason: Box::default(), edited: false };
+        let aside = self.waiting.entry(name).or_insert_with(new);
         aside.attempts += 1;
+        if *aside.reason != *reason {
+            aside.reason = reason.into();
+        }
         let wait = pace.first_retry.saturating_mul(4 << aside.attempts.min(16)).min(pace.max_retry);
         aside.retry_at = now + wait;
         aside.edited = false;
@@ -101,6 +108,11 @@ impl Asides {
     pub(super) fn next_retry(&self) -> Option<Instant> {
         let first = self.waiting.values().map(|aside| aside.retry_at).min()?;
         Some(self.not_before.map_or(first, |at| at.max(first)))
+    }
+
+    /// Since when, why, and when it is tried again at the earliest.
+    pub(super) fn of(&self, name: &ServiceName) -> Option<(Instant, &str, Instant)> {
+        self.waiting.get(name).map(|aside| (aside.since, &*aside.reason, aside.retry_at))
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &ServiceName> {

@@ -18,6 +18,30 @@ pub struct Pending {
     pub slices: u64,
 }
 
+/// Why one Service is not in the kernel as it asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetAside {
+    /// Since when.
+    pub since: Instant,
+    /// What the kernel said last, or what it asks for too much of.
+    pub reason: String,
+    /// When it is tried again at the earliest; `None`: when it changes.
+    pub retry_at: Option<Instant>,
+}
+
+/// What one family's half of the engine owes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// How many Services may differ from what is installed.
+    pub waiting: usize,
+    /// Since when something has been waiting.
+    pub queued_since: Option<Instant>,
+    /// Why the next sync is a full one, if it is.
+    pub full: Option<&'static str>,
+    /// Syncs in a row that failed.
+    pub failures: u32,
+}
+
 /// What one sync did, for metrics, events, logs and the conntrack reconciler.
 #[derive(Debug)]
 pub struct SyncReport {

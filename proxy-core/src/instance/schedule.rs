@@ -74,6 +74,10 @@ impl Schedule {
         self.not_before.map_or(at, |not_before| at.max(not_before))
     }
 
+    pub(super) fn failures(&self) -> u32 {
+        self.failures
+    }
+
     pub(super) fn failed_last(&self) -> bool {
         self.failures > 0
     }

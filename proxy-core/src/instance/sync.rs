@@ -68,7 +68,7 @@ where
         stopwatch: &mut Stopwatch<'_>,
     ) {
         let mut work = mem::take(&mut self.dirty);
-        let news = self.addresses.settle(&mut work, store);
+        let news = self.addresses.settle(&mut work, store, report.started);
         (report.conflicts, report.excesses) = (news.conflicts, news.excesses);
         let mut held = HashSet::new();
         let mut wanted = Wanted::with_capacity(work.len());
@@ -248,7 +248,7 @@ where
     fn set_aside(&mut self, name: ServiceName, reason: String, progress: &mut Progress<'_, '_>) {
         let report = &mut progress.report;
         if !report.set_aside.iter().any(|(known, _)| *known == name) {
-            self.aside.put(name.clone(), report.started, &self.schedule.pace);
+            self.aside.put(name.clone(), &reason, report.started, &self.schedule.pace);
             report.set_aside.push((name.clone(), reason));
         }
         self.addresses.keep(&name, self.installed.of(&name));

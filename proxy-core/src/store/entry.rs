@@ -67,10 +67,15 @@ impl Slices {
 
     /// All of them, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = &Slice> {
+        self.shared().map(|slice| &**slice)
+    }
+
+    /// The same, to be kept.
+    pub fn shared(&self) -> impl Iterator<Item = &Arc<Slice>> {
         let (one, many) = match self {
             Self::None => (None, None),
-            Self::One(slice) => (Some(&**slice), None),
-            Self::Many(all) => (None, Some(all.values().map(|slice| &**slice))),
+            Self::One(slice) => (Some(slice), None),
+            Self::Many(all) => (None, Some(all.values())),
         };
         one.into_iter().chain(many.into_iter().flatten())
     }

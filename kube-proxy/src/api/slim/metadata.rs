@@ -11,7 +11,8 @@ use serde::{
 use crate::api::reflector::Version;
 
 /// Of annotations, only these count: options of ours, and when the change of an EndpointSlice began.
-pub(crate) const OPTION_PREFIX: &str = "switchyard.dev/";
+pub(crate) use proxy_core::model::OPTION_PREFIX;
+
 pub(crate) const ANNOTATION_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// On the bookmark that ends a streamed list (KEP-3157).
 pub(crate) const ANNOTATION_LIST_END: &str = "k8s.io/initial-events-end";

@@ -32,7 +32,7 @@ pub(crate) fn help() -> String {
     let mut text =
         "Switchyard runs on each node in the place of kube-proxy: it makes the node's kernel carry\n\
                     traffic for Kubernetes Services to their endpoints.\n\n\
-                    Usage:\n  kube-proxy [flags]\n\nFlags:\n"
+                    Usage:\n  kube-proxy [flags]\n  kube-proxy VERB --help   (questions about this node: VERB is dump or replay)\n\nFlags:\n"
             .to_owned();
     let mut defaults = Flags::default();
     for flag in TABLE {
@@ -123,6 +123,7 @@ pub(super) const TABLE: &[Flag] = &[
     row!("help", help, "Print this text and exit."),
     row!("hostname-override", hostname_override, "Name of the Node, if it is not the machine's hostname."),
     row!("init-only", init_only, "Do what needs full privileges (sysctls), then exit; a second run then needs CAP_NET_ADMIN only."),
+    row!("insight-socket", insight_socket, "Unix socket at which root may ask what this process knows and did; empty: none. Also with --config."),
     row!("iptables-localhost-nodeports", configuration.iptables_localhost_node_ports, "Let NodePorts answer on 127.0.0.1 (iptables mode, IPv4). Ignored with --config."),
     row!("iptables-masquerade-bit", configuration.iptables_masquerade_bit, "Bit of the packet mark that asks for SNAT in iptables and ipvs mode, from 0 to 31. Ignored with --config."),
     row!("iptables-min-sync-period", iptables_min_sync_period, "Least time between two writes in iptables and nftables mode. Ignored with --config."),

@@ -29,6 +29,7 @@ fn names_types_and_defaults_are_those_of_kube_proxy() {
     assert_eq!(seen.remove("metrics-port"), Some(("int32", "10249".to_owned())));
     // Ours alone.
     assert_eq!(seen.remove("cleanup-own"), Some(("", "false".to_owned())));
+    assert_eq!(seen.remove("insight-socket"), Some(("string", "/run/switchyard/insight.sock".to_owned())));
     assert_eq!(seen.remove("ipvs-vip-binding"), Some(("routes|addresses", "routes".to_owned())));
     assert_eq!(seen.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
     for (name, (kind, default)) in expected {

@@ -1,0 +1,105 @@
+//! `kube-proxy VERB …`: questions about a node, answered from the state of the process that serves it, or from a file.
+//!
+//! A verb is a client: it gets the [`State`](insight::state::State), builds the engine from it in its own process (what is
+//! intended comes from `proxy-core` itself), reads the kernel by itself where it needs to, and prints. Each verb is a file
+//! with its options and `run`. To add one: the file, a variant of [`Verb`], and a line in [`Verb::run`].
+
+pub(crate) mod common;
+mod dump;
+mod replay;
+
+use std::{ffi::OsString, io::Write as _, process::ExitCode};
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use common::{Common, CommonOptions};
+
+/// The command line is not understood (EX_USAGE of sysexits.h): below are the verbs' own codes.
+const USAGE: u8 = 64;
+/// The question could not be answered (EX_SOFTWARE).
+const FAILED: u8 = 70;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "kube-proxy",
+    about = "Questions about a node that Switchyard serves",
+    disable_help_subcommand = true
+)]
+struct Arguments {
+    #[command(flatten)]
+    common: CommonOptions,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Dump(dump::Options),
+    Replay(replay::Options),
+}
+
+impl Verb {
+    fn run(&self, common: &Common) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Dump(options) => dump::run(options, common),
+            Self::Replay(options) => replay::run(options, common),
+        }
+    }
+}
+
+/// Whether the first argument makes it a question. All other command lines are kube-proxy's.
+pub(crate) fn is_verb(first: &str) -> bool {
+    Arguments::command().get_subcommands().any(|verb| verb.get_name() == first)
+}
+
+/// Answers the question that the arguments ask.
+pub(crate) fn main(arguments: &[String]) -> ExitCode {
+    answer(arguments.iter().map(OsString::from), None)
+}
+
+/// `file`: where the state is, instead of the running process.
+fn answer(arguments: impl Iterator<Item = OsString>, file: Option<&std::path::Path>) -> ExitCode {
+    let arguments =
+        match Arguments::try_parse_from([OsString::from("kube-proxy")].into_iter().chain(arguments)) {
+            Ok(arguments) => arguments,
+            Err(error) => {
+                // Help is no mistake.
+                let code = if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+                drop(error.print());
+                return code;
+            }
+        };
+    let common = Common::new(arguments.common, file);
+    match arguments.verb.run(&common) {
+        Ok(code) => code,
+        // Who reads has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "kube-proxy: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_as_clap_wants_it() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn only_verbs_are_verbs() {
+        assert!(is_verb("dump"));
+        for other in ["--help", "-v=2", "help", "run", "", "Dump", "--config=dump"] {
+            assert!(!is_verb(other), "{other}");
+        }
+    }
+}
