@@ -5,7 +5,9 @@
 
 #![warn(missing_docs)]
 
+pub mod decision;
 pub mod digest;
+pub mod endpoints;
 pub mod engine;
 pub mod names;
 pub mod state;

@@ -8,7 +8,7 @@ use std::{net::IpAddr, sync::Arc};
 
 pub use asked::{Asked, asked};
 pub use policy::{AllowedSources, Policy, open_by_omission};
-pub use targets::{Targets, targets};
+pub use targets::{ClusterChoice, Hints, LocalChoice, Targets, Use, targets};
 
 use crate::{
     model::{Protocol, Service, ServicePort, TrafficPolicy},
@@ -117,6 +117,13 @@ impl Route {
         }
     }
 
+    /// Whether some of its traffic follows policy Cluster, and some policy Local.
+    pub fn uses(&self) -> (bool, bool) {
+        let mut frontends = self.frontends.iter().chain(&self.lost);
+        let external = frontends.any(|frontend| frontend.kind != FrontendKind::ClusterIp);
+        uses(self.policy.internal, external, self.external_policy)
+    }
+
     /// Whether new connections to this frontend are masqueraded whatever their source (external traffic under policy
     /// Cluster). Cluster IPs follow the environment instead: masqueradeAll, or a source that is not a local pod.
     pub fn masquerades_always(&self, frontend: &Frontend) -> bool {
@@ -161,8 +168,7 @@ pub fn route(
 ) -> Route {
     let external = granted.iter().chain(&lost).any(|frontend| frontend.kind != FrontendKind::ClusterIp);
     let external_policy = if external { service.external_policy } else { TrafficPolicy::Cluster };
-    let uses_cluster = policy.internal == TrafficPolicy::Cluster || external;
-    let uses_local = policy.internal == TrafficPolicy::Local || external_policy == TrafficPolicy::Local;
+    let (uses_cluster, uses_local) = uses(policy.internal, external, external_policy);
     let endpoints = endpoints.of(&port.name, port.protocol);
     let targets = targets(&endpoints, uses_cluster, uses_local, node.zone.as_deref());
     Route {
@@ -176,6 +182,12 @@ pub fn route(
         external_policy,
         any_endpoint: targets.any_endpoint,
     }
+}
+
+/// Whether some traffic follows policy Cluster, and some policy Local. `external`: there is any way in from outside.
+fn uses(internal: TrafficPolicy, external: bool, external_policy: TrafficPolicy) -> (bool, bool) {
+    let any_is = |policy| internal == policy || external_policy == policy;
+    (internal == TrafficPolicy::Cluster || external, any_is(TrafficPolicy::Local))
 }
 
 #[cfg(test)]

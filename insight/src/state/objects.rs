@@ -18,6 +18,8 @@ use serde_json::{Value, json};
 use super::Header;
 use crate::text;
 
+/// The API server's default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
+const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// The engine knows that a hint is for another node, not for which.
@@ -114,7 +116,7 @@ struct ClientIp {
 struct PortObject {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     name: String,
-    #[serde(with = "text::of_protocol")]
+    #[serde(default = "tcp", with = "text::of_protocol")]
     protocol: Protocol,
     port: u16,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -136,8 +138,14 @@ struct LoadBalancerStatus {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Ingress {
-    ip: IpAddr,
-    ip_mode: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ip: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ip_mode: Option<String>,
+}
+
+const fn tcp() -> Protocol {
+    Protocol::Tcp
 }
 
 /// An EndpointSlice in a file.
@@ -157,7 +165,7 @@ struct SlicePortObject {
     // An absent name and an empty one are the same to the engine, but not to everybody.
     #[serde(default)]
     name: String,
-    #[serde(with = "text::of_protocol")]
+    #[serde(default = "tcp", with = "text::of_protocol")]
     protocol: Protocol,
     port: u16,
 }
@@ -165,7 +173,9 @@ struct SlicePortObject {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct EndpointObject {
-    addresses: [IpAddr; 1],
+    /// Only the first counts.
+    addresses: Vec<IpAddr>,
+    #[serde(default)]
     conditions: Conditions,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     node_name: Option<String>,
@@ -174,10 +184,18 @@ struct EndpointObject {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(default)]
 struct Conditions {
     ready: bool,
     serving: bool,
     terminating: bool,
+}
+
+/// As the API defines conditions that are not stated.
+impl Default for Conditions {
+    fn default() -> Self {
+        Self { ready: true, serving: true, terminating: false }
+    }
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -228,8 +246,10 @@ impl ServiceObject {
             // There was a list, and nothing of it could be read.
             if texts.is_empty() { vec!["none".to_owned()] } else { texts }
         });
-        let ingress =
-            service.load_balancer_ips.iter().map(|ip| Ingress { ip: *ip, ip_mode: "VIP".to_owned() });
+        let ingress = service
+            .load_balancer_ips
+            .iter()
+            .map(|ip| Ingress { ip: Some(*ip), ip_mode: Some("VIP".to_owned()) });
         let options = service.options.iter();
         Self {
             api_version: "v1".to_owned(),
@@ -275,6 +295,12 @@ impl ServiceObject {
             if policy == Some("Local") { TrafficPolicy::Local } else { TrafficPolicy::Cluster }
         };
         let counts = header.allow_service_external_ips;
+        let external_policy = match &*spec.kind {
+            "NodePort" | "LoadBalancer" => is_local(spec.external_traffic_policy.as_deref()),
+            // Without node port and load balancer a Service is external by its externalIPs.
+            _ if !spec.external_ips.is_empty() => is_local(spec.external_traffic_policy.as_deref()),
+            _ => TrafficPolicy::Cluster,
+        };
         let external: Box<[IpAddr]> = spec.external_ips.into();
         let (external_ips, ignored_external_ips) =
             if counts { (external, Box::default()) } else { (Box::default(), external) };
@@ -295,15 +321,20 @@ impl ServiceObject {
             ignored_external_ips,
             load_balancer_ips: ingress
                 .into_iter()
-                .filter(|ingress| ingress.ip_mode == "VIP")
-                .map(|ingress| ingress.ip)
+                .filter(|ingress| ingress.ip_mode.as_deref().is_none_or(|mode| mode == "VIP"))
+                .filter_map(|ingress| ingress.ip)
                 .collect(),
             source_ranges: ranges
-                .map(|ranges| ranges.iter().filter_map(|range| range.parse::<IpNet>().ok()).collect()),
+                .map(|ranges| ranges.iter().filter_map(|range| range.trim().parse::<IpNet>().ok()).collect()),
             internal_policy: is_local(spec.internal_traffic_policy.as_deref()),
-            external_policy: is_local(spec.external_traffic_policy.as_deref()),
-            affinity: spec.session_affinity_config.map(|config| config.client_ip.timeout_seconds),
-            health_check_node_port: spec.health_check_node_port,
+            external_policy,
+            affinity: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+                let given = spec.session_affinity_config.map(|config| config.client_ip.timeout_seconds);
+                given.filter(|seconds| *seconds > 0).unwrap_or(DEFAULT_AFFINITY_SECONDS)
+            }),
+            health_check_node_port: spec
+                .health_check_node_port
+                .filter(|_| spec.kind == "LoadBalancer" && external_policy == TrafficPolicy::Local),
             ports: ports.collect(),
             options: options
                 .filter_map(|(name, value)| option(name.strip_prefix(OPTION_PREFIX)?, value))
@@ -326,7 +357,7 @@ impl EndpointSliceObject {
             };
             let hinted = !for_zones.is_empty() || !for_nodes.is_empty();
             EndpointObject {
-                addresses: [endpoint.addr],
+                addresses: vec![endpoint.addr],
                 conditions: Conditions {
                     ready: endpoint.ready,
                     serving: endpoint.serving,
@@ -366,7 +397,8 @@ impl EndpointSliceObject {
         let service = metadata.labels.get(SERVICE_NAME).ok_or_else(|| format!("no label {SERVICE_NAME}"))?;
         let service = ObjectName::new(&metadata.namespace, service);
         let mut all = Vec::with_capacity(endpoints.len());
-        for EndpointObject { addresses: [addr], conditions, node_name, hints } in endpoints {
+        for EndpointObject { addresses, conditions, node_name, hints } in endpoints {
+            let Some(addr) = addresses.first().copied() else { continue };
             if Family::of(addr) != address_type {
                 return Err(format!("{addr} is not of family {address_type}"));
             }

@@ -1,4 +1,4 @@
-//! Which endpoints of a Service port may be used for what (KEP-1669, KEP-2086, KEP-2433, KEP-3015).
+//! Which endpoints of a Service port may be used for what (KEP-1669, KEP-2086, KEP-2433, KEP-3015), and why.
 
 use super::Target;
 use crate::model::{Endpoint, NodeHint};
@@ -19,37 +19,136 @@ pub fn targets(
     uses_local: bool,
     zone: Option<&str>,
 ) -> Targets {
-    let select = |wanted: &dyn Fn(&Endpoint) -> bool| -> Box<[Target]> {
-        let chosen = endpoints.iter().filter(|(endpoint, _)| wanted(endpoint));
+    let select = |used: &dyn Fn(&Endpoint) -> Use| -> Box<[Target]> {
+        let chosen = endpoints.iter().filter(|(endpoint, _)| used(endpoint).is_used());
         chosen
             .map(|(endpoint, port)| Target { addr: endpoint.addr, port: *port, local: endpoint.local })
             .collect()
     };
-    let draining = |endpoint: &Endpoint| endpoint.serving && endpoint.terminating;
     let mut targets = Targets::default();
     if uses_cluster {
-        let hints = Hints::of(endpoints, zone);
-        targets.cluster = select(&|endpoint| endpoint.ready && hints.allow(endpoint, zone));
-        if targets.cluster.is_empty() {
-            // No ready endpoint anywhere: those that terminate but still serve, wherever they are.
-            targets.cluster = select(&draining);
-        }
+        let choice = ClusterChoice::of(endpoints, zone);
+        targets.cluster = select(&|endpoint| choice.judge(endpoint));
         targets.any_endpoint = !targets.cluster.is_empty();
     }
     if uses_local {
-        targets.any_endpoint |= endpoints.iter().any(|(endpoint, _)| endpoint.ready || draining(endpoint));
-        targets.local = select(&|endpoint| endpoint.local && endpoint.ready);
-        if targets.local.is_empty() {
-            targets.local = select(&|endpoint| endpoint.local && draining(endpoint));
-        }
+        targets.any_endpoint |= endpoints.iter().any(|(endpoint, _)| endpoint.ready || is_draining(endpoint));
+        let choice = LocalChoice::of(endpoints);
+        targets.local = select(&|endpoint| choice.judge(endpoint));
     }
     targets
 }
 
+fn is_draining(endpoint: &Endpoint) -> bool {
+    endpoint.serving && endpoint.terminating
+}
+
+/// Whether an endpoint gets new connections under a policy, or why it gets none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Use {
+    /// It is ready.
+    Ready,
+    /// It terminates and still serves, and no endpoint that the policy may use is ready.
+    LastResort,
+    /// It is not ready.
+    NotReady,
+    /// It terminates; others are ready.
+    Terminating,
+    /// It terminates and does not serve any more.
+    NotServing,
+    /// Topology hints are followed, and its hint names other nodes.
+    ForOtherNodes,
+    /// Topology hints are followed, and its hint names other zones.
+    ForOtherZones,
+    /// The policy is Local, and it is not on this node.
+    Elsewhere,
+}
+
+impl Use {
+    /// It gets new connections.
+    pub const fn is_used(self) -> bool {
+        matches!(self, Self::Ready | Self::LastResort)
+    }
+
+    /// Of an endpoint that is not ready, while others are (`last_resort`: while none is).
+    fn unready(endpoint: &Endpoint, last_resort: bool) -> Self {
+        match (endpoint.terminating, endpoint.serving) {
+            (true, true) if last_resort => Self::LastResort,
+            (true, true) => Self::Terminating,
+            (true, false) => Self::NotServing,
+            (false, _) => Self::NotReady,
+        }
+    }
+}
+
+/// How traffic under policy Cluster chooses among the endpoints of one Service port.
+#[derive(Debug)]
+pub struct ClusterChoice<'a> {
+    hints: Hints,
+    zone: Option<&'a str>,
+    /// No ready endpoint anywhere: those that terminate but still serve, wherever they are.
+    last_resort: bool,
+}
+
+impl<'a> ClusterChoice<'a> {
+    /// `endpoints` without duplicates; `zone`: of this node.
+    pub fn of(endpoints: &[(&Endpoint, u16)], zone: Option<&'a str>) -> Self {
+        let hints = Hints::of(endpoints, zone);
+        let chosen = |endpoint: &Endpoint| endpoint.ready && hints.allow(endpoint, zone);
+        let last_resort = !endpoints.iter().any(|(endpoint, _)| chosen(endpoint));
+        Self { hints, zone, last_resort }
+    }
+
+    /// Whether this one is used.
+    pub fn judge(&self, endpoint: &Endpoint) -> Use {
+        if self.last_resort || !endpoint.ready {
+            return Use::unready(endpoint, self.last_resort);
+        }
+        match self.hints {
+            _ if self.hints.allow(endpoint, self.zone) => Use::Ready,
+            Hints::Node => Use::ForOtherNodes,
+            Hints::Zone | Hints::Ignored => Use::ForOtherZones,
+        }
+    }
+
+    /// Which topology hints are followed.
+    pub fn hints(&self) -> Hints {
+        self.hints
+    }
+}
+
+/// How traffic under policy Local chooses among the endpoints of one Service port.
+#[derive(Debug)]
+pub struct LocalChoice {
+    /// No ready endpoint on this node: those here that terminate but still serve.
+    last_resort: bool,
+}
+
+impl LocalChoice {
+    /// `endpoints` without duplicates.
+    pub fn of(endpoints: &[(&Endpoint, u16)]) -> Self {
+        let last_resort = !endpoints.iter().any(|(endpoint, _)| endpoint.local && endpoint.ready);
+        Self { last_resort }
+    }
+
+    /// Whether this one is used.
+    pub fn judge(&self, endpoint: &Endpoint) -> Use {
+        match endpoint.local {
+            false => Use::Elsewhere,
+            true if endpoint.ready => Use::Ready,
+            true => Use::unready(endpoint, self.last_resort),
+        }
+    }
+}
+
 /// Which topology hints are followed.
-enum Hints {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Hints {
+    /// `hints.forNodes`.
     Node,
+    /// `hints.forZones`.
     Zone,
+    /// None: there are none, not every ready endpoint has one, or none names this node.
     Ignored,
 }
 
@@ -74,7 +173,7 @@ impl Hints {
         Self::Ignored
     }
 
-    fn allow(&self, endpoint: &Endpoint, zone: Option<&str>) -> bool {
+    fn allow(self, endpoint: &Endpoint, zone: Option<&str>) -> bool {
         match self {
             Self::Node => endpoint.for_nodes == NodeHint::Here,
             Self::Zone => names_zone(endpoint, zone),

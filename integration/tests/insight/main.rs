@@ -1,0 +1,3 @@
+//! What the program says of itself against what is true: the oracle's answers, and what packets do.
+
+mod decisions;
