@@ -5,6 +5,7 @@
 
 #![warn(missing_docs)]
 
+mod compare;
 mod kernel;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
@@ -14,6 +15,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
+pub use compare::{Removal, compare, removals};
 pub use kernel::{
     accounting,
     cleanup::{CleanupError, cleanup, cleanup_but},

@@ -13,10 +13,12 @@ pub mod plan;
 pub mod schema;
 pub mod settings;
 
+mod compare;
 #[cfg(test)]
 mod model;
 mod open;
 
+pub use compare::compare;
 pub use kernel::IpvsExecutor;
 pub use nft_netlink::generation::OwnCommits;
 pub use open::{OpenError, open};

@@ -4,12 +4,14 @@
 //! `class_chain`, the rules), `plan` decides what to write, `kernel` writes it and watches over it, `model` is a table without a
 //! kernel for tests. `plan` and `kernel` know `schema` and not each other.
 
+mod compare;
 mod kernel;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
 mod plan;
 mod schema;
 
+pub use compare::compare;
 pub use kernel::{CleanupError, Executor, Missing, ProbeError, cleanup, probe};
 pub use nft_netlink::generation::OwnCommits;
 pub use plan::Planner;

@@ -10,6 +10,7 @@ pub mod loss;
 pub mod message;
 pub mod pipeline;
 pub mod route;
+pub mod scratch;
 pub mod socket;
 
 mod error;

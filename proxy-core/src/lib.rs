@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod claims;
 pub mod conntrack;
+pub mod difference;
 pub mod environment;
 pub mod health;
 pub mod instance;

@@ -3,5 +3,5 @@
 mod dispatch;
 pub(crate) mod planner;
 pub(crate) mod removal;
-mod scaffold;
-mod service;
+pub(crate) mod scaffold;
+pub(crate) mod service;

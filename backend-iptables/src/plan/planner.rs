@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// With more endpoints than this, rules carry no comments that name them.
-const LARGE_CLUSTER_ENDPOINTS: usize = 1000;
+pub(crate) const LARGE_CLUSTER_ENDPOINTS: usize = 1000;
 
 /// Decides which chains to write. One per family.
 #[derive(Debug)]

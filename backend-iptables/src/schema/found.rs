@@ -257,7 +257,7 @@ impl Found {
 }
 
 /// Whether a chain is one that kube-proxy has in one of its modes.
-fn is_known(table: Table, chain: &str) -> bool {
+pub(crate) fn is_known(table: Table, chain: &str) -> bool {
     FIXED_CHAINS.contains(&(table, chain))
         || IPVS_CHAINS.contains(&(table, chain))
         || (table == Table::Nat && is_service_chain(chain))

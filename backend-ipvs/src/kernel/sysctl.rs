@@ -23,12 +23,27 @@ const IPV4: [Setting; 1] = [("net/ipv4/ip_forward", "1")];
 const STRICT_ARP: [Setting; 2] =
     [("net/ipv4/conf/all/arp_ignore", "1"), ("net/ipv4/conf/all/arp_announce", "2")];
 
+/// What is to be set in a family.
+fn wanted(settings: &Settings, family: Family) -> impl Iterator<Item = &'static Setting> {
+    let ipv4 = if family == Family::V4 { &IPV4[..] } else { &[] };
+    let strict = if settings.strict_arp && family == Family::V4 { &STRICT_ARP[..] } else { &[] };
+    ALL.iter().chain(ipv4).chain(strict)
+}
+
+/// Settings that are not as they should be: their names below `/proc/sys`, the value wanted and the present one.
+pub(crate) fn differing(settings: &Settings, family: Family) -> Vec<(&'static str, &'static str, String)> {
+    wanted(settings, family)
+        .filter_map(|(name, value)| {
+            let is = fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?;
+            (is.trim() != *value).then(|| (*name, *value, is.trim().to_owned()))
+        })
+        .collect()
+}
+
 /// Writes what differs. What cannot be written is said, and no reason not to go on: in a container /proc/sys may be
 /// read-only and yet right.
 pub(crate) fn apply(settings: &Settings, family: Family) {
-    let ipv4 = if family == Family::V4 { &IPV4[..] } else { &[] };
-    let strict = if settings.strict_arp && family == Family::V4 { &STRICT_ARP[..] } else { &[] };
-    for (name, value) in ALL.iter().chain(ipv4).chain(strict) {
+    for (name, value) in wanted(settings, family) {
         match set(name, value) {
             Ok(true) => tracing::info!(sysctl = name, value, "set"),
             Ok(false) => {}

@@ -10,6 +10,7 @@ use nft_netlink::{
 };
 use proxy_core::{
     backend::{ApplyError, Owned},
+    environment::Environment,
     model::Family,
 };
 
@@ -38,6 +39,41 @@ struct Rules {
     chains: Vec<FoundChain>,
     /// Of each rule.
     fingerprints: Vec<u64>,
+}
+
+/// A chain as it stands.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// Where it is hooked in, as what, and whether its policy is to drop.
+    pub(crate) hook: (Option<(u32, i32)>, Option<Box<str>>, bool),
+    /// Fingerprints of its rules, comparable within one process.
+    pub(crate) rules: Vec<u64>,
+}
+
+/// Our chains that stand.
+pub(crate) fn written(
+    socket: &mut Socket,
+    family: Family,
+) -> Result<BTreeMap<&'static str, Written>, netlink::Error> {
+    let table = scaffold::table(family);
+    let mut all = BTreeMap::new();
+    for name in BASE_CHAINS.iter().map(|chain| chain.name).chain(CHAINS) {
+        if let Some(chain) = list::chain(socket, table, name)? {
+            let rules = list::rules(socket, table, Some(name))?;
+            let rules = rules.into_iter().map(|rule| rule.fingerprint).collect();
+            all.insert(name, Written { hook: (chain.hook, chain.kind, chain.drops), rules });
+        }
+    }
+    Ok(all)
+}
+
+/// Writes the rules for an environment into the calling thread's network namespace and reads them back.
+pub(crate) fn tried(environment: &Environment) -> Result<BTreeMap<&'static str, Written>, ApplyError> {
+    let mut socket = Socket::open(netlink::Protocol::Netfilter).map_err(lost)?;
+    let mut batch = Batch::new();
+    scaffold::write(&mut batch, environment, true);
+    batch.commit(&mut socket).map_err(lost)?;
+    written(&mut socket, environment.family).map_err(lost)
 }
 
 /// What the operations of one step are as a transaction.

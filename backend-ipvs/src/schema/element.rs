@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use nft_netlink::{Batch, Element as NftElement, Position, Table, Template};
+use proxy_core::model::Family;
 
 use crate::schema::{
     op::{Element, Spot},
@@ -48,6 +49,66 @@ pub(crate) fn delete(batch: &mut Batch, table: Table<'_>, element: &Element) -> 
     match &key.end {
         Some(end) => elements.push(&NftElement::key(key.bytes()).to(&end[..key.length])),
         None => elements.push_fixed(&Template::new(key.length, 0), key.bytes(), &[]),
+    }
+}
+
+/// The address that an element is about.
+pub(crate) fn address(element: &Element) -> Option<IpAddr> {
+    match element {
+        Element::Vip(addr) | Element::ClusterIp(addr) | Element::Hairpin(addr) => Some(*addr),
+        Element::Masquerade(spot)
+        | Element::Refused(spot)
+        | Element::Drop(spot)
+        | Element::DropOutside(spot)
+        | Element::Restricted(spot)
+        | Element::ShortCircuit(spot, _)
+        | Element::Allowed(spot, _) => Some(spot.addr),
+        Element::Mark(_) | Element::HealthCheck(_) => None,
+    }
+}
+
+/// An element as the kernel lists it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Bytes {
+    pub(crate) key: Vec<u8>,
+    /// The last key of a range.
+    pub(crate) end: Option<Vec<u8>>,
+    pub(crate) value: Vec<u8>,
+}
+
+impl Bytes {
+    /// As the kernel will list it.
+    pub(crate) fn of(element: &Element) -> Self {
+        let key = Key::of(element);
+        Self {
+            key: key.bytes().to_vec(),
+            end: key.end.map(|end| end[..key.length].to_vec()),
+            value: key.data().to_vec(),
+        }
+    }
+
+    /// The address that a key begins with.
+    pub(crate) fn address(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => {
+                self.key.first_chunk::<4>().filter(|_| self.key.len() != 2).map(|addr| (*addr).into())
+            }
+            Family::V6 => self.key.first_chunk::<16>().map(|addr| (*addr).into()),
+        }
+    }
+
+    /// For people: the address, and protocol and port where they follow; else the bytes.
+    pub(crate) fn text(&self, family: Family) -> String {
+        let length = if family == Family::V4 { 4 } else { 16 };
+        let Some(addr) = self.address(family) else { return format!("{:02x?}", self.key) };
+        let rest = &self.key[length..];
+        match rest.first_chunk::<8>() {
+            Some([protocol, _, _, _, high, low, _, _]) => {
+                let port = u16::from_be_bytes([*high, *low]);
+                format!("protocol {protocol}, {}", std::net::SocketAddr::new(addr, port))
+            }
+            None => addr.to_string(),
+        }
     }
 }
 

@@ -144,6 +144,15 @@ impl Driver {
         plan.steps.iter().skip(2).map(|step| step.ops.len()).sum()
     }
 
+    /// What is wanted, sorted by name.
+    pub(crate) fn routes(&self) -> Vec<(ServicePortName, Arc<Route>)> {
+        self.routes.iter().map(|(name, route)| (name.clone(), route.clone())).collect()
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.now
+    }
+
     /// Lets time pass and does what is due.
     pub(crate) fn pass(&mut self, time: Duration) {
         self.now += time;

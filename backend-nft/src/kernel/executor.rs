@@ -111,13 +111,7 @@ impl Executor {
         }
         let sets = list::sets(&mut self.socket, table(self.family))?;
         let sets = sets.into_iter().filter(|set| !set.is_anonymous()).map(|set| set.name).collect();
-        // The generation that the base chains lead to: one that was never switched to has rules but no jumps to it.
-        let entrance = ChainName { place: Place::ToClass, generation: 0 }.to_string();
-        let live = chains
-            .iter()
-            .filter(|chain| chain.name.starts_with(entrance.trim_end_matches('0')))
-            .max_by_key(|chain| chain.uses)
-            .and_then(|chain| generation_of(&chain.name));
+        let live = live_generation(&chains);
         let sticky = live.map_or_else(|| Ok(FoundSticky::default()), |live| self.read_sticky(live))?;
         let chains = chains
             .into_iter()
@@ -172,6 +166,16 @@ impl Executor {
         }
         Ok(elements)
     }
+}
+
+/// The generation that the base chains lead to: one that was never switched to has rules but no jumps to it.
+pub(crate) fn live_generation(chains: &[list::FoundChain]) -> Option<u32> {
+    let entrance = ChainName { place: Place::ToClass, generation: 0 }.to_string();
+    chains
+        .iter()
+        .filter(|chain| chain.name.starts_with(entrance.trim_end_matches('0')))
+        .max_by_key(|chain| chain.uses)
+        .and_then(|chain| generation_of(&chain.name))
 }
 
 /// Whether a step only clears away chains and sets of the past.

@@ -13,5 +13,8 @@ mod reading;
 mod tally;
 
 pub use cleanup::{CleanupError, cleanup};
+pub(crate) use encode::{hook_of, table};
+pub(crate) use encode_set::key_bytes;
 pub use executor::Executor;
+pub(crate) use executor::live_generation;
 pub use probe::{Missing, ProbeError, probe};

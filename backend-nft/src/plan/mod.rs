@@ -14,4 +14,6 @@ mod state;
 mod sticky;
 mod upkeep;
 
+pub(crate) use placement::comment;
 pub use planner::Planner;
+pub(crate) use planner::class_step;

@@ -87,6 +87,16 @@ impl Planner {
     }
 }
 
+impl Planner {
+    /// The optional rules, the classes and the prefix lengths of source ranges of the present plan.
+    pub(crate) fn planned(&self) -> (Parts, Vec<Class>, Vec<u8>) {
+        let state = &self.installed.state;
+        let mut classes: Vec<Class> = state.classes.keys().copied().collect();
+        classes.sort_unstable();
+        (state.parts, classes, state.prefixes())
+    }
+}
+
 impl Installed {
     pub(crate) fn new(family: Family, lists: u32) -> Self {
         Self { generation: 0, environment: None, state: State::new(family == Family::V4, lists) }
