@@ -5,7 +5,9 @@
 //! with its options and `run`. To add one: the file, a variant of [`Verb`], and a line in [`Verb::run`].
 
 pub(crate) mod common;
+mod diff;
 mod dump;
+mod intended;
 mod replay;
 
 use std::{ffi::OsString, io::Write as _, process::ExitCode};
@@ -34,6 +36,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Diff(diff::Options),
     Dump(dump::Options),
     Replay(replay::Options),
 }
@@ -41,6 +44,7 @@ enum Verb {
 impl Verb {
     fn run(&self, common: &Common) -> anyhow::Result<ExitCode> {
         match self {
+            Self::Diff(options) => diff::run(options, common),
             Self::Dump(options) => dump::run(options, common),
             Self::Replay(options) => replay::run(options, common),
         }
