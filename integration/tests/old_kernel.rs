@@ -217,8 +217,12 @@ fn the_nftables_backend_translates_packets() {
 #[test]
 fn the_iptables_backend_works() {
     on_the_old_kernel(&[
-        select("backend-iptables::cluster_ip", "backend-iptables", ALL),
-        select("backend-iptables::features", "backend-iptables", ALL),
+        select(
+            "backend-iptables::cluster_ip",
+            "backend-iptables",
+            always(&["in_nft_ipv4", "in_legacy_ipv6"]),
+        ),
+        select("backend-iptables::features", "backend-iptables", always(&["policy_local_keeps"])),
         select(
             "backend-iptables::kernel",
             "backend-iptables",

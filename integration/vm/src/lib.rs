@@ -1,7 +1,9 @@
 //! Runs a test where the kernel has IPVS: in this process if it has, else in the VM of this folder.
 
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
 
@@ -20,24 +22,50 @@ pub fn with_ipvs(test: impl FnOnce()) {
         test();
         return;
     }
-    let thread = std::thread::current();
+    let thread = thread::current();
     let name =
         thread.name().filter(|name| *name != "main").expect("called from a #[test] function's own thread");
     let program = std::env::current_exe().expect("a program has a path");
-    let status = Command::new(vm_run())
+    let mut child = Command::new(vm_run())
         .args(["--timeout", "1100", "--"])
         .arg(program)
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         // The runner's own variables would have the guest's program believe that it runs under the runner.
         .env_remove("NEXTEST")
         .env_remove("NEXTEST_EXECUTION_MODE")
-        .status()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .expect("vm-run starts");
+    let (stdout, stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+    let beside = thread::spawn(|| handed_on(stdout));
+    let told = [handed_on(stderr), beside.join().expect("it does not panic")].concat();
+    let status = child.wait().expect("it is our child");
     match status.code() {
         Some(0) => {}
         Some(127) => panic!("this kernel has no IPVS and the VM is not set up: run integration/vm/vm-setup"),
-        _ => panic!("{name} failed in the VM: {status}"),
+        // What went wrong there is repeated at the end, where it is found.
+        _ => panic!("{name} failed in the VM: {status}\n{}", told.join("\n")),
     }
+}
+
+/// Prints all that comes, and returns the lines of the first panic in it.
+fn handed_on(from: impl Read) -> Vec<String> {
+    const MOST: usize = 12;
+    let mut panicked = Vec::new();
+    for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line).into_owned();
+        println!("{line}");
+        if (!panicked.is_empty() && panicked.len() < MOST) || line.contains(" panicked at ") {
+            panicked.push(line.chars().take(400).collect());
+        }
+    }
+    panicked
+}
+
+/// Whether this program runs in a VM for the tests, whose processors are slower than the machine's.
+pub fn in_vm() -> bool {
+    std::env::var_os("VM_RUN_GUEST").is_some_and(|kind| kind != "host")
 }
 
 /// Whether this kernel has IPVS, loaded or to be loaded by who asks for it.
