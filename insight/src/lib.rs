@@ -5,6 +5,7 @@
 
 #![warn(missing_docs)]
 
+pub mod anonymise;
 pub mod decision;
 pub mod digest;
 pub mod endpoints;

@@ -242,7 +242,7 @@ impl State {
     }
 
     /// Into the order that the fields promise.
-    pub(super) fn sort(&mut self) {
+    pub(crate) fn sort(&mut self) {
         self.services.sort_by(|a, b| a.name.cmp(&b.name));
         self.slices.sort_by(|a, b| (&a.service, &a.name).cmp(&(&b.service, &b.name)));
         self.installed.sort_by(|a, b| (&a.service, a.family).cmp(&(&b.service, b.family)));

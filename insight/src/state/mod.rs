@@ -373,7 +373,10 @@ impl State {
     /// What is in the kernel for a Service in one family.
     pub fn installed(&self, family: Family, service: &ServiceName) -> Option<&Installed> {
         let name = service.to_string();
-        self.installed.iter().find(|installed| installed.family == family && installed.service == name)
+        let by_name =
+            |installed: &Installed| installed.service.as_str().cmp(&name).then(installed.family.cmp(&family));
+        let at = self.installed.binary_search_by(by_name).ok()?;
+        self.installed.get(at)
     }
 
     /// Why a Service is not in the kernel as it asks to be.

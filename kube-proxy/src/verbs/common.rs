@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, IsTerminal as _, Write as _},
+    io::{self, BufRead as _, BufReader, IsTerminal as _, Write as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -117,6 +117,24 @@ impl Common {
         })
     }
 
+    /// Writes the lines of the whole state as they come. An answer without its end is an error.
+    pub(super) fn copy(&self, to: &mut dyn io::Write) -> anyhow::Result<()> {
+        let mut from = BufReader::new(self.ask(Filter::default())?);
+        let (mut line, mut last) = (Vec::new(), Vec::new());
+        while from.read_until(b'\n', &mut line).context("the answer of the running process")? > 0 {
+            to.write_all(&line).context("writing")?;
+            std::mem::swap(&mut line, &mut last);
+            line.clear();
+        }
+        to.flush().context("writing")?;
+        let last: serde_json::Value = serde_json::from_slice(&last).unwrap_or_default();
+        match (last["kind"].as_str(), last["error"].as_str()) {
+            (Some("End"), _) => Ok(()),
+            (_, Some(error)) => Err(anyhow!("the running process: {error}")),
+            _ => Err(anyhow!("the answer of the running process was cut")),
+        }
+    }
+
     /// The engine over a state: what it has installed is what is intended.
     #[expect(clippy::disallowed_methods, reason = "nothing depends on the time")]
     pub(crate) fn engine(&self, state: &State) -> Engine {
@@ -173,6 +191,11 @@ impl Common {
             Output::Yaml => self.print(&serde_saphyr::to_string(data).map_err(|error| anyhow!("{error}"))?),
         }
     }
+}
+
+/// The state of one Service, with those that have addresses that it asks for.
+pub(crate) fn state_of_one(common: &Common, name: &ServiceName) -> anyhow::Result<State> {
+    common.state(Filter { service: Some(name.to_string()), ..Filter::default() })
 }
 
 /// Columns of the terminal: what the environment says goes before what the terminal says.

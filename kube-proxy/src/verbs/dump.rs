@@ -2,15 +2,17 @@
 
 use std::{
     fs::OpenOptions,
-    io::{self, BufReader, BufWriter, Write},
+    hash::RandomState,
+    io::{self, BufWriter, Write},
     os::unix::fs::OpenOptionsExt as _,
     path::PathBuf,
     process::ExitCode,
+    time::Instant,
 };
 
 use anyhow::Context as _;
 use clap::Args;
-use insight::state::{Filter, State};
+use insight::{anonymise::anonymise, state::Filter};
 
 use super::common::Common;
 
@@ -20,30 +22,35 @@ pub(crate) struct Options {
     /// The file; `-`, or none: standard output
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
+    /// Replace names and addresses, so that every question is answered as before
+    #[arg(long)]
+    anonymise: bool,
 }
 
 pub(crate) fn run(options: &Options, common: &Common) -> anyhow::Result<ExitCode> {
     match options.file.as_deref().filter(|path| path.as_os_str() != "-") {
-        None => write(common, BufWriter::new(io::stdout().lock())).map(drop)?,
+        None => write(options, common, BufWriter::new(io::stdout().lock()))?,
         Some(path) => {
             // It has the addresses of everything.
             let mut opened = OpenOptions::new();
             let file = opened.write(true).create(true).truncate(true).mode(0o600).open(path);
             let file = file.with_context(|| format!("{}", path.display()))?;
-            write(common, BufWriter::new(file)).with_context(|| format!("{}", path.display()))?;
+            write(options, common, BufWriter::new(file)).with_context(|| format!("{}", path.display()))?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn write(common: &Common, mut to: impl Write) -> anyhow::Result<()> {
-    let state: State = if common.is_live() {
-        State::read(BufReader::new(common.ask(Filter::default())?))
-            .context("the answer of the running process")?
-    } else {
-        common.state(Filter::default())?
-    };
+#[expect(clippy::disallowed_methods, reason = "nothing depends on the time")]
+fn write(options: &Options, common: &Common, mut to: impl Write) -> anyhow::Result<()> {
+    if common.is_live() && !options.anonymise {
+        // As it comes, so that it is never held; what a cut connection leaves is known by its end.
+        return common.copy(&mut to);
+    }
+    let mut state = common.state(Filter::default())?;
+    if options.anonymise {
+        state = anonymise(&state, &RandomState::new(), Instant::now());
+    }
     state.write(&mut to).context("writing")?;
-    to.flush().context("writing")?;
-    Ok(())
+    to.flush().context("writing")
 }

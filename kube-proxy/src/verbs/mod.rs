@@ -7,8 +7,11 @@
 pub(crate) mod common;
 mod diff;
 mod dump;
+mod endpoints;
+mod explain;
 mod intended;
 mod replay;
+mod services;
 
 use std::{ffi::OsString, io::Write as _, process::ExitCode};
 
@@ -37,6 +40,9 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Diff(diff::Options),
+    Services(services::Options),
+    Endpoints(endpoints::Options),
+    Explain(explain::Options),
     Dump(dump::Options),
     Replay(replay::Options),
 }
@@ -45,6 +51,9 @@ impl Verb {
     fn run(&self, common: &Common) -> anyhow::Result<ExitCode> {
         match self {
             Self::Diff(options) => diff::run(options, common),
+            Self::Services(options) => services::run(options, common),
+            Self::Endpoints(options) => endpoints::run(options, common),
+            Self::Explain(options) => explain::run(options, common),
             Self::Dump(options) => dump::run(options, common),
             Self::Replay(options) => replay::run(options, common),
         }
