@@ -255,6 +255,25 @@ impl Lab {
         Source { kind, address }
     }
 
+    /// What `kube-proxy VERB …` says on the node: its exit code and what it prints, errors first.
+    pub fn verb(&self, arguments: &[&str]) -> (i32, String) {
+        let mut command = Command::new(program().expect("kube-proxy was built"));
+        command
+            .arg(arguments[0])
+            .arg(format!("--socket={}", self.folder.join(proxy::INSIGHT_SOCKET).display()))
+            .args(&arguments[1..])
+            .stdin(std::process::Stdio::null());
+        let output = self.network.namespace(Place::Node).run(|| command.output()).expect("a thread");
+        let output = output.expect("it runs");
+        let text = [output.stderr, output.stdout].map(|text| String::from_utf8_lossy(&text).into_owned());
+        (output.status.code().unwrap_or(-1), text.concat())
+    }
+
+    /// Where a test may put files of its own; it goes with the lab.
+    pub fn folder(&self) -> &std::path::Path {
+        &self.folder
+    }
+
     /// The proxy's resident memory in KiB.
     pub fn proxy_memory(&self) -> u64 {
         let status = self.proxy.as_ref().map(|proxy| format!("/proc/{}/status", proxy.process()));

@@ -12,6 +12,9 @@ use serde_json::Value;
 
 use crate::network::Namespace;
 
+/// Where it answers questions, in the lab's folder.
+pub(super) const INSIGHT_SOCKET: &str = "insight.sock";
+
 /// A running kube-proxy; killed when dropped.
 #[derive(Debug)]
 pub struct Proxy {
@@ -32,6 +35,8 @@ impl Proxy {
             .arg(format!("--config={}", config_file.display()))
             .arg(format!("--hostname-override={node}"))
             .arg("-v=2")
+            // Another kube-proxy does not look at it.
+            .env("SWITCHYARD_INSIGHT_SOCKET", folder.join(INSIGHT_SOCKET))
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file);

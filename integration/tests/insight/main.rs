@@ -1,3 +1,4 @@
 //! What the program says of itself against what is true: the oracle's answers, and what packets do.
 
 mod decisions;
+mod packets;

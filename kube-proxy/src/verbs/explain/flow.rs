@@ -90,8 +90,10 @@ impl Flows {
         if self.all == 0 {
             return vec!["no connection to it is known to conntrack".to_owned()];
         }
-        let mut lines =
-            vec![format!("{} connections to it are known to conntrack, {} of them from there", self.all, self.from_here)];
+        let mut lines = vec![format!(
+            "{} connections to it are known to conntrack, {} of them from there",
+            self.all, self.from_here
+        )];
         lines.extend(self.some.iter().map(|entry| {
             let to = entry.endpoint.map_or("not translated".to_owned(), |endpoint| format!("to {endpoint}"));
             let masqueraded = if entry.masqueraded { ", masqueraded" } else { "" };

@@ -23,7 +23,6 @@ use insight::{
 };
 use proxy_core::{
     environment::LocalPods,
-    look::Look as _,
     model::{Family, ServicePortName},
 };
 use serde::Serialize;
@@ -37,8 +36,10 @@ use question::Question;
 
 /// Explain what becomes of a connection from this node's point of view, and why
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 it reaches an endpoint (or goes its way untouched), 1 it is refused, 2 it is dropped, \
-    3 the kernel is not as intended, 4 it cannot be told; 64 wrong usage, 70 no answer")]
+#[command(
+    after_help = "Exit codes: 0 it reaches an endpoint (or goes its way untouched), 1 it is refused, 2 it is dropped, \
+    3 the kernel is not as intended, 4 it cannot be told; 64 wrong usage, 70 no answer"
+)]
 pub(crate) struct Options {
     /// `node`, `outside`, or an address: of a pod, a node, a client
     from: String,
@@ -290,7 +291,9 @@ fn conclude(
     if let Some(first) = kernel.and_then(|kernel| kernel.differences.first()) {
         return (
             End::KernelDiffers,
-            format!("The kernel is not as intended ({first}): what becomes of it is not what was decided. See kube-proxy diff."),
+            format!(
+                "The kernel is not as intended ({first}): what becomes of it is not what was decided. See kube-proxy diff."
+            ),
         );
     }
     if let Some(reason) = aside {
@@ -301,19 +304,29 @@ fn conclude(
     }
     let why = decision.because.last().map_or("", String::as_str);
     match &decision.verdict {
-        Verdict::Refused => (End::Refused, format!("A connection from {from_name} to {to_name} is refused: {why}.")),
-        Verdict::Dropped => (End::Dropped, format!("A connection from {from_name} to {to_name} is dropped: {why}.")),
+        Verdict::Refused => {
+            (End::Refused, format!("A connection from {from_name} to {to_name} is refused: {why}."))
+        }
+        Verdict::Dropped => {
+            (End::Dropped, format!("A connection from {from_name} to {to_name} is dropped: {why}."))
+        }
         Verdict::To(_) | Verdict::Passed => {
             if let Some(obstacle) = of(Effect::Drops) {
                 return (
                     End::Dropped,
-                    format!("A connection from {from_name} to {to_name} is dropped at {}: {}.", obstacle.at, obstacle.what),
+                    format!(
+                        "A connection from {from_name} to {to_name} is dropped at {}: {}.",
+                        obstacle.at, obstacle.what
+                    ),
                 );
             }
             if let Some(obstacle) = of(Effect::Refuses) {
                 return (
                     End::Refused,
-                    format!("A connection from {from_name} to {to_name} is refused at {}: {}.", obstacle.at, obstacle.what),
+                    format!(
+                        "A connection from {from_name} to {to_name} is refused at {}: {}.",
+                        obstacle.at, obstacle.what
+                    ),
                 );
             }
             let reaches = match &decision.verdict {
@@ -327,7 +340,9 @@ fn conclude(
                     let as_whom = if masqueraded { "masqueraded" } else { "with its source as it is" };
                     format!("A connection from {from_name} to {to_name} reaches {whom}, {as_whom}")
                 }
-                _ => format!("A connection from {from_name} to {to_name} goes its way: no rule of the proxy concerns it"),
+                _ => format!(
+                    "A connection from {from_name} to {to_name} goes its way: no rule of the proxy concerns it"
+                ),
             };
             match of(Effect::MayStop) {
                 Some(obstacle) => (

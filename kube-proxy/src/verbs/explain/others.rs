@@ -67,7 +67,9 @@ pub(super) fn on_the_way(
 }
 
 fn settings(found: &mut Vec<Obstacle>, question: &Question, from_node: bool, to_node: bool) {
-    let read = |path: &str| fs::read_to_string(format!("/proc/sys/net/{path}")).ok().map(|text| text.trim().to_owned());
+    let read = |path: &str| {
+        fs::read_to_string(format!("/proc/sys/net/{path}")).ok().map(|text| text.trim().to_owned())
+    };
     let forwards = match Family::of(question.to.ip()) {
         Family::V4 => "ipv4/ip_forward",
         Family::V6 => "ipv6/conf/all/forwarding",
@@ -99,7 +101,9 @@ pub(super) fn route(address: IpAddr) -> Option<Result<String, String>> {
     let error = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     let all: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     let first = &all[0];
-    if let Some(kind) = first["type"].as_str().filter(|kind| matches!(*kind, "unreachable" | "blackhole" | "prohibit")) {
+    if let Some(kind) =
+        first["type"].as_str().filter(|kind| matches!(*kind, "unreachable" | "blackhole" | "prohibit"))
+    {
         return Some(Err(format!("the route is of type {kind}")));
     }
     match first["dev"].as_str() {
@@ -109,11 +113,19 @@ pub(super) fn route(address: IpAddr) -> Option<Result<String, String>> {
     }
 }
 
-fn routes(found: &mut Vec<Obstacle>, question: &Question, target: SocketAddr, (from_node, to_node): (bool, bool)) {
+fn routes(
+    found: &mut Vec<Obstacle>,
+    question: &Question,
+    target: SocketAddr,
+    (from_node, to_node): (bool, bool),
+) {
     if !to_node && let Some(Err(error)) = route(target.ip()) {
         found.push(Obstacle { at: format!("route to {}", target.ip()), what: error, effect: Effect::Drops });
     }
-    if !from_node && !question.anybody && let Some(Err(error)) = route(question.source.address) {
+    if !from_node
+        && !question.anybody
+        && let Some(Err(error)) = route(question.source.address)
+    {
         found.push(Obstacle {
             at: format!("route back to {}", question.source.address),
             what: error,
@@ -134,11 +146,16 @@ fn chains(
         Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).into_owned(),
         Ok(output) => {
             let error = String::from_utf8_lossy(&output.stderr);
-            found.push(note(format!("chains of others were not looked at: {}", error.lines().next().unwrap_or_default())));
+            found.push(note(format!(
+                "chains of others were not looked at: {}",
+                error.lines().next().unwrap_or_default()
+            )));
             return;
         }
         Err(error) => {
-            found.push(note(format!("chains of others were not looked at: the program nft cannot be run ({error})")));
+            found.push(note(format!(
+                "chains of others were not looked at: the program nft cannot be run ({error})"
+            )));
             return;
         }
     };
@@ -178,9 +195,13 @@ fn chains(
         }
     }
     let legacy = ["ip_tables_names", "ip6_tables_names"].into_iter().any(|name| {
-        fs::read_to_string(format!("/proc/net/{name}")).is_ok_and(|text| text.lines().any(|table| table != "nat"))
+        fs::read_to_string(format!("/proc/net/{name}"))
+            .is_ok_and(|text| text.lines().any(|table| table != "nat"))
     });
     if legacy && mode != Mode::Iptables {
-        found.push(note("there are tables of iptables-legacy, which nft does not show: look with iptables-legacy-save".to_owned()));
+        found.push(note(
+            "there are tables of iptables-legacy, which nft does not show: look with iptables-legacy-save"
+                .to_owned(),
+        ));
     }
 }

@@ -10,10 +10,7 @@ use insight::{
     state::{Mode, State},
     text,
 };
-use proxy_core::{
-    model::{Family, Protocol, Service, ServiceName, ServicePort},
-    route::FrontendKind,
-};
+use proxy_core::model::{Family, Protocol, Service, ServiceName, ServicePort};
 
 use super::super::common::Common;
 
@@ -46,9 +43,10 @@ pub(super) fn read(
     is_pod: &dyn Fn(IpAddr) -> Option<bool>,
 ) -> anyhow::Result<Question> {
     let given = match protocol {
-        Some(text) => {
-            Some(text::parse_protocol(text).with_context(|| format!("{text:?} is no protocol: tcp, udp or sctp"))?)
-        }
+        Some(text) => Some(
+            text::parse_protocol(text)
+                .with_context(|| format!("{text:?} is no protocol: tcp, udp or sctp"))?,
+        ),
         None => None,
     };
     let from_address: Option<IpAddr> = from.parse().ok();
@@ -61,7 +59,9 @@ pub(super) fn read(
     }
     let source = match (from, from_address) {
         (_, Some(address)) => Source { kind: kind(address, names, engine, is_pod), address },
-        ("node", None) => Source { kind: SourceKind::Node, address: node_source(state, names, target.to.ip())? },
+        ("node", None) => {
+            Source { kind: SourceKind::Node, address: node_source(state, names, target.to.ip())? }
+        }
         ("outside", None) => Source { kind: SourceKind::Elsewhere, address: somebody(family) },
         (other, None) => bail!(
             "FROM is {other:?}: give `node`, `outside`, or the address of a pod, a node or a client (a pod's: kubectl get pod -o wide)"
@@ -86,8 +86,13 @@ pub(super) fn read(
 }
 
 /// What an address is to this node.
-fn kind(address: IpAddr, names: &Names, engine: &Engine, is_pod: &dyn Fn(IpAddr) -> Option<bool>) -> SourceKind {
-    use proxy_core::{environment::LocalPods, look::Look as _};
+fn kind(
+    address: IpAddr,
+    names: &Names,
+    engine: &Engine,
+    is_pod: &dyn Fn(IpAddr) -> Option<bool>,
+) -> SourceKind {
+    use proxy_core::environment::LocalPods;
     if matches!(names.who(address), Who::Node) {
         return SourceKind::Node;
     }
@@ -108,9 +113,8 @@ fn node_source(state: &State, names: &Names, to: IpAddr) -> anyhow::Result<IpAdd
         return Ok(to);
     }
     let facts = &state.header.facts;
-    let of_family = |all: &[IpAddr]| {
-        all.iter().copied().find(|ip| ip.is_ipv4() == to.is_ipv4() && !ip.is_loopback())
-    };
+    let of_family =
+        |all: &[IpAddr]| all.iter().copied().find(|ip| ip.is_ipv4() == to.is_ipv4() && !ip.is_loopback());
     of_family(&facts.node_ips)
         .or_else(|| of_family(&facts.interface_addresses))
         .with_context(|| format!("the node has no address to talk to {to} from"))
@@ -130,7 +134,8 @@ impl Target {
         protocol: Option<Protocol>,
         family: Option<Family>,
     ) -> anyhow::Result<Self> {
-        let at = |to: SocketAddr| Self { to, protocol: protocol.unwrap_or(Protocol::Tcp), name: to.to_string() };
+        let at =
+            |to: SocketAddr| Self { to, protocol: protocol.unwrap_or(Protocol::Tcp), name: to.to_string() };
         if let Ok(to) = text.parse::<SocketAddr>() {
             return Ok(at(to));
         }
@@ -153,9 +158,9 @@ impl Target {
             let wanted = |ip: &&IpAddr| family.is_none_or(|family| Family::of(**ip) == family);
             let address = ips.iter().find(wanted).context("the node's address is not known")?;
             let asked_for = state.services.iter().flat_map(|service| &service.ports);
-            let known = asked_for.filter(|of| of.node_port == Some(port)).find(|of| {
-                protocol.is_none_or(|protocol| of.protocol == protocol)
-            });
+            let known = asked_for
+                .filter(|of| of.node_port == Some(port))
+                .find(|of| protocol.is_none_or(|protocol| of.protocol == protocol));
             let protocol = protocol.or_else(|| known.map(|of| of.protocol)).unwrap_or(Protocol::Tcp);
             return Ok(Self { to: SocketAddr::new(*address, port), protocol, name: format!("node:{port}") });
         }
@@ -178,7 +183,10 @@ impl Target {
         Ok(Self {
             to: SocketAddr::new(*address, port.port),
             protocol: port.protocol,
-            name: format!("{name}{}", if port.name.is_empty() { String::new() } else { format!(":{}", port.name) }),
+            name: format!(
+                "{name}{}",
+                if port.name.is_empty() { String::new() } else { format!(":{}", port.name) }
+            ),
         })
     }
 }
@@ -202,12 +210,11 @@ fn choose<'a>(
                 format!("{name}{}/{}", port.port, port.protocol)
             });
             let all: Vec<String> = all.collect();
-            bail!("which port of {}? It has {} (TO is SERVICE:PORT, -p says the protocol)", service.name, all.join(", "))
+            bail!(
+                "which port of {}? It has {} (TO is SERVICE:PORT, -p says the protocol)",
+                service.name,
+                all.join(", ")
+            )
         }
     }
-}
-
-/// Whether it goes by a NodePort.
-pub(super) const fn is_node_port(kind: FrontendKind) -> bool {
-    matches!(kind, FrontendKind::NodePort)
 }

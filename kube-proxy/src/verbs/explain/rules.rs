@@ -72,7 +72,8 @@ impl Ruleset {
         for item in document["nftables"].as_array()? {
             let text = |object: &Value, field: &str| object[field].as_str().unwrap_or_default().to_owned();
             if let Some(chain) = item.get("chain") {
-                let (family, table, name) = (text(chain, "family"), text(chain, "table"), text(chain, "name"));
+                let (family, table, name) =
+                    (text(chain, "family"), text(chain, "table"), text(chain, "name"));
                 if chain["hook"].is_string() && !ours(&family, &table) {
                     ruleset.base.push(Base {
                         hook: text(chain, "hook"),
@@ -257,9 +258,9 @@ impl Walk<'_> {
         match name.as_str() {
             "match" => self.compare(value),
             // They say nothing about the packet.
-            "counter" | "log" | "comment" | "accept" | "drop" | "reject" | "return" | "jump" | "goto" | "mangle"
-            | "masquerade" | "snat" | "dnat" | "redirect" | "notrack" | "queue" | "flow" | "tproxy" | "vmap"
-            | "synproxy" | "ct helper" | "ct timeout" => Is::Yes,
+            "counter" | "log" | "comment" | "accept" | "drop" | "reject" | "return" | "jump" | "goto"
+            | "mangle" | "masquerade" | "snat" | "dnat" | "redirect" | "notrack" | "queue" | "flow"
+            | "tproxy" | "vmap" | "synproxy" | "ct helper" | "ct timeout" => Is::Yes,
             "xt" if value["type"] == "target" => Is::Yes,
             // Limits, quotas, numbers at random, matches of iptables that nft has no name for.
             _ => Is::Maybe,
@@ -291,7 +292,9 @@ impl Walk<'_> {
                 "dport" if protocol == "th" || protocol == packet.protocol.as_str() => {
                     return self.any(right, &|one| number(one, packet.port));
                 }
-                "dport" | "sport" if matches!(protocol, "tcp" | "udp" | "sctp") && protocol != packet.protocol.as_str() => {
+                "dport" | "sport"
+                    if matches!(protocol, "tcp" | "udp" | "sctp") && protocol != packet.protocol.as_str() =>
+                {
                     return Is::No;
                 }
                 "type" if matches!(protocol, "icmp" | "icmpv6") => return Is::No,
@@ -400,9 +403,13 @@ fn same(right: &Value, wanted: &str) -> Is {
 fn text(comment: &Value, rule: &[Value]) -> String {
     let mut words: Vec<String> = Vec::new();
     for expression in rule {
-        let Some((name, value)) = expression.as_object().and_then(|object| object.iter().next()) else { continue };
+        let Some((name, value)) = expression.as_object().and_then(|object| object.iter().next()) else {
+            continue;
+        };
         match name.as_str() {
-            "match" => words.push(format!("{} {}{}", side(&value["left"]), sign(value), side(&value["right"]))),
+            "match" => {
+                words.push(format!("{} {}{}", side(&value["left"]), sign(value), side(&value["right"])))
+            }
             "counter" | "comment" => {}
             "xt" => words.push(format!("xt {}", value["name"].as_str().unwrap_or("?"))),
             "jump" | "goto" => words.push(format!("{name} {}", value["target"].as_str().unwrap_or("?"))),
