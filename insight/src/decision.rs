@@ -47,6 +47,8 @@ pub struct Decision {
     pub route: Option<Arc<Route>>,
     /// What is done with it.
     pub verdict: Verdict,
+    /// The traffic policy by which endpoints are chosen; `None`: it did not come to that.
+    pub policy: Option<TrafficPolicy>,
     /// Why, in words, from the first rule to the last.
     pub because: Vec<String>,
 }
@@ -114,8 +116,9 @@ impl<'a> Decider<'a> {
         };
         match self.way_in(environment, source, protocol, to) {
             Some((name, frontend, route)) => {
-                let (verdict, because) = self.through(environment, source, &name, frontend, &route);
-                Decision { port: Some((name, frontend)), route: Some(route), verdict, because }
+                let way = (&name, frontend, &*route);
+                let decision = self.through(environment, source, way);
+                Decision { port: Some((name, frontend)), route: Some(route), ..decision }
             }
             None => self.unclaimed(environment, to),
         }
@@ -179,19 +182,18 @@ impl<'a> Decider<'a> {
         &self,
         environment: &Environment,
         source: Source,
-        name: &ServicePortName,
-        frontend: Frontend,
-        route: &Route,
-    ) -> (Verdict, Vec<String>) {
+        (name, frontend, route): (&ServicePortName, Frontend, &Route),
+    ) -> Decision {
         let mut because = vec![format!("{} is {} of {name}", place(frontend), kind(frontend.kind))];
         let vip = matches!(frontend.kind, FrontendKind::ExternalIp | FrontendKind::LoadBalancerIp);
+        let end = |verdict, policy, because| Decision { port: None, route: None, verdict, policy, because };
         if !route.any_endpoint && vip && source.kind == SourceKind::Node && self.mode == Mode::Iptables {
             because.push(
                 "in iptables mode a Service without endpoints refuses at external addresses only what comes in from \
                  outside: it goes its way"
                     .to_owned(),
             );
-            return (Verdict::Passed, because);
+            return end(Verdict::Passed, None, because);
         }
         if let Some(sources) = route.sources(&frontend) {
             let ranges = || sources.ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -203,60 +205,48 @@ impl<'a> Decider<'a> {
                 because.push(format!("loadBalancerSourceRanges ({}) keeps {} out", ranges(), source.address));
                 // With iptables the firewall chain of a Service exists only while it has endpoints.
                 let refused = !route.any_endpoint && self.mode == Mode::Iptables;
-                return (if refused { Verdict::Refused } else { Verdict::Dropped }, because);
+                return end(if refused { Verdict::Refused } else { Verdict::Dropped }, None, because);
             }
         }
-        let local_pod = is_local_pod(environment, source);
-        let (targets, masqueraded) = match route.answer(&frontend) {
+        let (targets, masqueraded, policy) = match route.answer(&frontend) {
             Answer::Reject => {
                 because.push(match route.endpoints {
                     0 => "no slice names an endpoint for this port".to_owned(),
+                    1 => "the only endpoint of this port may not be used".to_owned(),
                     some => format!("none of the {some} endpoints of this port may be used"),
                 });
-                return (Verdict::Refused, because);
+                let local =
+                    frontend.kind == FrontendKind::ClusterIp && route.policy.internal == TrafficPolicy::Local;
+                let policy = if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
+                return end(Verdict::Refused, Some(policy), because);
             }
             Answer::Drop => {
-                because.push("internalTrafficPolicy is Local, and no endpoint is on this node".to_owned());
-                return (Verdict::Dropped, because);
+                because.push(
+                    "internalTrafficPolicy is Local, and no endpoint that may be used is on this node"
+                        .to_owned(),
+                );
+                return end(Verdict::Dropped, Some(TrafficPolicy::Local), because);
             }
             Answer::To(targets) if frontend.kind == FrontendKind::ClusterIp => {
                 if route.policy.internal == TrafficPolicy::Local {
                     because.push("internalTrafficPolicy is Local: endpoints on this node only".to_owned());
                 }
-                (targets, self.masquerades_cluster_ip(environment, source, local_pod, &mut because))
+                let masqueraded = self.masquerades_cluster_ip(environment, source, &mut because);
+                (targets, masqueraded, route.policy.internal)
             }
             Answer::To(targets) => {
                 because.push(
                     "externalTrafficPolicy is Cluster: any endpoint, and the source becomes the node's"
                         .to_owned(),
                 );
-                (targets, true)
+                (targets, true, TrafficPolicy::Cluster)
             }
             Answer::Local { here, anywhere } => {
-                // The others look at the address first, and some of the node's are within the pods' network.
-                if source.kind == SourceKind::Node && (self.mode == Mode::Ipvs || !local_pod) {
-                    because.push(
-                        "externalTrafficPolicy is Local, but the node itself may go anywhere, by its own address".to_owned(),
-                    );
-                    (anywhere, true)
-                } else if local_pod {
-                    because.push(
-                        "externalTrafficPolicy is Local, but this node's pods may go anywhere, as to a cluster IP".to_owned(),
-                    );
-                    (anywhere, false)
-                } else {
-                    because.push(
-                        "externalTrafficPolicy is Local: endpoints on this node only, and the source stays"
-                            .to_owned(),
-                    );
-                    (here, false)
-                }
+                self.externally_local(environment, source, (here, anywhere), &mut because)
             }
         };
         if targets.is_empty() {
-            because
-                .push("there is no such endpoint; it is dropped, for another node may have one".to_owned());
-            return (Verdict::Dropped, because);
+            return end(Verdict::Dropped, Some(policy), because);
         }
         let itself = |target: &Target| {
             // nftables recognises only this node's own endpoints talking to themselves.
@@ -266,16 +256,45 @@ impl<'a> Decider<'a> {
             because.push("an endpoint that is sent to itself sees the node's address".to_owned());
         }
         let chosen = |target: &Target| Chosen { target: *target, masqueraded: masqueraded || itself(target) };
-        (Verdict::To(targets.iter().map(chosen).collect()), because)
+        end(Verdict::To(targets.iter().map(chosen).collect()), Some(policy), because)
+    }
+
+    /// Where `externalTrafficPolicy: Local` leads: to whom, whether masqueraded, and under which policy that is.
+    fn externally_local<'r>(
+        &self,
+        environment: &Environment,
+        source: Source,
+        (here, anywhere): (&'r [Target], &'r [Target]),
+        because: &mut Vec<String>,
+    ) -> (&'r [Target], bool, TrafficPolicy) {
+        let local_pod = is_local_pod(environment, source);
+        // The others look at the address first, and some of the node's are within the pods' network.
+        let (said, result) = if source.kind == SourceKind::Node && (self.mode == Mode::Ipvs || !local_pod) {
+            (
+                "but the node itself may go anywhere, by its own address",
+                (anywhere, true, TrafficPolicy::Cluster),
+            )
+        } else if local_pod {
+            (
+                "but this node's pods may go anywhere, as to a cluster IP",
+                (anywhere, false, TrafficPolicy::Cluster),
+            )
+        } else if here.is_empty() {
+            ("and no endpoint that may be used is on this node", (here, false, TrafficPolicy::Local))
+        } else {
+            ("endpoints on this node only, and the source stays", (here, false, TrafficPolicy::Local))
+        };
+        because.push(format!("externalTrafficPolicy is Local, {said}"));
+        result
     }
 
     fn masquerades_cluster_ip(
         &self,
         environment: &Environment,
         source: Source,
-        local_pod: bool,
         because: &mut Vec<String>,
     ) -> bool {
+        let local_pod = is_local_pod(environment, source);
         let reason = if environment.masquerade_all {
             "masqueradeAll: the source becomes the node's"
         } else if environment.local_pods != LocalPods::Unknown && !local_pod {
@@ -338,7 +357,7 @@ impl<'a> Decider<'a> {
 
 impl Decision {
     fn without_service(verdict: Verdict, because: String) -> Self {
-        Self { port: None, route: None, verdict, because: vec![because] }
+        Self { port: None, route: None, verdict, policy: None, because: vec![because] }
     }
 }
 

@@ -23,7 +23,7 @@ use insight::{
 };
 use proxy_core::{
     environment::LocalPods,
-    model::{Family, ServicePortName},
+    model::{Family, ServicePortName, TrafficPolicy},
 };
 use serde::Serialize;
 
@@ -217,7 +217,7 @@ fn shown(decision: &Decision) -> DecisionShown {
 
 /// Why an endpoint gets nothing of what the decision is about.
 fn why_not(engine: &Engine, decision: &Decision, address: IpAddr) -> Vec<String> {
-    let Some((port, frontend)) = &decision.port else {
+    let Some((port, _)) = &decision.port else {
         return vec![format!("{address} gets nothing: no Service is concerned")];
     };
     let used = match &decision.verdict {
@@ -233,9 +233,18 @@ fn why_not(engine: &Engine, decision: &Decision, address: IpAddr) -> Vec<String>
     let mut reasons: Vec<String> = Vec::new();
     for one in listed.iter().filter(|listed| listed.address == address) {
         let slice = one.slice.name();
-        let cluster = one.cluster.map(|why| format!("{address} ({slice}), policy Cluster: {}", why.as_str()));
-        let local = one.local.map(|why| format!("{address} ({slice}), policy Local: {}", why.as_str()));
-        reasons.extend(cluster.into_iter().chain(local));
+        // By the policy that decides here.
+        let why = match decision.policy {
+            Some(TrafficPolicy::Local) => one.local.map(|why| (why, "Local")),
+            Some(TrafficPolicy::Cluster) => one.cluster.map(|why| (why, "Cluster")),
+            None => None,
+        };
+        reasons.push(match why {
+            Some((why, policy)) => format!("{address} ({slice}): {} (policy {policy})", why.as_str()),
+            None => {
+                format!("{address} ({slice}): it did not come to a choice of endpoints, see the decision")
+            }
+        });
     }
     if reasons.is_empty() {
         reasons.push(format!(
@@ -243,8 +252,6 @@ fn why_not(engine: &Engine, decision: &Decision, address: IpAddr) -> Vec<String>
              selector asks for, or no port of the name {:?}",
             port.service, &*port.port
         ));
-    } else if !matches!(decision.verdict, Verdict::To(_)) {
-        reasons.push(format!("{} goes to nobody: see the decision", insight::digest::kind(frontend.kind)));
     }
     reasons
 }
@@ -303,6 +310,20 @@ fn conclude(
         );
     }
     let why = decision.because.last().map_or("", String::as_str);
+    let sources = decision.port.as_ref().zip(decision.route.as_ref());
+    if let Some(sources) = sources.and_then(|((_, frontend), route)| route.sources(frontend))
+        && question.anybody
+    {
+        let ranges: Vec<String> = sources.ranges.iter().map(ToString::to_string).collect();
+        return (
+            End::Unknown,
+            format!(
+                "It depends on who that is outside: loadBalancerSourceRanges lets only {} in. Give an address instead of \
+                 `outside`.",
+                ranges.join(", ")
+            ),
+        );
+    }
     match &decision.verdict {
         Verdict::Refused => {
             (End::Refused, format!("A connection from {from_name} to {to_name} is refused: {why}."))
