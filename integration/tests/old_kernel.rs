@@ -203,12 +203,10 @@ fn the_nftables_backend_translates_packets() {
         "backend-nft",
         always(&[
             "a_cluster_ip_reaches",
-            "external_traffic_is_masqueraded",
-            "policy_local_keeps",
-            "source_ranges",
-            "a_pod_reaches_itself",
-            "a_client_stays",
-            "a_service_without_endpoints",
+            "under_policy_cluster_by_ipv6",
+            "the_source_and_the_node_by_ipv6",
+            "whom_they_name_by_ipv6",
+            "with_its_endpoint_by_ipv6",
             "on_localhost",
         ]),
     )]);
