@@ -34,6 +34,7 @@ pub(crate) fn environment(family: Family) -> Environment {
         local_pods: LocalPods::Cidrs([pods.parse().expect("a network")].into()),
         node_ports: NodePortAddresses::Any,
         localhost_node_ports: family == Family::V4,
+        refused_on_localhost: Box::default(),
         loopback_node_ports: Box::default(),
         service_cidrs: Box::default(),
         node_ips: Box::default(),

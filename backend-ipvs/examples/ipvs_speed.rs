@@ -340,6 +340,7 @@ fn environment() -> Environment {
         local_pods: LocalPods::Cidrs(["10.128.0.0/9".parse().expect("a network")].into()),
         node_ports: NodePortAddresses::Any,
         localhost_node_ports: false,
+        refused_on_localhost: Box::default(),
         loopback_node_ports: Box::default(),
         service_cidrs: Box::default(),
         node_ips: Box::default(),

@@ -452,6 +452,74 @@ fn node_ports_on_localhost_are_for_the_node_alone() {
     assert!(intact(&mut proxy));
 }
 
+#[test]
+fn what_nobody_serves_on_ipv6_localhost_is_refused_and_counted() {
+    let world = World::new(Family::V6);
+    // Somebody else's program on the very ports.
+    for port in [30053, 30054, 9999] {
+        support::serve_in(None, "loopback", port);
+    }
+    let udp_route = |targets: &[Target]| Route { protocol: Protocol::Udp, ..route(targets) };
+    let routes = || {
+        vec![
+            (named("web", Protocol::Udp), udp_route(&[world.remote(1)]).node_port(30053)),
+            (named("empty", Protocol::Udp), udp_route(&[]).node_port(30054)),
+            (name("web"), route(&[world.remote(1)]).node_port(30053)),
+        ]
+    };
+    let mut environment = support::routes::environment(Family::V6);
+    let mut proxy = Proxy::with(environment.clone());
+    proxy.full(routes());
+    assert_eq!(udp(NODE, to("::1", 30053)).name(), "loopback", "nobody asked for it");
+    environment.refused_on_localhost = Box::new([Protocol::Udp, Protocol::Sctp]);
+    let mut proxy = Proxy::with(environment);
+    proxy.full(routes());
+    for port in [30053, 30054] {
+        assert_eq!(udp(NODE, to("::1", port)), Saw::Refused, "{port}");
+    }
+    assert_eq!(udp(NODE, to("::1", 9999)).name(), "loopback", "no NodePort");
+    assert_eq!(tcp(NODE, to("::1", 30053)).name(), "loopback", "TCP has a listener of its own");
+    assert_eq!(udp(OUTSIDE, to(world.node(), 30053)).name(), "pod2");
+    assert_eq!(refused(&mut proxy), [(Protocol::Udp, 2), (Protocol::Sctp, 0)]);
+    proxy.start_over();
+    assert_eq!(udp(NODE, to("::1", 30053)), Saw::Refused);
+    assert_eq!(refused(&mut proxy), [(Protocol::Udp, 3), (Protocol::Sctp, 0)], "other rules go on counting");
+}
+
+/// Counters are read once in some checks.
+fn refused(proxy: &mut Proxy) -> Vec<(Protocol, u64)> {
+    for _ in 0..20 {
+        assert!(intact(proxy));
+    }
+    proxy.executor.figures().refused_on_localhost
+}
+
+/// Why NodePorts on ::1 are not translated: `rt6_need_strict` in net/ipv6/route.c. The answer comes in by the pod's
+/// interface, and ::1 is not an address of that one.
+#[test]
+fn the_kernel_has_no_way_back_for_what_is_translated_from_ipv6_loopback() {
+    let world = World::new(Family::V6);
+    let endpoint = world.of(&world.pods[0]);
+    let rules = format!(
+        "table ip6 try {{\n\
+         chain out {{ type nat hook output priority -100; ip6 daddr ::1 udp dport 30053 dnat to [{endpoint}]:8080; }}\n\
+         chain post {{ type nat hook postrouting priority 100; ip6 daddr {endpoint} masquerade; }}\n\
+         }}"
+    );
+    load("nft", &rules).expect("rules");
+    let without_route = || -> u64 {
+        let text = std::fs::read_to_string("/proc/thread-self/net/snmp6").expect("counters");
+        let line = text.lines().find(|line| line.starts_with("Ip6InNoRoutes")).expect("a counter");
+        line.split_whitespace().nth(1).and_then(|count| count.parse().ok()).expect("a number")
+    };
+    let before = without_route();
+    assert_eq!(udp(NODE, to("::1", 30053)), Saw::Silence);
+    assert_eq!(without_route(), before + 1, "the answer arrived, and led nowhere");
+    // What it would take, for each interface by which an endpoint may answer.
+    run("ip -6 route add local ::1 dev vpod1 table local");
+    assert_eq!(udp(NODE, to("::1", 30053)).name(), "pod1");
+}
+
 fn intact(proxy: &mut Proxy) -> bool {
     proxy.executor.intact().expect("the kernel answers")
 }

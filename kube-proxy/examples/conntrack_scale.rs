@@ -45,6 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         local_pods: LocalPods::Unknown,
         node_ports: NodePortSettings::Any,
         localhost_node_ports: false,
+        refused_on_localhost: Box::default(),
     };
     let environment = settings.resolve(Family::V4, &NodeFacts::default());
     for round in 1..=6 {

@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     api::{
-        client,
+        client::{self, Server},
         events::{self, Event, Events},
         node::{self, Node},
         node_watch,
@@ -27,6 +27,7 @@ use crate::{
     engine::mailbox::mailbox,
     host::{
         cleanup,
+        confinement::{self, Needs},
         conntrack::{self, ConntrackReconciler, Pass},
         forwarding::Forwarding,
         interfaces,
@@ -68,6 +69,13 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 pub(crate) fn run(settings: Settings, arguments: Vec<String>, log: LogControl) -> anyhow::Result<()> {
     supervisor::log_panics();
     let metrics = Metrics::install(&settings)?;
+    let server = client::server(&settings.client)?;
+    let wanted = confinement::Wanted::from_environment().map_err(anyhow::Error::msg)?;
+    // A listener for NodePorts connects to endpoints, and a plugin to whomever it asks: neither to ports that are known.
+    let free = environment::listens_on_localhost(&settings) || server.has_plugin();
+    let ports = (!free).then(|| server.ports());
+    // Before there is another thread: they inherit it.
+    confinement::confine(wanted, &Needs { plugin: server.has_plugin(), ports });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -76,7 +84,8 @@ pub(crate) fn run(settings: Settings, arguments: Vec<String>, log: LogControl) -
     let (supervisor, ends) = Supervisor::new(runtime.handle().clone());
     let name = node::name(settings.hostname_override.as_deref())?;
     let (events, outgoing) = events::channel(&name);
-    let start = start(settings, arguments, (log, metrics), name, (supervisor, events.clone(), outgoing));
+    let start =
+        start(settings, arguments, (log, metrics), (name, server), (supervisor, events.clone(), outgoing));
     let result = runtime.block_on(until_end(start, ends));
     if result.is_err() {
         let (done, wait) = mpsc::channel();
@@ -134,10 +143,10 @@ async fn start(
     settings: Settings,
     arguments: Vec<String>,
     (log, metrics): (LogControl, Metrics),
-    name: String,
+    (name, server): (String, Server),
     (supervisor, events, outgoing): (Supervisor, Events, events::Outgoing),
 ) -> anyhow::Result<()> {
-    let (client, upkeep) = client::connect(&settings.client)?;
+    let (client, upkeep) = client::connect(server)?;
     let (messages, inboxes) = mailbox(&Family::BOTH);
     supervisor.task("Events", outgoing.run(client.clone()));
 
@@ -180,7 +189,7 @@ async fn start(
         after_first_sync(&settings, (supervisor.clone(), events.clone()), (periods, wanted_checks.clone()))?,
     );
     let capacity = Capacity::of_this_process();
-    if settings.node_port_addresses.localhost_v6 && settings.mode == Mode::Nftables {
+    if environment::listens_on_localhost(&settings) {
         let ports = NodePorts::default();
         observers.set_localhost_node_ports(ports.clone());
         let (listeners, connections) = capacity.localhost;

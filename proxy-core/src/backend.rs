@@ -9,7 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{environment::Environment, model::ServicePortName, route::Route};
+use crate::{
+    environment::Environment,
+    model::{Protocol, ServicePortName},
+    route::Route,
+};
 
 /// One Service port whose route differs from what is installed. Never both `None`.
 #[derive(Debug, Clone)]
@@ -164,6 +168,8 @@ pub struct Figures {
     pub rules: Vec<(&'static str, usize, usize)>,
     /// Clients that got no affinity because its table was full, since the start.
     pub affinity_lost: u64,
+    /// Packets to NodePorts on loopback addresses that were refused, since the start, of each protocol that is refused there.
+    pub refused_on_localhost: Vec<(Protocol, u64)>,
     /// Removals of unused objects that failed, since the start.
     pub cleanup_failures: u64,
 }

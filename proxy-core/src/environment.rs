@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::model::Family;
+use crate::model::{Family, Protocol};
 
 /// Compared by value: a backend that finds it changed rewrites what depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,9 @@ pub struct Environment {
     /// The loopback addresses of interfaces at which they do (sorted): where networks inside 127.0.0.0/8 were given, those
     /// inside them.
     pub loopback_node_ports: Box<[IpAddr]>,
+    /// Packets to NodePorts of these protocols on loopback addresses are refused and counted, whoever listens there (nftables
+    /// mode only).
+    pub refused_on_localhost: Box<[Protocol]>,
     /// ServiceCIDRs of this family.
     pub service_cidrs: Box<[IpNet]>,
     /// The node's own addresses of this family as the Node object states them (sorted).
@@ -62,6 +65,8 @@ pub struct EnvironmentSettings {
     pub node_ports: NodePortSettings,
     /// NodePorts are wanted on IPv4 loopback addresses.
     pub localhost_node_ports: bool,
+    /// Whose NodePorts are to be refused on loopback addresses.
+    pub refused_on_localhost: Box<[(Family, Protocol)]>,
 }
 
 /// `nodePortAddresses`, after the mode's default was applied.
@@ -157,6 +162,10 @@ impl EnvironmentSettings {
             } else {
                 Box::default()
             },
+            refused_on_localhost: {
+                let own = self.refused_on_localhost.iter().filter(|(of, _)| *of == family);
+                own.map(|(_, protocol)| *protocol).collect()
+            },
             service_cidrs: networks(&facts.service_cidrs),
             node_ips,
             interface_addresses,
@@ -175,6 +184,7 @@ mod tests {
             local_pods: LocalPods::Unknown,
             node_ports,
             localhost_node_ports: true,
+            refused_on_localhost: Box::default(),
         }
     }
 

@@ -82,6 +82,7 @@ impl Node {
             local_pods: LocalPods::Cidrs([pods.parse().expect("a network")].into()),
             node_ports: NodePortAddresses::Any,
             localhost_node_ports: false,
+            refused_on_localhost: Box::default(),
             loopback_node_ports: Box::default(),
             service_cidrs: Box::default(),
             node_ips: [self.outside.gateway].into(),

@@ -185,6 +185,7 @@ pub(crate) fn environment(family: Family) -> Environment {
         ),
         node_ports: NodePortAddresses::Any,
         localhost_node_ports: false,
+        refused_on_localhost: Box::default(),
         loopback_node_ports: Box::default(),
         service_cidrs: Box::default(),
         node_ips: [ip(if v4 { "192.168.7.1" } else { "fd07:0:0:1::1" })].into(),

@@ -132,6 +132,7 @@ pub fn environment() -> Environment {
         local_pods: LocalPods::Cidrs(Box::new(["10.0.0.0/8".parse().expect("a network")])),
         node_ports: NodePortAddresses::Any,
         localhost_node_ports: false,
+        refused_on_localhost: Box::default(),
         loopback_node_ports: Box::default(),
         service_cidrs: Box::new(["172.16.0.0/12".parse().expect("a network")]),
         node_ips: Box::new([]),

@@ -99,6 +99,9 @@ fn encode(statement: &Statement, family: Family, out: &mut Vec<Expression>) {
             let name = if *prefix { format!("{name}*") } else { name.to_string() };
             out.push(step::interface(FIRST, comparison, &name));
         }
+        Statement::ProtocolIs(protocol) => {
+            out.extend([step::l4proto(FIRST), equal(FIRST, [protocol.number()])])
+        }
         Statement::TcpFlagsClear(flags) => out.extend([
             step::l4proto(FIRST),
             equal(FIRST, [TCP]),

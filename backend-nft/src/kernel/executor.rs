@@ -10,7 +10,7 @@ use nft_netlink::{
 };
 use proxy_core::{
     backend::{ApplyError, Executor as Seam, Figures, Outcome, Owned, Plan, Rejection, Step},
-    model::Family,
+    model::{Family, Protocol},
 };
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     schema::{
         element::Data,
         found::{Found, FoundChain, FoundHook, FoundSticky, generation_of},
-        name::{Base, ChainName, Place, Set, SetName},
+        name::{Base, ChainName, Place, REFUSED_ON_LOCALHOST, Set, SetName},
         operation::{Op, Operation},
     },
 };
@@ -43,8 +43,17 @@ pub struct Executor {
     /// Checks for drift until the next look at counters.
     checks_left: u32,
     figures: Figures,
-    /// Clients without affinity counted by earlier generations' rules.
-    lost_before: u64,
+    /// What the rules of earlier generations counted: they take their counters with them.
+    before: Counted,
+}
+
+/// What rules have counted since the start.
+#[derive(Debug, Clone, Default)]
+struct Counted {
+    /// Clients without affinity.
+    lost: u64,
+    /// Packets refused on loopback addresses, of each protocol ever refused there.
+    refused: Vec<(Protocol, u64)>,
 }
 
 /// Checks for drift from one look at counters to the next: they are worth less than the check itself.
@@ -61,7 +70,7 @@ impl Executor {
             drift: Drift::new(family, OwnCommits::default()),
             checks_left: 0,
             figures: Figures::default(),
-            lost_before: 0,
+            before: Counted::default(),
         })
     }
 
@@ -83,20 +92,36 @@ impl Executor {
     /// How many new connections to Services with session affinity were not remembered because the map of clients is
     /// full, as the counters in the present rules say.
     fn clients_not_remembered(&mut self) -> Result<u64, netlink::Error> {
+        Ok(self.counted_in("alb-")? + self.counted_in("allb-")?)
+    }
+
+    /// What the rules of our chains whose names begin so have counted.
+    fn counted_in(&mut self, prefix: &str) -> Result<u64, netlink::Error> {
         let mut packets = 0;
-        for prefix in ["alb-", "allb-"] {
-            for chain in self.drift.chains_named(prefix) {
-                let rules = list::rules(&mut self.socket, table(self.family), Some(&chain))?;
-                packets += rules.iter().map(|rule| rule.counted).sum::<u64>();
-            }
+        for chain in self.drift.chains_named(prefix) {
+            let rules = list::rules(&mut self.socket, table(self.family), Some(&chain))?;
+            packets += rules.iter().map(|rule| rule.counted).sum::<u64>();
         }
         Ok(packets)
     }
 
     fn look_at_counters(&mut self) -> Result<(), netlink::Error> {
-        let lost = self.lost_before + self.clients_not_remembered()?;
+        let lost = self.before.lost + self.clients_not_remembered()?;
         // Somebody may have deleted the rules that counted.
         self.figures.affinity_lost = self.figures.affinity_lost.max(lost);
+        for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+            let chains = format!("{REFUSED_ON_LOCALHOST}{}-", protocol.as_str());
+            if self.drift.chains_named(&chains).is_empty() {
+                continue;
+            }
+            let now = self.counted_in(&chains)?;
+            let of = |refused: &[(Protocol, u64)]| {
+                refused.iter().find(|(of, _)| *of == protocol).map_or(0, |(_, count)| *count)
+            };
+            let now = (of(&self.before.refused) + now).max(of(&self.figures.refused_on_localhost));
+            self.figures.refused_on_localhost.retain(|(of, _)| *of != protocol);
+            self.figures.refused_on_localhost.push((protocol, now));
+        }
         self.checks_left = CHECKS;
         Ok(())
     }
@@ -214,7 +239,10 @@ impl Seam for Executor {
     fn survey(&mut self) -> Result<Found, ApplyError> {
         // The rules that counted until now are about to go.
         self.look_at_counters().map_err(lost)?;
-        self.lost_before = self.figures.affinity_lost;
+        // The new rules' counters are worth a look soon: what they count is there from then on.
+        self.checks_left = 0;
+        let figures = &self.figures;
+        self.before = Counted { lost: figures.affinity_lost, refused: figures.refused_on_localhost.clone() };
         self.drift.forget();
         self.read_found().map_err(lost)
     }

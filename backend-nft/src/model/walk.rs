@@ -242,6 +242,7 @@ impl Walk<'_> {
                 let own = self.interface.as_deref().unwrap_or_default();
                 matches((if *prefix { own.starts_with(&**name) } else { own == &**name }) != *not)
             }
+            Statement::ProtocolIs(protocol) => matches(self.protocol == *protocol),
             Statement::TcpFlagsClear(_) => matches(self.protocol == Protocol::Tcp),
             Statement::SourceIsOurs => matches(self.is_ours(self.source)),
             Statement::DestinationIsOurs => matches(self.is_ours(self.to.ip())),

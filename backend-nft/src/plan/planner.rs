@@ -193,6 +193,7 @@ fn same_rules(a: &Environment, b: &Environment) -> bool {
         && a.masquerade_all == b.masquerade_all
         && a.local_pods == b.local_pods
         && a.localhost_node_ports == b.localhost_node_ports
+        && a.refused_on_localhost == b.refused_on_localhost
         // The networks stand in the rules, and decide which addresses are named beside them.
         && a.service_cidrs == b.service_cidrs
         && either_form(&a.node_ports) == either_form(&b.node_ports)

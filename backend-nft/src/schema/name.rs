@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use proxy_core::model::Protocol;
+
 use crate::schema::size_class::SizeClass;
 
 pub(crate) const TABLE: &str = "kube-proxy";
@@ -241,6 +243,8 @@ pub(crate) enum Place {
     /// Restricted, and without endpoints.
     RestrictedOnly,
     Refuse,
+    /// NodePorts of a protocol on loopback addresses: counted, and refused.
+    RefusedOnLocalhost(Protocol),
     /// For translated packets: the end of the way.
     Settled,
     /// For what is not translated and goes to an address of ours, at this node and beyond it.
@@ -294,6 +298,9 @@ pub(crate) struct ChainName {
     pub(crate) generation: u32,
 }
 
+/// How the chains begin that count what is refused on loopback addresses; the protocol follows.
+pub(crate) const REFUSED_ON_LOCALHOST: &str = "refused-on-localhost-";
+
 impl fmt::Display for ChainName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.place {
@@ -302,6 +309,9 @@ impl fmt::Display for ChainName {
             Place::SourceCheck => f.write_str("source-check"),
             Place::RestrictedOnly => f.write_str("restricted-only"),
             Place::Refuse => f.write_str("refuse"),
+            Place::RefusedOnLocalhost(protocol) => {
+                write!(f, "{REFUSED_ON_LOCALHOST}{}", protocol.as_str())
+            }
             Place::Settled => f.write_str("settled"),
             Place::VipCheck => f.write_str("vip-check"),
             Place::NewCheck => f.write_str("new-check"),

@@ -92,6 +92,11 @@ impl Scaffold<'_> {
 
     /// The chains that exist whatever the Services are, in an order in which each refers to earlier ones only.
     pub(crate) fn shared_chains(&self) -> Vec<(ChainName, Vec<Arc<Rule>>)> {
+        let refused = self.environment.refused_on_localhost.iter();
+        let refused_on_localhost = refused.map(|protocol| {
+            let count_and_refuse = vec![Statement::Count, Statement::Goto(self.chain(Place::Refuse))];
+            (Place::RefusedOnLocalhost(*protocol), vec![count_and_refuse])
+        });
         [
             // Filled as prefix lengths come into use.
             (Place::SourceCheck, vec![vec![Statement::Drop]]),
@@ -105,6 +110,7 @@ impl Scaffold<'_> {
             (Place::ToClass, self.to_class()),
         ]
         .into_iter()
+        .chain(refused_on_localhost)
         .map(|(place, rules)| (self.chain(place), shared(rules)))
         .collect()
     }
@@ -258,6 +264,24 @@ impl Scaffold<'_> {
         let (refused, served) = (Optional::RefusedNodePorts, Optional::NodePorts);
         if self.parts.has(refused) || self.parts.has(served) {
             rules.push(vec![Statement::NotState(state::NEW), Statement::Accept]);
+        }
+        for protocol in &self.environment.refused_on_localhost {
+            let to = || {
+                let to = Statement::Destination { net: self.loopback(), not: false };
+                vec![to, Statement::ProtocolIs(*protocol)]
+            };
+            let then = || Statement::Goto(self.chain(Place::RefusedOnLocalhost(*protocol)));
+            if self.parts.has(served) {
+                let mut rule = to();
+                rule.extend([self.look_up(node_port(), Set::NodePorts), then()]);
+                rules.push(rule);
+            }
+            if self.parts.has(refused) {
+                let mut rule = to();
+                let set = self.set(Set::RefuseNodePorts);
+                rule.extend([Statement::In { key: node_port(), set, not: false }, then()]);
+                rules.push(rule);
+            }
         }
         if self.parts.has(refused) {
             let refuse = || Statement::Goto(self.chain(Place::Refuse));

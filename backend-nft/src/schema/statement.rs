@@ -3,6 +3,7 @@
 use std::fmt;
 
 use ipnet::IpNet;
+use proxy_core::model::Protocol;
 
 use crate::schema::{
     name::{ChainName, SetName},
@@ -65,6 +66,7 @@ pub(crate) enum Statement {
         prefix: bool,
         not: bool,
     },
+    ProtocolIs(Protocol),
     /// TCP without any of these flags.
     TcpFlagsClear(u8),
     SourceIsOurs,
@@ -188,6 +190,7 @@ fn write_statement(f: &mut fmt::Formatter<'_>, statement: &Statement, v6: bool) 
         Statement::Interface { name, prefix, not } => {
             write!(f, "iifname {}\"{name}{}\"", unless(not), if *prefix { "*" } else { "" })
         }
+        Statement::ProtocolIs(protocol) => write!(f, "meta l4proto {}", protocol.as_str()),
         Statement::TcpFlagsClear(flags) => write!(f, "tcp flags & {flags:#04x} == 0"),
         Statement::SourceIsOurs => f.write_str("fib saddr type local"),
         Statement::DestinationIsOurs => f.write_str("fib daddr type local"),

@@ -44,6 +44,7 @@ pub fn environment(family: Family) -> Environment {
         local_pods: LocalPods::Cidrs(net(pods)),
         node_ports: NodePortAddresses::Any,
         localhost_node_ports: false,
+        refused_on_localhost: Box::default(),
         loopback_node_ports: Box::default(),
         service_cidrs: net(cidr),
         node_ips: Box::new([]),

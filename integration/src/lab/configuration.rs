@@ -70,6 +70,10 @@ impl Options {
         let loopback = |v4| networks.iter().any(|net| net.addr().is_ipv4() == v4 && net.addr().is_loopback());
         let mut of_v4 = networks.iter().filter(|net| net.addr().is_ipv4()).peekable();
         let everything_v4 = of_v4.peek().is_none() && !primary || of_v4.any(|net| net.prefix_len() == 0);
+        let gate = "KubeProxyNFTablesLocalhostNodePorts";
+        let gate_off =
+            self.config.iter().any(|(field, value)| *field == "/featureGates" && value[gate] == json!(false));
+        let localhost = self.mode != Mode::Nftables || !gate_off;
         Settings {
             mode: match self.mode {
                 Mode::Nftables => oracle::Mode::Nftables,
@@ -96,8 +100,9 @@ impl Options {
                 (false, false) => NodePorts::Within(networks.clone()),
             },
             // On by default in iptables mode only; in nftables mode where the addresses name them; with IPVS never.
-            localhost_node_ports: (iptables && everything_v4) || (self.mode != Mode::Ipvs && loopback(true)),
-            localhost_v6_node_ports: self.mode == Mode::Nftables && loopback(false),
+            localhost_node_ports: (iptables && everything_v4)
+                || (self.mode != Mode::Ipvs && localhost && loopback(true)),
+            localhost_v6_node_ports: self.mode == Mode::Nftables && localhost && loopback(false),
             local_addresses: own_addresses(),
         }
     }

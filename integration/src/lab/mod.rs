@@ -30,7 +30,7 @@ pub use expect::{
     node_address, seen_as_node, seen_as_sent,
 };
 pub use objects::{NAMESPACE, Objects, Service, Slices, node, service, service_cidr, slices};
-pub use proxy::{Proxy, program};
+pub use proxy::{Proxy, confine, program};
 use real::RealCluster;
 
 /// Longer than a change takes until it is in force on the busiest machine, in the slowest VM: it only catches "never".

@@ -192,6 +192,13 @@ fn localhost_is_served_after_a_change_of_the_addresses_and_a_restart() {
     rig.start_and_settle();
     rig.eventually("a listener", |rig| listeners(rig).as_deref() == Some("1"));
     assert!(rig.output("ss", &["-Hltn"]).contains("[::1]:30080"), "{}", rig.output("ss", &["-Hltn"]));
+    rig.eventually("what is refused is counted", |rig| {
+        let text = rig.get(METRICS, "/metrics").map(|answer| answer.body).unwrap_or_default();
+        let name = "kubeproxy_nftables_localhost_nodeport_rejected_packets_total";
+        ["SCTP", "UDP"]
+            .iter()
+            .all(|protocol| text.contains(&format!("{name}{{ip_family=\"IPv6\",protocol=\"{protocol}\"}} 0")))
+    });
     rig.api.delete("Service", "shop", "web").expect("it is there");
     rig.eventually("none", |rig| listeners(rig).as_deref() == Some("0"));
 }

@@ -2,6 +2,7 @@
 //! configuration changes, Events and exit codes.
 
 mod edges;
+mod privileges;
 mod rig;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -5,13 +5,13 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use integration::apiserver::ApiServer;
-use integration::lab::program;
+use integration::lab::{confine, program};
 use integration::network::Namespace;
 use serde_json::{Value, json};
 
@@ -103,10 +103,11 @@ impl Rig {
         self.start_by(command);
     }
 
-    fn start_by(&mut self, mut command: Command) {
+    /// Starts what becomes the program, all arguments but its own being given.
+    pub(crate) fn start_by(&mut self, mut command: Command) {
         let config = format!("--config={}", self.folder.join("config.conf").display());
         let log = File::options().create(true).append(true).open(self.folder.join("log")).expect("a log");
-        command
+        confine(&mut command)
             .args([&config, "--hostname-override=Worker-1"])
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a descriptor"))
@@ -145,6 +146,23 @@ impl Rig {
 
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.child.as_mut().expect("it was started").try_wait().expect("it is our child")
+    }
+
+    /// Where its files are.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What the kernel says of the process.
+    pub(crate) fn status(&self) -> String {
+        let process = self.child.as_ref().expect("it was started").id();
+        fs::read_to_string(format!("/proc/{process}/status")).expect("it runs")
+    }
+
+    /// A file as the process sees it: its /run is its own.
+    pub(crate) fn read(&self, path: &str) -> String {
+        let process = self.child.as_ref().expect("it was started").id();
+        fs::read_to_string(format!("/proc/{process}/root{path}")).expect("it is there")
     }
 
     pub(crate) fn log(&self) -> String {

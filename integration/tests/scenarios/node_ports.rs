@@ -6,6 +6,7 @@ use integration::lab::{
 use integration::network::Family;
 use integration::network::Place::{Client, Node, PodA, PodD};
 use integration::network::Protocol::{Sctp, Tcp, Udp};
+use serde_json::json;
 
 crate::scenarios! {
     Options::default() =>
@@ -23,6 +24,12 @@ crate::scenarios! {
         the_primary_address_and_a_network_count_together;
     Options { node_port_addresses: ["primary", "localhost"].map(str::to_owned).to_vec(), ..Options::default() } =>
         the_primary_address_and_localhost_count_together;
+    Options {
+        node_port_addresses: ["primary", "localhost"].map(str::to_owned).to_vec(),
+        config: vec![("/featureGates", json!({"KubeProxyNFTablesLocalhostNodePorts": false}))],
+        ..Options::default()
+    } =>
+        the_gate_switches_localhost_off_in_nftables_mode;
     Options { node_port_addresses: ["all", "127.0.0.0/8"].map(str::to_owned).to_vec(), ..Options::default() } =>
         every_address_and_loopback_count_together;
     Options { node_port_addresses: ["primary", "all"].map(str::to_owned).to_vec(), ..Options::default() } =>
@@ -116,6 +123,20 @@ fn the_primary_address_and_localhost_count_together(lab: &mut Lab) {
         lab.apply(slices("web").port("t", 8080, Tcp).port("u", 53, Udp).ready(&[PodD]));
         lab.expect(Node, loopback(Tcp, 30080), &seen_as_node(&[PodD]));
     }
+}
+
+fn the_gate_switches_localhost_off_in_nftables_mode(lab: &mut Lab) {
+    web(lab);
+    let reached = seen_as_node(&[PodA, PodD]);
+    lab.expect(Client, node_address(0, Tcp, 30080), &reached);
+    lab.sweep();
+    lab.only(&[Family::V4]);
+    let iptables = matches!(lab.mode(), Mode::IptablesLegacy | Mode::IptablesNft);
+    let expect = if iptables { reached } else { Expect::NotTranslated };
+    lab.expect(Node, loopback(Tcp, 30080), &expect);
+    lab.expect(Node, loopback(Udp, 30053), &expect);
+    lab.only(&[Family::V6]);
+    lab.expect(Node, loopback(Tcp, 30080), &Expect::NotTranslated);
 }
 
 fn every_address_and_loopback_count_together(lab: &mut Lab) {

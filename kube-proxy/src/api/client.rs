@@ -55,8 +55,32 @@ impl Upkeep {
     }
 }
 
+/// Where the API server is, and how it is spoken to.
+pub(crate) struct Server {
+    config: Config,
+    authority: Option<Authority>,
+}
+
+impl Server {
+    /// Whether a program hands out the credentials.
+    pub(crate) fn has_plugin(&self) -> bool {
+        self.config.auth_info.exec.is_some()
+    }
+
+    /// The ports to which connections are made: the server's, or its proxy's.
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        let to = self.config.proxy_url.as_ref().unwrap_or(&self.config.cluster_url);
+        let usual = match to.scheme_str() {
+            Some("https") => 443,
+            Some(socks) if socks.starts_with("socks") => 1080,
+            _ => 80,
+        };
+        vec![to.port_u16().unwrap_or(usual)]
+    }
+}
+
 /// From a kubeconfig file, or from inside the cluster; `master` replaces the server of either.
-pub(crate) fn connect(settings: &ClientSettings) -> anyhow::Result<(Client, Upkeep)> {
+pub(crate) fn server(settings: &ClientSettings) -> anyhow::Result<Server> {
     let (mut config, authority) = match (&settings.kubeconfig, &settings.master) {
         (Some(path), master) => kubeconfig::read(path, master.as_deref())
             .with_context(|| format!("kubeconfig {}", path.display()))?,
@@ -77,6 +101,12 @@ pub(crate) fn connect(settings: &ClientSettings) -> anyhow::Result<(Client, Upke
         let host = proxy.host().unwrap_or_default();
         tracing::info!(proxy = host, "The API server is asked through a proxy");
     }
+    Ok(Server { config, authority })
+}
+
+/// Sets up the way there; nothing is sent yet.
+pub(crate) fn connect(server: Server) -> anyhow::Result<(Client, Upkeep)> {
+    let Server { config, authority } = server;
     client(&config, authority, Liveness::default()).context("the API client could not be set up")
 }
 

@@ -63,6 +63,8 @@ pub(crate) enum Feature {
     ComponentStatusz,
     /// Off: `/flagz` is not served.
     ComponentFlagz,
+    /// NodePorts on localhost in nftables mode (KEP-6032): see [`FeatureGates::chosen`].
+    KubeProxyNFTablesLocalhostNodePorts,
     /// On: the alpha logging options may be set.
     LoggingAlphaOptions,
 }
@@ -73,6 +75,7 @@ impl Feature {
             Self::AllowServiceExternalIPs => "AllowServiceExternalIPs",
             Self::ComponentStatusz => "ComponentStatusz",
             Self::ComponentFlagz => "ComponentFlagz",
+            Self::KubeProxyNFTablesLocalhostNodePorts => "KubeProxyNFTablesLocalhostNodePorts",
             Self::LoggingAlphaOptions => "LoggingAlphaOptions",
         }
     }
@@ -119,21 +122,27 @@ impl FeatureGates {
         find(feature.name()).is_some_and(|gate| self.resolve(gate))
     }
 
+    /// What the configuration says of a feature, by its own gate or by that of its stage; `None`: nothing.
+    pub(crate) fn chosen(&self, feature: Feature) -> Option<bool> {
+        find(feature.name()).and_then(|gate| self.said_of(gate))
+    }
+
     /// Every known gate: name, stage, whether it is on. Sorted by name.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, Stage, bool)> {
         GATES.iter().map(|gate| (gate.name, gate.stage, self.resolve(gate)))
     }
 
     fn resolve(&self, gate: &Gate) -> bool {
-        if let Some(&value) = self.set.get(gate.name) {
-            return value;
-        }
+        self.said_of(gate).unwrap_or(gate.default)
+    }
+
+    fn said_of(&self, gate: &Gate) -> Option<bool> {
         let group = match gate.stage {
             Stage::Alpha => self.set.get("AllAlpha"),
             Stage::Beta => self.set.get("AllBeta"),
             Stage::Stable | Stage::Deprecated => None,
         };
-        group.copied().unwrap_or(gate.default)
+        self.set.get(gate.name).or(group).copied()
     }
 }
 
@@ -183,6 +192,7 @@ mod tests {
             Feature::AllowServiceExternalIPs,
             Feature::ComponentStatusz,
             Feature::ComponentFlagz,
+            Feature::KubeProxyNFTablesLocalhostNodePorts,
             Feature::LoggingAlphaOptions,
         ] {
             assert!(find(feature.name()).is_some(), "{feature:?}");

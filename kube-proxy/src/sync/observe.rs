@@ -154,6 +154,27 @@ pub(crate) struct Observations {
 }
 
 impl Observations {
+    /// What only the backend knows.
+    fn show(&mut self, figures: Figures) {
+        if figures == self.figures {
+            return;
+        }
+        let family = self.family;
+        for (table, total, last) in &figures.rules {
+            metrics::iptables_rules(family, table, *total, *last);
+        }
+        for (protocol, packets) in &figures.refused_on_localhost {
+            metrics::refused_on_localhost(family, *protocol, *packets);
+        }
+        let shown = std::mem::replace(&mut self.figures, figures);
+        let figures = &self.figures;
+        metrics::affinity_lost(family, figures.affinity_lost.saturating_sub(shown.affinity_lost));
+        metrics::nftables_cleanup_failed(
+            family,
+            figures.cleanup_failures.saturating_sub(shown.cleanup_failures),
+        );
+    }
+
     /// Whether something about an object of this namespace may be told; see [`Talk::may`].
     fn may_tell(&self, service: &ServiceName, now: Instant) -> Option<u64> {
         lock(&self.shared.talk).may(service.namespace(), now)
@@ -297,17 +318,7 @@ where
             instance.conflicts(),
         );
         metrics::no_local_endpoints(family, counts.no_local_internal, counts.no_local_external);
-        let figures = instance.executor().figures();
-        for (table, total, last) in &figures.rules {
-            metrics::iptables_rules(family, table, *total, *last);
-        }
-        let shown = std::mem::replace(&mut self.figures, figures);
-        let figures = &self.figures;
-        metrics::affinity_lost(family, figures.affinity_lost.saturating_sub(shown.affinity_lost));
-        metrics::nftables_cleanup_failed(
-            family,
-            figures.cleanup_failures.saturating_sub(shown.cleanup_failures),
-        );
+        self.show(instance.executor().figures());
         if let Some(ports) = &mut self.localhost_node_ports {
             ports.follow(family, &report.services, |name| instance.installed(name));
         }
@@ -348,6 +359,10 @@ where
 
     fn round(&mut self, engine: &mut Reconciler<P, X>) {
         self.show_pending(engine);
+        // What the kernel counts is read while it is looked at for drift, whether anything changes or not.
+        if let Some(instance) = engine.instances().iter().find(|instance| instance.family() == self.family) {
+            self.show(instance.executor().figures());
+        }
         let (family, addresses) = (self.family, health_check_addresses(engine));
         let wanted = &self.shared.health_checks;
         if let Some(checks) = engine.take_health_checks() {

@@ -17,7 +17,10 @@ use backend_ipvs::leaving::Remaining;
 use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
-use proxy_core::{instance::Phases, model::Family};
+use proxy_core::{
+    instance::Phases,
+    model::{Family, Protocol},
+};
 
 use crate::settings::{
     effective::{Mode, Settings},
@@ -373,6 +376,23 @@ pub(crate) fn localhost_node_port_listeners(count: usize) {
 pub(crate) fn localhost_node_port_listener_failed() {
     by_family_counter("kubeproxy_nftables_localhost_nodeport_listener_creation_failures_total", Family::V6)
         .increment(1);
+}
+
+/// nftables mode: packets to NodePorts on loopback addresses that were refused so far.
+pub(crate) fn refused_on_localhost(family: Family, protocol: Protocol, packets: u64) {
+    let protocol = match protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+        Protocol::Sctp => "SCTP",
+    };
+    metrics::counter!("kubeproxy_nftables_localhost_nodeport_rejected_packets_total",
+        "ip_family" => label(family), "protocol" => protocol)
+    .absolute(packets);
+}
+
+/// Whether `seccomp` or `landlock` restrains the process.
+pub(crate) fn confined(by: &'static str, yes: bool) {
+    metrics::gauge!("switchyard_confined", "by" => by).set(f64::from(u8::from(yes)));
 }
 
 /// A line of the log was not written, as there were too many of its kind.

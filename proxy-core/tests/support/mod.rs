@@ -249,6 +249,7 @@ pub(crate) fn settings() -> EnvironmentSettings {
         local_pods: LocalPods::Unknown,
         node_ports: NodePortSettings::Any,
         localhost_node_ports: false,
+        refused_on_localhost: Box::default(),
     }
 }
 

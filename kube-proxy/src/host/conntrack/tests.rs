@@ -32,6 +32,7 @@ fn environment(family: Family) -> Environment {
         local_pods: LocalPods::Unknown,
         node_ports: NodePortSettings::Any,
         localhost_node_ports: false,
+        refused_on_localhost: Box::default(),
     };
     let interface_addresses = ["192.168.0.10", "2001:db8::10"].map(|ip| ip.parse().expect("an address"));
     let facts = NodeFacts { interface_addresses: interface_addresses.into(), ..NodeFacts::default() };

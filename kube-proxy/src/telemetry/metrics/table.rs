@@ -108,6 +108,7 @@ pub(super) const TABLE: &[Metric] = &[
     metric("kubeproxy_iptables_ct_state_invalid_dropped_packets_total", Counter, &[], IPTABLES, "[ALPHA] packets dropped by iptables to work around conntrack problems"),
     metric("kubeproxy_nftables_localhost_nodeport_listeners", Gauge, FAMILY, NFTABLES, "[ALPHA] Listeners of NodePorts on localhost"),
     metric("kubeproxy_nftables_localhost_nodeport_listener_creation_failures_total", Counter, FAMILY, NFTABLES, "[ALPHA] Listeners of NodePorts on localhost that could not be opened"),
+    metric("kubeproxy_nftables_localhost_nodeport_rejected_packets_total", Counter, &["ip_family", "protocol"], NFTABLES, "[ALPHA] Packets to NodePorts on loopback addresses that were refused: UDP and SCTP always, TCP where nobody listens for it"),
     metric("kubeproxy_iptables_localhost_nodeports_accepted_packets_total", Counter, &[], IPTABLES, "[ALPHA] Number of packets accepted on nodeports of loopback interface"),
     metric("kubeproxy_sync_proxy_rules_nftables_sync_failures_total", Counter, FAMILY, NFTABLES, "[ALPHA] Cumulative proxy nftables sync failures"),
     metric("kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total", Counter, FAMILY, NFTABLES, "[ALPHA] Cumulative proxy nftables cleanup failures"),
@@ -138,5 +139,6 @@ pub(super) const TABLE: &[Metric] = &[
     metric("switchyard_unreadable_objects_total", Counter, &["kind"], ALL, "Objects from the API server that could not be decoded and keep their last good state"),
     metric("switchyard_log_lines_withheld_total", Counter, &[], ALL, "Lines that were not logged because there were too many of their kind"),
     metric("switchyard_ipvs_leaving", Gauge, &["what"], ALL, "What is left of an ipvs mode until its connections have ended: virtual_servers, destinations or connections"),
+    metric("switchyard_confined", Gauge, &["by"], ALL, "1 where seccomp or Landlock restrains the process"),
     metric("switchyard_health_check_node_ports", Gauge, &["state"], ALL, "Health check node ports: serving or failed"),
 ];

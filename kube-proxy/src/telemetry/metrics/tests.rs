@@ -101,12 +101,16 @@ fn exercise(mode: Mode) {
     if mode == Mode::Nftables {
         localhost_node_port_listeners(1);
         localhost_node_port_listener_failed();
+        for family in Family::BOTH {
+            refused_on_localhost(family, Protocol::Udp, 1);
+        }
     }
     for what in [Changed::Services, Changed::Endpoints] {
         changed(what, 2);
         pending(what, 1);
     }
     config_changed("applied");
+    confined("landlock", true);
     event_dropped("rate");
     health_answered(HealthPath::Healthz, 200);
     health_answered(HealthPath::Livez, 503);
