@@ -1,6 +1,9 @@
 # The two commands of the README, and the smaller steps they are made of.
 
-.PHONY: all demo test test-old-kernel lint build bench bench-quick bench-docs bench-build bench-round-trip image image-test clean
+# MODE=nftables, iptables or ipvs, for demo and playground.
+MODE = nftables
+
+.PHONY: all demo test test-old-kernel lint build bench bench-quick bench-docs bench-build bench-round-trip image image-test clean playground release
 
 all: build
 
@@ -12,7 +15,14 @@ build:
 demo:
 	@tools/setup demo
 	cargo build --release --locked -p kube-proxy -p integration --bin kube-proxy --bin demo
-	target/release/demo
+	$(if $(filter ipvs,$(MODE)),tools/with-ipvs) target/release/demo --mode $(MODE)
+
+# A shell on such a node, to try Services of one's own: kubectl, ask, from. Ends with `exit`. It is not for the VM: where the
+# machine's kernel has no IPVS, MODE=ipvs is not to be had.
+playground:
+	@tools/setup demo
+	cargo build --release --locked -p kube-proxy -p integration --bin kube-proxy --bin playground
+	target/release/playground --mode $(MODE)
 
 # Tests wait most of the time, so that there are more of them than processors: see .config/nextest.toml.
 TEST_THREADS = $$(( $$(nproc) > 4 ? 2 * $$(nproc) : 8 ))
@@ -25,6 +35,7 @@ test: lint
 	    cargo nextest run --workspace --locked -E 'binary_id(switchyard-nft-netlink::listing)'
 	cargo test --doc --workspace --locked -q
 	$$(tools/python-env) deploy/manifests-test
+	$(IMAGE_PROGRAMS)
 	deploy/image-test
 	SWITCHYARD_NFT_CURRENT="$${SWITCHYARD_NFT_CURRENT:-$$(tools/nft-current)}" cargo nextest run --workspace --locked --test-threads $(TEST_THREADS)
 
@@ -37,6 +48,7 @@ lint:
 	@tools/setup lint
 	cargo fmt --all --check
 	cargo run --locked -q -p house
+	tools/picture --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check licenses bans sources; \
 	else echo "cargo-deny is not installed: the licence gate was not run"; fi
@@ -44,14 +56,27 @@ lint:
 clean:
 	cargo clean
 
-# The container image, from the release build; BASE names another base image.
+# The container image, from the release build; BASE names another base image. SMALL=yes makes the one without programs, for
+# nftables mode.
 image: build
-	deploy/image $(if $(BASE),--base $(BASE))
+	$(if $(SMALL),tools/static-binary release)
+	deploy/image $(if $(BASE),--base $(BASE)) $(if $(SMALL),--small yes)
 
-# Builds it from Debian packages, without a registry, and runs it as kubeadm's DaemonSet does.
+# Everything that a release consists of, built, signed with a key of this run, and verified: target/release-artifacts.
+release:
+	@tools/setup test
+	tools/release --dry-run
+
+# What the images' test takes. The static program first: what stands under the usual name afterwards is the usual one.
+define IMAGE_PROGRAMS
+tools/static-binary debug
+cargo build --workspace --locked --bin kube-proxy --bin apiserver
+endef
+
+# Builds both from Debian packages, without a registry, twice, and runs them as kubeadm's DaemonSet does.
 image-test:
 	@tools/setup test
-	cargo build --locked -p kube-proxy -p integration --bin kube-proxy --bin apiserver
+	$(IMAGE_PROGRAMS)
 	deploy/image-test
 
 # How the modes scale; another kube-proxy takes part with PEER=path, and KUBEBUILDER_ASSETS=folder has a real API server serve it.

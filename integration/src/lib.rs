@@ -11,6 +11,7 @@ pub mod manifest;
 pub mod network;
 pub mod oracle;
 pub mod pace;
+pub mod playground;
 mod process_tree;
 pub mod random;
 pub mod real_apiserver;
