@@ -2,6 +2,7 @@
 
 use std::{
     net::IpAddr,
+    path::Path,
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -74,8 +75,14 @@ pub(crate) fn run(settings: Settings, arguments: Vec<String>, log: LogControl) -
     // A listener for NodePorts connects to endpoints, and a plugin to whomever it asks: neither to ports that are known.
     let free = environment::listens_on_localhost(&settings) || server.has_plugin();
     let ports = (!free).then(|| server.ports());
+    // Somebody may have named another place for the socket: the first folder there that exists.
+    let beside = socket(settings.insight_socket.as_deref());
+    let beside = beside.as_deref().and_then(|path| path.ancestors().skip(1).find(|folder| folder.is_dir()));
+    // Never the root: that would be no restraint at all.
+    let beside = beside.filter(|folder| folder.parent().is_some());
+    let folders = beside.map(Path::to_path_buf).into_iter().collect();
     // Before there is another thread: they inherit it.
-    confinement::confine(wanted, &Needs { plugin: server.has_plugin(), ports });
+    confinement::confine(wanted, &Needs { plugin: server.has_plugin(), ports, folders });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -1,7 +1,10 @@
 //! The part of the configuration that routes and backends are made by, as it stands in a file.
 
 use ipnet::IpNet;
-use proxy_core::environment::{self as core, EnvironmentSettings, NodePortSettings};
+use proxy_core::{
+    environment::{self as core, EnvironmentSettings, NodePortSettings},
+    model::{Family, Protocol},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::text;
@@ -20,6 +23,21 @@ pub struct Settings {
     pub node_ports: NodePorts,
     /// NodePorts are wanted on IPv4 loopback addresses.
     pub localhost_node_ports: bool,
+    /// Whose NodePorts are refused on loopback addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused_on_localhost: Vec<Refused>,
+}
+
+/// NodePorts that are refused on loopback addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Refused {
+    /// Of this family,
+    #[serde(with = "text::of_family")]
+    pub family: Family,
+    /// and this protocol.
+    #[serde(with = "text::of_protocol")]
+    pub protocol: Protocol,
 }
 
 /// How traffic of this node's pods is told from other traffic.
@@ -69,6 +87,10 @@ impl Settings {
                 NodePortSettings::PrimaryAndWithin(given) => NodePorts::PrimaryAndWithin(given.to_vec()),
             },
             localhost_node_ports: settings.localhost_node_ports,
+            refused_on_localhost: {
+                let refused = settings.refused_on_localhost.iter();
+                refused.map(|(family, protocol)| Refused { family: *family, protocol: *protocol }).collect()
+            },
         }
     }
 
@@ -94,6 +116,10 @@ impl Settings {
                 }
             },
             localhost_node_ports: self.localhost_node_ports,
+            refused_on_localhost: {
+                let refused = self.refused_on_localhost.iter();
+                refused.map(|refused| (refused.family, refused.protocol)).collect()
+            },
         }
     }
 }

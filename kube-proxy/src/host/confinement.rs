@@ -57,6 +57,8 @@ pub(crate) struct Needs {
     pub(crate) plugin: bool,
     /// Where it connects to; `None`: to any port.
     pub(crate) ports: Option<Vec<u16>>,
+    /// Folders that it writes to beside those that every such process needs.
+    pub(crate) folders: Vec<PathBuf>,
 }
 
 impl Wanted {
@@ -118,7 +120,7 @@ pub(crate) fn confine(wanted: Wanted, needs: &Needs) {
 fn restrain(needs: &Needs) -> anyhow::Result<String> {
     let lock = std::env::var_os(XTABLES_LOCK).map(PathBuf::from);
     let lock = lock.as_deref().and_then(Path::parent).map(Path::to_path_buf);
-    let folders = WRITABLE.iter().map(PathBuf::from).chain(lock);
+    let folders = WRITABLE.iter().map(PathBuf::from).chain(lock).chain(needs.folders.iter().cloned());
     // The newest rights that this is tested with; older kernels do what they can.
     let writing = AccessFs::from_write(ABI::V3);
     let mut ruleset = Ruleset::default().handle_access(writing)?;

@@ -136,7 +136,7 @@ fn connections_go_to_the_ports_of_the_api_server_alone() {
         (connect(to_server), connect(to_other))
     };
     let enforce = wanted(Some(Level::Off), Some(Level::Enforce));
-    let needs = Needs { plugin: false, ports: Some(vec![to_server]) };
+    let needs = Needs { ports: Some(vec![to_server]), ..Needs::default() };
     let (allowed, refused) = confined(enforce, needs, connect);
     allowed.expect("the API server's port");
     assert_eq!(refused.expect_err("another port").kind(), io::ErrorKind::PermissionDenied);

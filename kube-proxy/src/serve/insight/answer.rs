@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     engine::mailbox::{Ask, NotAsked},
-    settings::{effective, feature_gates::Feature, version},
+    settings::{effective, environment, feature_gates::Feature, version},
 };
 
 /// A question is one short line.
@@ -167,8 +167,7 @@ impl Reading<'_> {
             },
             allow_service_external_ips: settings.feature_gates.enabled(Feature::AllowServiceExternalIPs),
             environment: Settings::of(&overview.settings),
-            localhost_v6_node_ports: settings.node_port_addresses.localhost_v6
-                && settings.mode == effective::Mode::Nftables,
+            localhost_v6_node_ports: environment::listens_on_localhost(&settings),
             ipvs: self.sources.ipvs.clone(),
             configuration: settings.document.clone(),
             families,
