@@ -62,6 +62,7 @@ fn engine(services: usize) -> Engine {
         local_pods: LocalPods::Unknown,
         node_ports: NodePortSettings::Any,
         localhost_node_ports: false,
+        refused_on_localhost: Box::default(),
     };
     let mut engine = Reconciler::new(settings, Pace::default(), vec![(Family::V4, Nowhere, Nowhere)]);
     engine.handle(Input::ServiceCidrs(Box::default()), now);

@@ -74,6 +74,7 @@ fn engine(services: u8, claims: &[IpAddr]) -> (Mailbox, Recent) {
             local_pods: LocalPods::Unknown,
             node_ports: NodePortSettings::Any,
             localhost_node_ports: false,
+            refused_on_localhost: Box::default(),
         };
         let engine = Reconciler::new(settings, Pace::default(), vec![(Family::V4, Nowhere, Nowhere)]);
         engine::run(engine, &inbox, &mut observer, Duration::from_secs(1));
