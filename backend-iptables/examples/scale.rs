@@ -347,6 +347,7 @@ fn route(at: u32, endpoints: u32, of: u32) -> Route {
         any_endpoint: true,
         lost: Box::default(),
         endpoints,
+        kept: Box::default(),
     }
 }
 

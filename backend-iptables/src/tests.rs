@@ -71,6 +71,7 @@ pub(crate) fn web() -> Route {
         any_endpoint: true,
         lost: Box::default(),
         endpoints: 0,
+        kept: Box::default(),
     }
 }
 

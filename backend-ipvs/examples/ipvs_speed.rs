@@ -161,7 +161,7 @@ impl Setup {
         times.push(("  of it reading the empty kernel and planning", begin.elapsed()));
         for step in &plan.steps {
             let name = match step.ops[0].op {
-                Op::Rebuild(_) => "  of it rules and set elements",
+                Op::Rebuild(..) => "  of it rules and set elements",
                 Op::NewServer(..) => "  of it virtual servers and destinations",
                 Op::Bind(_) => "  of it local routes",
                 _ => "  of it the device",
@@ -326,6 +326,7 @@ fn routes(services: u32, endpoints: u32) -> Routes {
                 local: Box::default(),
                 lost: Box::default(),
                 endpoints: 0,
+                kept: Box::default(),
             };
             (ServicePortName { service, port: "".into(), protocol: Protocol::Tcp }, Arc::new(route))
         })

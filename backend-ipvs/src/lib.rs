@@ -23,7 +23,7 @@ pub use kernel::IpvsExecutor;
 pub use nft_netlink::generation::OwnCommits;
 pub use open::{OpenError, open};
 pub use plan::IpvsPlanner;
-pub use settings::{Binding, Settings};
+pub use settings::{Binding, MarkSpace, Settings};
 
 use proxy_core::model::Family;
 

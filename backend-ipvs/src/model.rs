@@ -82,12 +82,12 @@ impl Model {
     fn carry_out(&mut self, op: &Op) -> bool {
         match op {
             Op::Device | Op::DropOtherTable | Op::DropAddress(_) | Op::DropRoute(_) => true,
-            Op::Rebuild(environment) => {
+            Op::Rebuild(environment, _) => {
                 self.environment = Some(environment.clone());
                 self.elements.clear();
                 true
             }
-            Op::Rules(environment) => self.environment.replace(environment.clone()).is_some(),
+            Op::Rules(environment, _) => self.environment.replace(environment.clone()).is_some(),
             Op::AddElement(element) => self.fits(element) && self.elements.insert(*element),
             Op::DeleteElement(element) => self.elements.remove(element),
             Op::NewServer(service, destinations) => {
@@ -222,6 +222,15 @@ impl Model {
         let shown = |element: &&Element| !matches!(element, Element::Vip(_));
         lines.extend(self.elements.iter().filter(shown).map(ToString::to_string));
         lines
+    }
+
+    /// The destinations of virtual servers of UDP, those without new flows too.
+    pub(crate) fn of_udp(&self) -> impl Iterator<Item = (IpAddr, u16)> {
+        let udp = |key: &ServiceKey| {
+            matches!(key, ServiceKey::Address { protocol: ipvs_netlink::Protocol::Udp, .. })
+        };
+        let servers = self.servers.iter().filter(move |(key, _)| udp(key));
+        servers.flat_map(|(_, (_, destinations))| destinations.keys().copied())
     }
 
     /// The addresses that are bound.

@@ -10,7 +10,7 @@ use proxy_core::model::Family;
 use crate::{
     kernel::{IpvsExecutor, schedulers::refusal},
     plan::IpvsPlanner,
-    settings::Settings,
+    settings::{MarkSpace, Settings},
 };
 
 /// What keeps the backend from working at all.
@@ -36,8 +36,8 @@ pub enum OpenError {
 /// Opens the backend for one family, in the caller's network namespace. Nothing is changed yet.
 pub fn open(family: Family, settings: Settings) -> Result<(IpvsPlanner, IpvsExecutor), OpenError> {
     let mut ipvs = Socket::open()?;
-    probe(&mut ipvs, family, settings.scheduler)?;
-    let maglev = refusal(&mut ipvs, family, Scheduler::MH)?.is_none();
+    probe(&mut ipvs, family, settings.marks, settings.scheduler)?;
+    let maglev = refusal(&mut ipvs, family, settings.marks, Scheduler::MH)?.is_none();
     let route = netlink::Socket::open(Protocol::Route)?;
     let mut nft = netlink::Socket::open(Protocol::Netfilter).map_err(OpenError::Nftables)?;
     nft_netlink::generation::generation(&mut nft).map_err(OpenError::Nftables)?;
@@ -53,8 +53,8 @@ fn seed() -> u64 {
     std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), ())
 }
 
-fn probe(ipvs: &mut Socket, family: Family, scheduler: Scheduler) -> Result<(), OpenError> {
-    match refusal(ipvs, family, scheduler)? {
+fn probe(ipvs: &mut Socket, family: Family, marks: MarkSpace, scheduler: Scheduler) -> Result<(), OpenError> {
+    match refusal(ipvs, family, marks, scheduler)? {
         None => Ok(()),
         Some(libc::ENOENT) => Err(OpenError::Scheduler(scheduler)),
         Some(errno) => Err(OpenError::Family(family, std::io::Error::from_raw_os_error(errno))),

@@ -25,6 +25,8 @@
 //!
 //! The sync daemon's commands are left out.
 
+#![warn(missing_docs)]
+
 mod decode;
 mod encode;
 mod error;

@@ -30,6 +30,10 @@ pub struct Route {
     pub cluster: Box<[Target]>,
     /// Endpoints on this node for traffic under policy Local, likewise. Empty where none uses policy Local.
     pub local: Box<[Target]>,
+    /// Endpoints that serve and get no new traffic: terminating ones while others are ready, and those that hints or a
+    /// policy leave out. The flows that they have go on. Sorted; of UDP only, since connections of other protocols
+    /// are seen to end.
+    pub kept: Box<[Target]>,
     /// How many endpoints the slices name for this port, usable or not.
     pub endpoints: u32,
     /// The protocol of the port.
@@ -79,7 +83,7 @@ pub struct Target {
 const _: () = assert!(size_of::<Target>() == 20);
 const _: () = assert!(size_of::<Frontend>() == 20);
 const _: () = assert!(size_of::<Asked>() == 24);
-const _: () = assert!(size_of::<Route>() == 80);
+const _: () = assert!(size_of::<Route>() == 96);
 
 /// What happens to a new connection to a frontend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,12 +175,17 @@ pub fn route(
     let (uses_cluster, uses_local) = uses(policy.internal, external, external_policy);
     let endpoints = endpoints.of(&port.name, port.protocol);
     let targets = targets(&endpoints, uses_cluster, uses_local, node.zone.as_deref());
+    let kept = match port.protocol {
+        Protocol::Udp => targets.kept(&endpoints),
+        Protocol::Tcp | Protocol::Sctp => Box::default(),
+    };
     Route {
         policy: policy.clone(),
         frontends: granted.into(),
         lost: lost.into(),
         cluster: targets.cluster,
         local: targets.local,
+        kept,
         endpoints: u32::try_from(endpoints.len()).unwrap_or(u32::MAX),
         protocol: port.protocol,
         external_policy,

@@ -63,6 +63,8 @@ pub struct Executor {
     repairs: bool,
     /// Whether rules may name packet counters; `None` before the first try.
     counters_usable: Option<bool>,
+    /// `route_localnet` was 0, and is 1 with no guard but the rules.
+    opened_without_guard: bool,
     /// How long programs have been running for us.
     waited: Cell<Duration>,
 }
@@ -137,6 +139,7 @@ impl Executor {
             affinity_seen: now(),
             repairs: false,
             counters_usable: None,
+            opened_without_guard: false,
             waited: Cell::default(),
         }
     }
@@ -342,6 +345,11 @@ impl backend::Executor for Executor {
         }
         for step in &plan.steps {
             self.standing.before_writing();
+            if step.ops.iter().any(|owned| owned.op == Op::LeaveLocalnet)
+                && let Err(error) = self.leave_localnet()
+            {
+                tracing::warn!(sysctl = ROUTE_LOCALNET, %error, "node ports on 127.0.0.1 are off, what they needed is not");
+            }
             self.last_written = if step.ops.iter().any(|owned| owned.op.table().is_some()) {
                 self.restore(step)?
             } else {
@@ -356,7 +364,7 @@ impl backend::Executor for Executor {
             }
             // An extra: where it cannot be set (/proc/sys is read-only in many containers), all else works.
             if step.ops.iter().any(|owned| owned.op == Op::RouteLocalnet)
-                && let Err(error) = set_route_localnet()
+                && let Err(error) = self.set_route_localnet()
             {
                 tracing::warn!(sysctl = ROUTE_LOCALNET, %error, "node ports on 127.0.0.1 will not work");
             }
@@ -414,12 +422,26 @@ fn tell_repairs(family: Family, plan: &Plan<Op>) {
 
 const ROUTE_LOCALNET: &str = "/proc/sys/net/ipv4/conf/all/route_localnet";
 
-/// With the guard that outlives these rules; where the kernel has no nf_tables for it, they are the guard while they stand.
-fn set_route_localnet() -> io::Result<()> {
-    match localnet::open() {
-        Ok(()) => Ok(()),
-        Err(localnet::Error::Setting(error)) => Err(error),
-        Err(_) if fs::read_to_string(ROUTE_LOCALNET)?.trim() == "1" => Ok(()),
-        Err(_) => fs::write(ROUTE_LOCALNET, "1"),
+impl Executor {
+    /// With the guard that outlives these rules; where the kernel has no nf_tables for it, they are the guard while they
+    /// stand.
+    fn set_route_localnet(&mut self) -> io::Result<()> {
+        match localnet::open() {
+            Ok(()) => Ok(()),
+            Err(localnet::Error::Setting(error)) => Err(error),
+            Err(_) if fs::read_to_string(ROUTE_LOCALNET)?.trim() == "1" => Ok(()),
+            Err(_) => {
+                fs::write(ROUTE_LOCALNET, "1")?;
+                self.opened_without_guard = true;
+                Ok(())
+            }
+        }
+    }
+
+    fn leave_localnet(&mut self) -> Result<(), localnet::Error> {
+        if mem::take(&mut self.opened_without_guard) {
+            fs::write(ROUTE_LOCALNET, "0")?;
+        }
+        localnet::leave()
     }
 }

@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{self, BufWriter, Read, Seek as _, Write},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, Receiver},
     thread,
     time::{Duration, Instant},
 };
@@ -14,6 +15,9 @@ use proxy_core::backend::ApplyError;
 
 /// How long a program waits for others that hold /run/xtables.lock, in seconds.
 pub(crate) const LOCK_WAIT: &str = "5";
+
+/// A program that works for so long hangs. Far more than the slowest machine needs for the largest tables.
+const HANGS: Duration = Duration::from_secs(1800);
 
 /// How a run ended.
 pub(crate) struct Run {
@@ -44,27 +48,42 @@ pub(crate) fn start_restore(
         culprit: None,
     })?;
     let begun = now();
-    let child = Command::new(program)
+    let mut child = Command::new(program)
         .args(arguments)
         .stdin(text)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| not_run(program, &error))?;
-    Ok(Running { child, begun })
+    let (tell, complaints) = mpsc::channel();
+    let stderr = child.stderr.take();
+    thread::spawn(move || {
+        // Nobody may wait any more.
+        let _ = tell.send(read_to_end(stderr));
+    });
+    Ok(Running { child, begun, complaints })
 }
 
 /// A program that runs.
 pub(crate) struct Running {
     child: Child,
     begun: Instant,
+    complaints: Receiver<String>,
 }
 
 impl Running {
+    /// Waits for its end, which ends what it writes; one that hangs is killed.
     pub(crate) fn wait(self) -> Result<Run, ApplyError> {
-        let output = self.child.wait_with_output()?;
-        let took = self.begun.elapsed();
-        Ok(Run { status: output.status, stderr: String::from_utf8_lossy(&output.stderr).into_owned(), took })
+        self.wait_for(HANGS)
+    }
+
+    fn wait_for(mut self, most: Duration) -> Result<Run, ApplyError> {
+        let complaints = self.complaints.recv_timeout(most);
+        if complaints.is_err() {
+            self.child.kill()?;
+        }
+        let status = self.child.wait()?;
+        Ok(Run { status, stderr: complaints.unwrap_or_default(), took: self.begun.elapsed() })
     }
 }
 
@@ -89,14 +108,16 @@ fn in_memory(feed: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<
 
 /// Reads an error output to its end, beside what the caller reads.
 pub(crate) fn collect(from: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
-    thread::spawn(move || {
-        let mut text = Vec::new();
-        if let Some(mut from) = from {
-            // What was read until an error is what there is to show.
-            let _ = from.read_to_end(&mut text);
-        }
-        String::from_utf8_lossy(&text).into_owned()
-    })
+    thread::spawn(move || read_to_end(from))
+}
+
+fn read_to_end(from: Option<impl Read>) -> String {
+    let mut text = Vec::new();
+    if let Some(mut from) = from {
+        // What was read until an error is what there is to show.
+        let _ = from.read_to_end(&mut text);
+    }
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// Nothing was applied: the program did not even start.
@@ -134,4 +155,20 @@ pub(crate) fn is_of_the_moment(stderr: &str) -> bool {
     ]
     .iter()
     .any(|text| stderr.contains(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_hangs_is_killed_and_one_that_ends_says_why() {
+        let hangs = start_restore("sleep", &["1000"], |_| Ok(())).expect("it starts");
+        let run = hangs.wait_for(Duration::from_millis(10)).expect("it ends");
+        assert_eq!(run.status.code(), None, "killed");
+        let fails =
+            start_restore("sh", &["-c", "cat >&2; exit 3"], |to| to.write_all(b"no")).expect("it starts");
+        let run = fails.wait().expect("it ends");
+        assert_eq!((run.status.code(), &*run.stderr), (Some(3), "no"));
+    }
 }

@@ -274,8 +274,12 @@ impl backend::Planner for Planner {
             turn.write((&mut step, &mut late), dispatcher, &installed.ports, owner_of);
         }
         commit_after(&mut step, late);
+        let opened = |installed: &Installed| installed.environment.localhost_node_ports;
         if environment.localhost_node_ports {
             step.push(Op::RouteLocalnet, None);
+        } else if self.installed.as_ref().is_some_and(opened) {
+            // Switched off while this process runs. What an earlier one left is looked at after the first sync.
+            step.push(Op::LeaveLocalnet, None);
         }
 
         let before = self.installed.replace(installed);

@@ -68,6 +68,8 @@ pub enum Op {
     Then,
     /// Lets packets to and from 127.0.0.0/8 cross interfaces (a sysctl, once the rules that guard it are in).
     RouteLocalnet,
+    /// The other way round, before the rules that guard it go.
+    LeaveLocalnet,
 }
 
 impl Op {
@@ -80,7 +82,7 @@ impl Op {
             | Self::Empty { table, .. }
             | Self::DropNamed { table, .. } => Some(*table),
             Self::Insert(jump) | Self::Remove(jump) => Some(jump.table),
-            Self::Sums(_) | Self::Then | Self::RouteLocalnet => None,
+            Self::Sums(_) | Self::Then | Self::RouteLocalnet | Self::LeaveLocalnet => None,
         }
     }
 
@@ -145,6 +147,7 @@ impl fmt::Display for Op {
             }
             Self::Then => return f.write_str("# then"),
             Self::RouteLocalnet => return f.write_str("sysctl net.ipv4.conf.all.route_localnet=1"),
+            Self::LeaveLocalnet => return f.write_str("sysctl net.ipv4.conf.all.route_localnet as it was"),
             _ => self.table().expect("all others belong to a table"),
         };
         let mut text = format!("*{table}\n");

@@ -309,5 +309,6 @@ pub fn cluster_ip(at: IpAddr, port: u16, cluster: &[Target]) -> Route {
         any_endpoint: !cluster.is_empty(),
         lost: Box::default(),
         endpoints: 0,
+        kept: Box::default(),
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     schema::{
         found::Found,
         op::{Op, Reaped},
-        ownership::{SENTINEL, ipvs_family},
+        ownership::ipvs_family,
     },
     settings::Settings,
 };
@@ -79,7 +79,7 @@ impl Executor for IpvsExecutor {
     }
 
     fn apply(&mut self, plan: &Plan<Op>) -> Result<Outcome, ApplyError> {
-        self.schedulers.check(&mut self.servers.socket, self.family, plan)?;
+        self.schedulers.check(&mut self.servers.socket, self.family, self.settings.marks, plan)?;
         let mut outcome = Outcome::default();
         for (at, step) in plan.steps.iter().enumerate() {
             let Some(first) = step.ops.first() else { continue };
@@ -102,7 +102,8 @@ impl Executor for IpvsExecutor {
     }
 
     fn intact(&mut self) -> Result<bool, ApplyError> {
-        let sentinel = ServiceKey::Mark { family: ipvs_family(self.family), mark: SENTINEL };
+        let sentinel =
+            ServiceKey::Mark { family: ipvs_family(self.family), mark: self.settings.marks.sentinel() };
         Ok(self.servers.socket.service(&sentinel).map_err(lost)?.is_some()
             && self.bindings.intact()?
             && self.tables.intact().map_err(lost)?
@@ -127,9 +128,11 @@ impl Subsystem {
     fn of(op: &Op) -> Self {
         match op {
             Op::Device => Self::Device,
-            Op::Rebuild(_) | Op::Rules(_) | Op::DropOtherTable | Op::AddElement(_) | Op::DeleteElement(_) => {
-                Self::Nftables
-            }
+            Op::Rebuild(..)
+            | Op::Rules(..)
+            | Op::DropOtherTable
+            | Op::AddElement(_)
+            | Op::DeleteElement(_) => Self::Nftables,
             Op::Bind(_) | Op::Unbind(_) | Op::DropAddress(_) | Op::DropRoute(_) => Self::Addresses,
             Op::NewServer(..)
             | Op::SetServer(_)

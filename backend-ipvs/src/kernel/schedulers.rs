@@ -11,10 +11,8 @@ use proxy_core::{
 
 use crate::{
     kernel::refusal::lost,
-    schema::{
-        op::Op,
-        ownership::{TAG, TAG_MASK, ipvs_family},
-    },
+    schema::{op::Op, ownership::ipvs_family},
+    settings::MarkSpace,
 };
 
 /// What is known of them.
@@ -30,6 +28,7 @@ impl Schedulers {
         &mut self,
         ipvs: &mut Socket,
         family: Family,
+        marks: MarkSpace,
         plan: &Plan<Op>,
     ) -> Result<(), ApplyError> {
         for Owned { op, owner } in plan.steps.iter().flat_map(|step| &step.ops) {
@@ -39,7 +38,7 @@ impl Schedulers {
             if owner.is_none() || self.present.contains(&scheduler) {
                 continue;
             }
-            if refusal(ipvs, family, scheduler).map_err(lost)? == Some(libc::ENOENT) {
+            if refusal(ipvs, family, marks, scheduler).map_err(lost)? == Some(libc::ENOENT) {
                 let reason =
                     format!("{op}: this kernel has no scheduler {scheduler} (module ip_vs_{scheduler})");
                 return Err(ApplyError::Refused { reason, culprit: *owner });
@@ -54,9 +53,10 @@ impl Schedulers {
 pub(crate) fn refusal(
     ipvs: &mut Socket,
     family: Family,
+    marks: MarkSpace,
     scheduler: Scheduler,
 ) -> Result<Option<i32>, ipvs_netlink::Error> {
-    let key = ServiceKey::Mark { family: ipvs_family(family), mark: TAG | !TAG_MASK };
+    let key = ServiceKey::Mark { family: ipvs_family(family), mark: marks.nth(marks.last()) };
     let mut batch = Batch::new();
     batch.new_service(&Service::new(key, scheduler));
     batch.del_service(&key);
@@ -71,7 +71,7 @@ pub(crate) fn refusal(
 ///
 /// # Errors
 /// Where IPVS cannot be asked.
-pub fn missing(family: Family) -> Result<Vec<Scheduler>, ipvs_netlink::Error> {
+pub fn missing(family: Family, marks: MarkSpace) -> Result<Vec<Scheduler>, ipvs_netlink::Error> {
     let mut known = fs::read_to_string("/proc/modules").unwrap_or_default();
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     for list in ["modules.builtin", "modules.dep"] {
@@ -88,7 +88,7 @@ pub fn missing(family: Family) -> Result<Vec<Scheduler>, ipvs_netlink::Error> {
     let mut ipvs = Socket::open()?;
     let mut missing = Vec::new();
     for scheduler in Scheduler::ALL.into_iter().filter(|scheduler| !is_known(scheduler)) {
-        if refusal(&mut ipvs, family, scheduler)? == Some(libc::ENOENT) {
+        if refusal(&mut ipvs, family, marks, scheduler)? == Some(libc::ENOENT) {
             missing.push(scheduler);
         }
     }

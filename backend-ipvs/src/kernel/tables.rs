@@ -93,13 +93,13 @@ pub fn encode(batch: &mut Batch, family: Family, ops: &[Owned<Op>]) -> Encoded {
     let mut encoded = Encoded { positions: Vec::with_capacity(ops.len()), ..Encoded::default() };
     for (at, owned) in ops.iter().enumerate() {
         match &owned.op {
-            Op::Rebuild(environment) => {
+            Op::Rebuild(environment, marks) => {
                 (encoded.rules, encoded.rebuilt) = (true, true);
-                scaffold::write(batch, environment, true);
+                scaffold::write(batch, environment, *marks, true);
             }
-            Op::Rules(environment) => {
+            Op::Rules(environment, marks) => {
                 encoded.rules = true;
-                scaffold::write(batch, environment, false);
+                scaffold::write(batch, environment, *marks, false);
             }
             Op::DropOtherTable => {
                 let other = scaffold::other_table(family);

@@ -20,7 +20,7 @@ use crate::{
     leaving::{ipset, usage::Usage},
     schema::{
         found::{NodePort, is_owned},
-        ownership::{OURS, TAG, TAG_MASK},
+        ownership::{OURS, is_ours},
     },
     settings::{DEVICE, ROUTE_PROTOCOL},
 };
@@ -172,7 +172,7 @@ pub fn remove_unknown() -> Result<(), ExitError> {
     let mut ipvs = ipvs_netlink::Socket::open()?;
     let mut batch = Batch::new();
     for entry in ipvs.services()? {
-        if matches!(entry.service.key, ServiceKey::Mark { mark, .. } if mark & TAG_MASK == TAG) {
+        if matches!(entry.service.key, ServiceKey::Mark { .. }) && is_ours(&entry.service) {
             batch.del_service(&entry.service.key);
         }
     }

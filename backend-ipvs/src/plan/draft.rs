@@ -119,7 +119,7 @@ pub(crate) struct Draft {
 impl Draft {
     pub(crate) fn into_plan(mut self) -> Plan<Op> {
         // Rules come before the elements of the sets that they make.
-        let rebuild = |op: &Op| matches!(op, Op::Rebuild(_) | Op::Rules(_) | Op::DropOtherTable);
+        let rebuild = |op: &Op| matches!(op, Op::Rebuild(..) | Op::Rules(..) | Op::DropOtherTable);
         let at = self.prepare.ops.iter().take_while(|owned| rebuild(&owned.op)).count();
         self.prepare.ops.splice(at..at, self.replace.ops);
         // A map's key goes before it comes with another value.

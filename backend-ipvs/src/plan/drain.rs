@@ -193,6 +193,11 @@ impl Draining {
         self.server.is_some()
     }
 
+    /// Addresses and ports of what drains.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (IpAddr, u16)> {
+        self.destinations.iter().map(|(at, _)| *at)
+    }
+
     pub(crate) fn holds(&self, addr: IpAddr, port: u16) -> bool {
         self.destinations.iter().any(|(at, _)| *at == (addr, port))
     }

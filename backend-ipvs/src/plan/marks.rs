@@ -4,37 +4,42 @@ use std::{hash::Hasher, sync::Arc};
 
 use proxy_core::model::ServicePortName;
 
-use crate::{
-    plan::journal::Journal,
-    schema::ownership::{TAG, TAG_MASK},
-};
+use crate::{plan::journal::Journal, settings::MarkSpace};
 
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
+    space: MarkSpace,
     by_name: Journal<ServicePortName, u32>,
     by_mark: Journal<u32, ServicePortName>,
 }
 
 impl Marks {
+    pub(crate) fn of(space: MarkSpace) -> Self {
+        Self { space, ..Self::default() }
+    }
+
     pub(crate) fn get(&self, name: &ServicePortName) -> Option<u32> {
         self.by_name.get(name).copied()
     }
 
     /// The mark of a Service port, which it keeps until it is released. It follows from the name, so that a new process
     /// finds the old one's virtual servers; where two names meet, the later one takes the next free mark.
-    pub(crate) fn assign(&mut self, name: &ServicePortName) -> u32 {
+    /// `None` where there is none left.
+    pub(crate) fn assign(&mut self, name: &ServicePortName) -> Option<u32> {
         if let Some(mark) = self.get(name) {
-            return mark;
+            return Some(mark);
         }
-        let mut low = digest(name);
-        // There are more marks than a cluster can have Service ports.
-        while low == 0 || self.by_mark.get(&(TAG | low)).is_some() {
-            low = (low + 1) & !TAG_MASK;
-        }
-        let mark = TAG | low;
+        let last = self.space.last();
+        let first = digest(name);
+        // Few tries: the default has 16 million, and one that has few is soon looked through.
+        let mark = (0..=last)
+            .map(|further| first.wrapping_add(further) & last)
+            .filter(|number| *number != 0)
+            .map(|number| self.space.nth(number))
+            .find(|mark| self.by_mark.get(mark).is_none())?;
         self.by_name.set(name.clone(), Some(mark));
         self.by_mark.set(mark, Some(name.clone()));
-        mark
+        Some(mark)
     }
 
     pub(crate) fn release(&mut self, name: &ServicePortName) {
@@ -55,7 +60,7 @@ impl Marks {
     }
 }
 
-/// 24 bits of FNV-1a; std's hashers may change from release to release.
+/// FNV-1a; std's hashers may change from release to release.
 fn digest(name: &ServicePortName) -> u32 {
     struct Fnv(u64);
     impl Hasher for Fnv {
@@ -72,7 +77,7 @@ fn digest(name: &ServicePortName) -> u32 {
     let port: &Arc<str> = &name.port;
     hash.write(format!("{}:{port}/{}", name.service, name.protocol).as_bytes());
     let hash = hash.finish();
-    ((hash ^ (hash >> 24) ^ (hash >> 48)) & u64::from(!TAG_MASK)) as u32
+    (hash ^ (hash >> 24) ^ (hash >> 48)) as u32
 }
 
 #[cfg(test)]
@@ -80,7 +85,6 @@ mod tests {
     use proxy_core::model::{ObjectName, Protocol};
 
     use super::*;
-    use crate::schema::ownership::SENTINEL;
 
     fn name(number: u32) -> ServicePortName {
         ServicePortName {
@@ -92,24 +96,38 @@ mod tests {
 
     #[test]
     fn every_service_port_has_a_mark_of_its_own_and_never_the_sentinel() {
-        let mut marks = Marks::default();
-        let assigned: std::collections::HashSet<u32> =
-            (0..20_000).map(|number| marks.assign(&name(number))).collect();
-        assert_eq!(assigned.len(), 20_000);
-        assert!(assigned.iter().all(|mark| mark & TAG_MASK == TAG && *mark != SENTINEL));
+        for space in ["0x53000000/0xff000000", "0x20000000/0xaffff000"] {
+            let space: MarkSpace = space.parse().expect("good");
+            let mut marks = Marks::of(space);
+            let assigned: std::collections::HashSet<u32> =
+                (0..10_000).filter_map(|number| marks.assign(&name(number))).collect();
+            assert_eq!(assigned.len(), 10_000);
+            assert!(
+                assigned.iter().all(|mark| mark & space.mask() == space.tag() && *mark != space.sentinel())
+            );
+        }
     }
 
     #[test]
     fn a_mark_follows_from_the_name_and_is_kept_until_released() {
         let (mut one, mut other) = (Marks::default(), Marks::default());
-        let mark = one.assign(&name(7));
+        let mark = one.assign(&name(7)).expect("many are free");
         other.assign(&name(8));
-        assert_eq!(other.assign(&name(7)), mark);
-        assert_eq!(one.assign(&name(7)), mark);
+        assert_eq!(other.assign(&name(7)), Some(mark));
+        assert_eq!(one.assign(&name(7)), Some(mark));
         one.commit();
         one.release(&name(7));
         assert_eq!(one.get(&name(7)), None);
         one.roll_back();
         assert_eq!(one.get(&name(7)), Some(mark));
+    }
+
+    #[test]
+    fn where_no_mark_is_left_there_is_none() {
+        let mut marks = Marks::of("0x400/0xfffffc00".parse().expect("good"));
+        let assigned = (0..2_000).filter_map(|number| marks.assign(&name(number))).count();
+        assert_eq!(assigned, 1_023, "all but the sentinel");
+        marks.release(&name(3));
+        assert!(marks.assign(&name(1_999)).is_some());
     }
 }

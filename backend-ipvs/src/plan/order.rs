@@ -57,7 +57,7 @@ mod tests {
     fn server(number: u8, scheduler: Scheduler) -> Server {
         let key = ServiceKey::new([10, 96, 0, number].into(), 80, Protocol::Tcp);
         let destinations = (1..=5).map(|last| Destination::new([10, 1, 0, last].into(), 8080, 1)).collect();
-        Server { service: Service::new(key, scheduler), destinations, drains: true }
+        Server { service: Service::new(key, scheduler), destinations, drains: true, stays: Vec::new() }
     }
 
     #[test]

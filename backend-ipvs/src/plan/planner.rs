@@ -23,6 +23,7 @@ use crate::{
     plan::{
         draft::{Draft, Net, Pair},
         drain::Due,
+        marks::Marks,
         order::Order,
         state::State,
     },
@@ -30,7 +31,7 @@ use crate::{
         found::Found,
         op::{Op, Reaped, Spot},
         options::Options,
-        ownership::{OURS, SENTINEL, is_excluded},
+        ownership::{OURS, is_excluded},
         render::{Rendered, Schedulers, Server, claims, drains, needs_mark, render},
     },
     settings::{Binding, Settings},
@@ -119,7 +120,7 @@ impl Planner for IpvsPlanner {
         }
         let mut draft = Draft::default();
         if *known != *environment && !same_rules(&known, &environment) {
-            draft.prepare.push(Op::Rules(environment.clone()), None);
+            draft.prepare.push(Op::Rules(environment.clone(), self.settings.marks), None);
         }
         self.state.environment_before = Some(self.state.environment.replace(environment.clone()));
 
@@ -142,7 +143,7 @@ impl Planner for IpvsPlanner {
         }
         for (owner, change) in (0..).zip(changes) {
             if change.after.as_deref().is_some_and(needs_mark) {
-                self.state.marks.assign(&change.name);
+                marked(&change.name, self.state.marks.assign(&change.name));
             } else {
                 self.state.marks.release(&change.name);
             }
@@ -169,7 +170,8 @@ impl Planner for IpvsPlanner {
     ) -> Plan<Op> {
         self.absorb_reports();
         let order = self.state.order;
-        let mut fresh = State { order, ..State::default() };
+        let marks = Marks::of(self.settings.marks);
+        let mut fresh = State { order, marks, ..State::default() };
         let known = mem::take(&mut self.state);
         let environment = Arc::new(Self::normalise(environment));
         fresh.environment = Some(environment.clone());
@@ -187,14 +189,14 @@ impl Planner for IpvsPlanner {
         for (owner, (name, route)) in (0..).zip(routes) {
             report_problems(name, route);
             fresh.note_node_ports(name, Some(route));
-            let mark = needs_mark(route).then(|| fresh.marks.assign(name));
+            let mark = needs_mark(route).then(|| marked(name, fresh.marks.assign(name))).flatten();
             let is_claimed = |spot: &Spot| fresh.claims.get(spot).is_some();
             let rendered = render(route, &environment, self.schedulers, mark, is_claimed);
             net.plus(rendered, Some(owner));
         }
         let mut draft = Draft::default();
         draft.device.push(Op::Device, None);
-        draft.prepare.push(Op::Rebuild(environment.clone()), None);
+        draft.prepare.push(Op::Rebuild(environment.clone(), self.settings.marks), None);
         if found.other_table {
             draft.prepare.push(Op::DropOtherTable, None);
         }
@@ -288,13 +290,16 @@ impl IpvsPlanner {
             let mut destinations = server.destinations.clone();
             destinations.sort_unstable_by_key(|to| (to.address, to.port));
             let drains = drains(&server.service);
-            standing.insert(server.service.key, Server { service: server.service, destinations, drains });
+            standing.insert(
+                server.service.key,
+                Server { service: server.service, destinations, drains, stays: Vec::new() },
+            );
         }
         let family = match family {
             Family::V4 => ipvs_netlink::Family::V4,
             Family::V6 => ipvs_netlink::Family::V6,
         };
-        let sentinel = ServiceKey::Mark { family, mark: SENTINEL };
+        let sentinel = ServiceKey::Mark { family, mark: self.settings.marks.sentinel() };
         if standing.remove(&sentinel).is_none() {
             let service = Service { flags: OURS, ..Service::new(sentinel, Scheduler::RR) };
             draft.servers.push(Op::NewServer(service, Box::default()), None);
@@ -377,6 +382,17 @@ fn changed_claims(changes: &[Change], known: &Environment, environment: &Environ
     }
     claimed.retain(|_, by| *by != 0);
     claimed
+}
+
+/// Who has no mark treats its own pods and the node as everybody else.
+fn marked(name: &ServicePortName, mark: Option<u32>) -> Option<u32> {
+    if mark.is_none() {
+        tracing::warn!(
+            service = %name,
+            "no packet mark is left for it (SWITCHYARD_IPVS_MARKS): the node and its pods reach endpoints of this node only"
+        );
+    }
+    mark
 }
 
 fn report_problems(name: &ServicePortName, route: &Route) {

@@ -120,12 +120,14 @@ impl State {
                 self.let_go(key, draft);
                 let all: Vec<_> = after.destinations.iter().map(|to| (to.address, to.port)).collect();
                 let anew = Order::anew(&after, &all);
+                let lasting = (after.drains, after.stays.clone());
                 for to in self.order.of(after) {
                     self.add_destination(key, to, owner, draft);
                 }
                 if let Some(anew) = anew {
                     draft.servers.push(Op::Reorder(key, anew), owner);
                 }
+                self.end_flows(key, lasting.0, &lasting.1, owner, draft);
             }
             (Some(before), Some(after)) => {
                 if before.service != after.service {
@@ -169,7 +171,8 @@ impl State {
                     new.next();
                 }
                 (Some(from), to) if to.is_none_or(|to| place(from) < place(to)) => {
-                    if remove_destination(key, **from, after.drains, owner, draft) {
+                    let drains = after.drains || after.stays.binary_search(&place(from)).is_ok();
+                    if remove_destination(key, **from, drains, owner, draft) {
                         gone.push(place(from));
                     }
                     old.next();
@@ -185,6 +188,25 @@ impl State {
         self.drains.begin(key, &gone, now);
         if let Some(anew) = Order::anew(after, &added) {
             draft.servers.push(Op::Reorder(key, anew), owner);
+        }
+        self.end_flows(key, after.drains, &after.stays, owner, draft);
+    }
+
+    /// Where endpoints that go do not wait for their connections to end: those that were kept for their flows, and serve
+    /// no more, are deleted.
+    fn end_flows(
+        &mut self,
+        key: ServiceKey,
+        drains: bool,
+        stays: &[(IpAddr, u16)],
+        owner: Option<u32>,
+        draft: &mut Draft,
+    ) {
+        let Some(draining) = self.drains.get(&key).filter(|_| !drains) else { return };
+        let ended: Vec<_> = draining.all().filter(|at| stays.binary_search(at).is_err()).collect();
+        for (addr, port) in ended {
+            self.drains.restore(key, addr, port);
+            draft.delete.push(Op::DeleteDestination(key, Destination::new(addr, port, 0)), owner);
         }
     }
 

@@ -5,7 +5,7 @@ use std::{collections::HashSet, net::IpAddr};
 use ipnet::IpNet;
 use ipvs_netlink::{Destination, Protocol, Service, ServiceKey};
 
-use crate::schema::ownership::{TAG, TAG_MASK, is_excluded, is_ours};
+use crate::schema::ownership::{is_excluded, is_ours};
 
 /// The answer of a survey.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,8 +50,7 @@ impl Found {
     }
 }
 
-/// Whether we or a kube-proxy made a virtual server: it has our flag or mark; its address was bound for it (`is_bound`);
-/// or its port is one that kube-proxy noted as a NodePort.
+/// Whether we or a kube-proxy made a virtual server: it has our flag; its address was bound for it (`is_bound`); or its port is one that kube-proxy noted as a NodePort.
 pub(crate) fn is_owned(
     service: &Service,
     is_bound: impl Fn(&IpAddr) -> bool,
@@ -59,7 +58,8 @@ pub(crate) fn is_owned(
     excluded: &[IpNet],
 ) -> bool {
     match service.key {
-        ServiceKey::Mark { mark, .. } => mark & TAG_MASK == TAG,
+        // By the flag, not by the mark: which marks are ours is a setting, and may have been another before.
+        ServiceKey::Mark { .. } => is_ours(service),
         ServiceKey::Address { address, protocol, port, .. } => {
             !is_excluded(address, excluded)
                 && (is_ours(service)
@@ -74,7 +74,7 @@ mod tests {
     use ipvs_netlink::Scheduler;
 
     use super::*;
-    use crate::schema::ownership::OURS;
+    use crate::{schema::ownership::OURS, settings::MarkSpace};
 
     fn server(addr: &str, port: u16) -> Service {
         let key = ServiceKey::new(addr.parse().expect("an address"), port, Protocol::Tcp);
@@ -98,7 +98,7 @@ mod tests {
         assert!(!owned(&excluded));
         let by_mark =
             |mark| Service::new(ServiceKey::Mark { family: ipvs_netlink::Family::V4, mark }, Scheduler::RR);
-        assert!(owned(&by_mark(TAG | 7)));
-        assert!(!owned(&by_mark(7)));
+        assert!(owned(&Service { flags: OURS, ..by_mark(7) }));
+        assert!(!owned(&by_mark(MarkSpace::default().nth(7))), "somebody else's");
     }
 }

@@ -6,6 +6,8 @@ use ipnet::IpNet;
 use ipvs_netlink::{Destination, Forwarding, Service, ServiceFlags, ServiceKey};
 use proxy_core::{environment::Environment, model::Protocol};
 
+use crate::settings::MarkSpace;
+
 /// An operation on the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
@@ -13,9 +15,9 @@ pub enum Op {
     Device,
     /// Write the rules for an environment and empty the sets; the elements follow in the same step. Everything else
     /// in our tables goes.
-    Rebuild(Arc<Environment>),
+    Rebuild(Arc<Environment>, MarkSpace),
     /// Write the rules for an environment, keep the sets.
-    Rules(Arc<Environment>),
+    Rules(Arc<Environment>, MarkSpace),
     /// Remove the table of the nftables modes, in the same transaction with the rules that take their place.
     DropOtherTable,
     /// Put an element into its set.
@@ -99,7 +101,7 @@ pub enum Element {
     Restricted(Spot),
     /// A source that may use a restricted spot.
     Allowed(Spot, IpNet),
-    /// An endpoint of this node that may reach itself through a virtual server: masqueraded then.
+    /// An endpoint, which may reach itself through a virtual server: masqueraded then.
     Hairpin(IpAddr),
     /// A health check node port: answered by us on virtual IPs too.
     HealthCheck(u16),
@@ -118,8 +120,8 @@ impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Device => f.write_str("ensure device"),
-            Self::Rebuild(_) => f.write_str("rebuild rules, empty sets"),
-            Self::Rules(_) => f.write_str("rewrite rules"),
+            Self::Rebuild(..) => f.write_str("rebuild rules, empty sets"),
+            Self::Rules(..) => f.write_str("rewrite rules"),
             Self::DropOtherTable => f.write_str("drop the table of another mode"),
             Self::AddElement(element) => write!(f, "add {element}"),
             Self::DeleteElement(element) => write!(f, "delete {element}"),

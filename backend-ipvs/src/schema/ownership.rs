@@ -10,14 +10,6 @@ use proxy_core::model::Family;
 /// (`IP_VS_SVC_F_SCHED3`: `ip_vs_sh.c` and `ip_vs_mh.c` know the first two), so that it tells ours from others'.
 pub const OURS: ServiceFlags = ServiceFlags::SCHEDULER_3;
 
-/// The upper eight bits of our marks; the lower 24 tell the Service port. A packet carries it from the last rule before
-/// IPVS to the first behind it, so that it meets nobody else's use of the mark.
-pub const TAG: u32 = 0x5300_0000;
-/// The bits that hold the tag.
-pub const TAG_MASK: u32 = 0xff00_0000;
-/// The mark of a virtual server that nothing uses: while it stands, nobody has cleared the table.
-pub const SENTINEL: u32 = TAG;
-
 /// Whether we made it.
 pub(crate) fn is_ours(service: &Service) -> bool {
     service.flags.contains(OURS) && !service.flags.contains(ServiceFlags::ONE_PACKET)

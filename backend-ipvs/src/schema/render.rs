@@ -24,8 +24,11 @@ const FTP: u16 = 21;
 pub(crate) struct Server {
     pub(crate) service: Service,
     pub(crate) destinations: Vec<Destination>,
-    /// Whether it waits for connections to end ([`drains`]).
+    /// Whether endpoints that go wait for their connections to end ([`drains`]).
     pub(crate) drains: bool,
+    /// Where they do not: addresses and ports of endpoints that serve and get no new flows here. Those that had some keep
+    /// them. Sorted.
+    pub(crate) stays: Vec<(IpAddr, u16)>,
 }
 
 /// Which schedulers are used where a Service does not choose.
@@ -228,24 +231,35 @@ impl Renderer<'_> {
             |target: &Target| if target.local { self.options.local_weight } else { self.options.weight };
         let destinations =
             targets.iter().map(|target| Destination::new(target.addr, target.port, weight(target))).collect();
-        let drains = drains(&service);
-        Server { service, destinations, drains }
+        // A virtual server of a mark does not say of which protocol it is, the route does.
+        let drains = self.route.protocol != Protocol::Udp && drains(&service);
+        let stays =
+            if drains || service.scheduler == Scheduler::DH { Vec::new() } else { self.stays(targets) };
+        Server { service, destinations, drains, stays }
     }
 
-    /// Endpoints of this node can reach themselves; a host's own address is no pod and needs nothing.
-    fn hairpins(&mut self) {
-        let mut local: Vec<IpAddr> = self
-            .route
-            .cluster
-            .iter()
-            .chain(&self.route.local)
-            .filter(|target| target.local)
-            .map(|target| target.addr)
+    /// Endpoints that serve and are not among these targets.
+    fn stays(&self, targets: &[Target]) -> Vec<(IpAddr, u16)> {
+        let Route { cluster, local, kept, .. } = self.route;
+        let serving = cluster.iter().chain(local).chain(kept);
+        let mut stays: Vec<_> = serving
+            .filter(|target| targets.binary_search(target).is_err())
+            .map(|target| (target.addr, target.port))
             .collect();
-        local.sort_unstable();
-        local.dedup();
+        stays.sort_unstable();
+        stays.dedup();
+        stays
+    }
+
+    /// Whoever reaches itself, whatever its slice says of the node that it is on; a host's own address is no pod and needs
+    /// nothing.
+    fn hairpins(&mut self) {
+        let targets = self.route.cluster.iter().chain(&self.route.local);
+        let mut all: Vec<IpAddr> = targets.map(|target| target.addr).collect();
+        all.sort_unstable();
+        all.dedup();
         let (of_host, of_pods): (Vec<_>, Vec<_>) =
-            local.into_iter().partition(|addr| is_on_node(self.environment, addr));
+            all.into_iter().partition(|addr| is_on_node(self.environment, addr));
         self.rendered.host_endpoints = of_host;
         self.rendered.elements.extend(of_pods.into_iter().map(Element::Hairpin));
     }

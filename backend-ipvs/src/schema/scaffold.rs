@@ -24,7 +24,7 @@ use proxy_core::{
     model::Family,
 };
 
-use crate::schema::ownership::{TAG, TAG_MASK};
+use crate::settings::MarkSpace;
 
 /// The name of the table, in `ip` and in `ip6`. Calico takes a chain in a table `kube-proxy` for kube-proxy's nftables mode
 /// (`felix/dataplane/driver.go` with `nftablesMode: Auto`), and so do people.
@@ -126,7 +126,7 @@ pub(crate) fn sets(family: Family) -> [Set<'static>; 12] {
 }
 
 /// Makes table, sets and chains, and writes all rules anew; with `empty`, the sets are emptied.
-pub(crate) fn write(batch: &mut Batch, environment: &Environment, empty: bool) {
+pub(crate) fn write(batch: &mut Batch, environment: &Environment, marks: MarkSpace, empty: bool) {
     let table = table(environment.family);
     batch.add_table(table, Some("rules for kube-proxy in ipvs mode"));
     for set in sets(environment.family) {
@@ -147,7 +147,7 @@ pub(crate) fn write(batch: &mut Batch, environment: &Environment, empty: bool) {
     for chain in &BASE_CHAINS {
         batch.add_chain(table, chain);
     }
-    for (chain, rule) in (Scaffold { environment, family: table.family }).rules() {
+    for (chain, rule) in (Scaffold { environment, marks, family: table.family }).rules() {
         batch.append_rule(table, chain, &rule);
     }
 }
@@ -161,6 +161,7 @@ fn nft_family(family: Family) -> NftFamily {
 
 struct Scaffold<'a> {
     environment: &'a Environment,
+    marks: MarkSpace,
     family: NftFamily,
 }
 
@@ -181,9 +182,9 @@ impl Scaffold<'_> {
                 new().with_all(is_tcp()).with_all(self.spot(REFUSED).expressions).with(nft::jump(REFUSE)),
             ),
             (ENTER_OUTPUT, self.short_circuit(new())),
-            (LEAVE_OUTPUT, marked_by_us().with(nft::jump(UNMARK))),
-            (LEAVE_LOCALLY, marked_by_us().with(nft::jump(UNMARK))),
-            (INPUT, marked_by_us().with(nft::jump(UNMARK))),
+            (LEAVE_OUTPUT, self.marked_by_us().with(nft::jump(UNMARK))),
+            (LEAVE_LOCALLY, self.marked_by_us().with(nft::jump(UNMARK))),
+            (INPUT, self.marked_by_us().with(nft::jump(UNMARK))),
             (INPUT, self.health_check()),
             (INPUT, self.refuse()),
             (UNMARK, unmark()),
@@ -397,6 +398,16 @@ impl Scaffold<'_> {
         ]
     }
 
+    /// The set is asked only for what looks like one of our marks: every packet of the output hook comes here.
+    fn marked_by_us(&self) -> Rule {
+        Rule::new()
+            .with(nft::mark(Register::R0))
+            .with(nft::and(Register::R0, self.marks.mask()))
+            .with(nft::equal(Register::R0, self.marks.tag().to_ne_bytes()))
+            .with(nft::mark(Register::R0))
+            .with(nft::in_set(Register::R0, MARKS))
+    }
+
     /// Registers that an address takes.
     fn words(&self) -> u32 {
         match self.family {
@@ -420,16 +431,6 @@ fn original(key: ConntrackKey, to: Register) -> Expression {
 
 fn masquerade() -> Expression {
     Expression::Masquerade { flags: nat_flags::FULLY_RANDOM }
-}
-
-/// The set is asked only for what looks like one of our marks: every packet of the output hook comes here.
-fn marked_by_us() -> Rule {
-    Rule::new()
-        .with(nft::mark(Register::R0))
-        .with(nft::and(Register::R0, TAG_MASK))
-        .with(nft::equal(Register::R0, TAG.to_ne_bytes()))
-        .with(nft::mark(Register::R0))
-        .with(nft::in_set(Register::R0, MARKS))
 }
 
 /// Back to the mark of before.

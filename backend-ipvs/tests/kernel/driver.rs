@@ -222,6 +222,7 @@ pub(crate) fn route(protocol: Protocol, cluster_ip: &str, endpoints: &[&str]) ->
         local: local.into(),
         lost: Box::default(),
         endpoints: 0,
+        kept: Box::default(),
     }
 }
 

@@ -172,6 +172,7 @@ pub fn routes(services: usize, endpoints: usize, addresses: u32) -> Routes {
                 any_endpoint: true,
                 lost: Box::default(),
                 endpoints: 0,
+                kept: Box::default(),
             };
             (name, Arc::new(route))
         })

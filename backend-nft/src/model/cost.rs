@@ -32,6 +32,7 @@ fn service(number: u8, more: Vec<Frontend>) -> Route {
         local: Box::new([]),
         lost: Box::default(),
         endpoints: 0,
+        kept: Box::default(),
     }
 }
 

@@ -137,6 +137,7 @@ fn route(number: u8, wish: &Wish) -> Route {
         local: local.into(),
         lost: Box::default(),
         endpoints: 0,
+        kept: Box::default(),
     }
 }
 
@@ -427,6 +428,7 @@ pub(super) fn sticky(endpoints: u32) -> Route {
         local: Box::new([]),
         lost: Box::default(),
         endpoints: 0,
+        kept: Box::default(),
     }
 }
 

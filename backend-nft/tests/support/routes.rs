@@ -67,6 +67,7 @@ pub fn route(targets: &[Target]) -> Route {
         local,
         lost: Box::default(),
         endpoints: 0,
+        kept: Box::default(),
     }
 }
 

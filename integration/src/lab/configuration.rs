@@ -35,6 +35,8 @@ pub struct Options {
     pub node_port_addresses: Vec<String>,
     /// Other fields of the configuration, by JSON pointer.
     pub config: Vec<(&'static str, Value)>,
+    /// Added to the proxy's environment.
+    pub variables: Vec<(&'static str, String)>,
     /// Never a real API server: what is asked of it, or what is applied, no real one would do or take.
     pub embedded_server: bool,
 }
@@ -47,6 +49,7 @@ impl Default for Options {
             masquerade_all: false,
             node_port_addresses: Vec::new(),
             config: Vec::new(),
+            variables: Vec::new(),
             embedded_server: false,
         }
     }

@@ -104,7 +104,8 @@ impl Lab {
 
     pub fn start_proxy(&mut self) -> Result<()> {
         let node = self.network.namespace(Place::Node);
-        self.proxy = Some(Proxy::start(node, &self.folder, &self.config, Place::Node.name())?);
+        let (name, variables) = (Place::Node.name(), &self.options.variables);
+        self.proxy = Some(Proxy::start(node, &self.folder, &self.config, name, variables)?);
         self.unsettled = true;
         Ok(())
     }
@@ -276,15 +277,35 @@ impl Lab {
 
     /// The proxy's resident memory in KiB.
     pub fn proxy_memory(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most resident memory that the proxy has had since [`Lab::begin_peak`], in KiB.
+    pub fn peak_proxy_memory(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    /// From here on the peak counts (`clear_refs` of proc(5): 5 sets `VmHWM` to the present size).
+    pub fn begin_peak(&self) -> Result<()> {
+        let proxy = self.proxy.as_ref().context("no proxy is running")?;
+        fs::write(format!("/proc/{}/clear_refs", proxy.process()), "5").context("resetting the peak of memory")
+    }
+
+    fn memory(&self, field: &str) -> u64 {
         let status = self.proxy.as_ref().map(|proxy| format!("/proc/{}/status", proxy.process()));
         let text = status.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
-        let resident = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        resident.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or_default()
+        let figure = text.lines().find_map(|line| line.strip_prefix(field));
+        figure.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or_default()
     }
 
     /// How many lines the proxy has logged.
     pub fn log_lines(&self) -> usize {
         self.proxy.as_ref().map(Proxy::log_lines).unwrap_or_default()
+    }
+
+    /// All that the proxy has logged.
+    pub fn whole_log(&self) -> String {
+        self.proxy.as_ref().map(Proxy::log_text).unwrap_or_default()
     }
 
     /// The last lines of the proxy's log and the rules in force, for a failure's message.

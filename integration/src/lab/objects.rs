@@ -140,6 +140,8 @@ pub struct Slices {
     labels: Value,
     ports: Vec<Value>,
     endpoints: Vec<(Place, Value, Value)>,
+    /// What it says of where its endpoints are, where that is not so.
+    node: Option<Value>,
 }
 
 /// Slices of a Service without ports or endpoints yet.
@@ -150,6 +152,7 @@ pub fn slices(service: &str) -> Slices {
         labels: json!({"kubernetes.io/service-name": service}),
         ports: Vec::new(),
         endpoints: Vec::new(),
+        node: None,
     }
 }
 
@@ -194,6 +197,12 @@ impl Slices {
         self
     }
 
+    /// Says that all endpoints are on this node, or of no node (null): slices that people make by hand.
+    pub fn said_to_be_on(mut self, node: Value) -> Self {
+        self.node = Some(node);
+        self
+    }
+
     /// Gives the latest endpoint topology hints, by zone and by node.
     pub fn hinted(mut self, zones: &[&str], nodes: &[&str]) -> Self {
         let named = |names: &[&str]| names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>();
@@ -214,9 +223,11 @@ impl Slices {
             .endpoints
             .iter()
             .map(|(place, conditions, hints)| {
-                let mut endpoint = json!({
-                    "addresses": [place.address(family)], "conditions": conditions, "nodeName": place.node_name(),
-                });
+                let mut endpoint = json!({"addresses": [place.address(family)], "conditions": conditions});
+                match self.node.clone().unwrap_or_else(|| json!(place.node_name())) {
+                    Value::Null => {}
+                    node => endpoint["nodeName"] = node,
+                }
                 if !hints.is_null() {
                     endpoint["hints"] = hints.clone();
                 }

@@ -24,7 +24,14 @@ pub struct Proxy {
 
 impl Proxy {
     /// Starts it as kubeadm's DaemonSet does: with a configuration file and the node's name.
-    pub fn start(namespace: &Namespace, folder: &Path, config: &Value, node: &str) -> Result<Self> {
+    /// `variables` are added to its environment.
+    pub fn start(
+        namespace: &Namespace,
+        folder: &Path,
+        config: &Value,
+        node: &str,
+        variables: &[(&'static str, String)],
+    ) -> Result<Self> {
         let config_file = folder.join("config.conf");
         // JSON is YAML.
         fs::write(&config_file, config.to_string()).context("writing the configuration")?;
@@ -37,6 +44,7 @@ impl Proxy {
             .arg("-v=2")
             // Another kube-proxy does not look at it.
             .env("SWITCHYARD_INSIGHT_SOCKET", folder.join(INSIGHT_SOCKET))
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file);
@@ -63,6 +71,11 @@ impl Proxy {
     /// How many lines it has logged.
     pub fn log_lines(&self) -> usize {
         fs::read_to_string(&self.log).unwrap_or_default().lines().count()
+    }
+
+    /// Everything it logged.
+    pub fn log_text(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// The last lines it logged.

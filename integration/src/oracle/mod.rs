@@ -264,11 +264,8 @@ impl Oracle {
         if chosen.is_empty() {
             return Verdict::Drop;
         }
-        let to_itself = |endpoint: &Endpoint| {
-            // nftables recognises only this node's own endpoints talking to themselves.
-            endpoint.at.ip() == source.address
-                && (self.settings.mode != Mode::Nftables || endpoint.node == self.settings.node_name)
-        };
+        // Whatever its slice says of the node that it is on: the answer would not come back this way.
+        let to_itself = |endpoint: &Endpoint| endpoint.at.ip() == source.address;
         Verdict::Dnat(
             chosen.into_iter().map(|endpoint| (endpoint.at, masquerade || to_itself(endpoint))).collect(),
         )

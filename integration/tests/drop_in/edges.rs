@@ -68,6 +68,25 @@ fn thousands_of_idle_connections_leave_the_real_program_answering() {
     assert!(open.parse::<f64>().expect("a number") < 3_000.0, "{open}");
 }
 
+#[test]
+fn what_node_ports_on_localhost_need_goes_when_they_are_switched_off() {
+    for mode in ["iptables", "nftables"] {
+        let mut rig = Rig::new();
+        let addresses = |texts: &[&str]| [("/mode", json!(mode)), ("/nodePortAddresses", json!(texts))];
+        let (on, off) = (addresses(&["127.0.0.0/8", "10.0.0.0/8"]), addresses(&["10.0.0.0/8"]));
+        rig.config(&on);
+        rig.start_and_settle();
+        let setting = |rig: &Rig| rig.output("cat", &["/proc/sys/net/ipv4/conf/all/route_localnet"]);
+        let guarded = |rig: &Rig| rig.output("nft", &["list", "tables"]).contains("switchyard-localnet");
+        for _ in 0..2 {
+            rig.eventually("open and guarded", |rig| setting(rig).trim() == "1" && guarded(rig));
+            rig.config(&off);
+            rig.eventually("closed", |rig| setting(rig).trim() == "0" && !guarded(rig));
+            rig.config(&on);
+        }
+    }
+}
+
 fn local_mode(mode: &str) -> (&'static str, Value) {
     ("/detectLocalMode", json!(mode))
 }

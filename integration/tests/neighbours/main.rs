@@ -42,6 +42,9 @@ struct Neighbour {
     links: String,
     /// Kernel settings.
     settings: Vec<(&'static str, &'static str)>,
+    /// What an administrator tells us to leave its bits of the mark to it.
+    masquerade_bit: Option<u8>,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Neighbour {
@@ -141,10 +144,17 @@ fn services(lab: &mut Lab) {
 /// Beside a neighbour that was there before, everything works as without it.
 fn lives_beside(mode: Mode, neighbour: impl FnOnce(Mode) -> Neighbour) {
     let play = || {
-        let config = vec![("/ipvs/strictARP", json!(true))];
-        let mut lab = Lab::without_proxy(Options { mode, config, ..Options::default() })
-            .expect("root, and a kube-proxy that was built");
         let neighbour = neighbour(mode);
+        let mut config = vec![("/ipvs/strictARP", json!(true))];
+        if let Some(bit) = neighbour.masquerade_bit {
+            config.extend([
+                ("/iptables/masqueradeBit", json!(bit)),
+                ("/nftables", json!({"masqueradeBit": bit})),
+            ]);
+        }
+        let variables = neighbour.variables.clone();
+        let mut lab = Lab::without_proxy(Options { mode, config, variables, ..Options::default() })
+            .expect("root, and a kube-proxy that was built");
         neighbour.load(&lab);
         let before = neighbour.present(&lab);
         lab.start_proxy().expect("it starts");
@@ -192,6 +202,7 @@ macro_rules! neighbours {
 neighbours! {
     with_nobody => |_| crate::Neighbour::default();
     with_calico => crate::calico::felix;
+    with_calico_on_our_default_bits => crate::calico::felix_on_our_bits;
     with_docker => |_| crate::docker::engine();
     with_portmap => |_| crate::docker::portmap();
     with_kube_router => |_| crate::kube_router::policies();

@@ -17,6 +17,7 @@ mod ipvs_mode;
 mod large;
 mod lifecycle;
 mod living_objects;
+mod locks;
 mod masquerade;
 mod matrix;
 mod node_changes;

@@ -5,6 +5,7 @@ use integration::lab::{
 };
 use integration::network::Place::{Client, Node, PodA, PodB, PodC, PodD, PodE};
 use integration::network::Protocol::{Sctp, Tcp, Udp};
+use serde_json::{Value, json};
 
 crate::scenarios! {
     Options { detect: Detect::ClusterCidr, ..Options::default() } =>
@@ -20,7 +21,8 @@ crate::scenarios! {
     Options { masquerade_all: true, ..Options::default() } =>
         everything_is_masqueraded_on_demand;
     Options::default() =>
-        an_endpoint_that_asks_itself_sees_the_node;
+        an_endpoint_that_asks_itself_sees_the_node,
+        an_endpoint_that_asks_itself_sees_the_node_whatever_its_slice_says;
 }
 
 fn web(lab: &mut Lab) {
@@ -101,4 +103,26 @@ fn an_endpoint_that_asks_itself_sees_the_node(lab: &mut Lab) {
     lab.apply(slices("self").port("t", 8080, Tcp).port("u", 8080, Udp).port("s", 8080, Sctp).ready(&[PodA]));
     lab.expect(PodB, cluster_ip(1, Tcp, 80), &seen_as_sent(&[PodA]));
     lab.sweep();
+}
+
+/// A slice made by hand says nothing of nodes, or names one that it is not on.
+fn an_endpoint_that_asks_itself_sees_the_node_whatever_its_slice_says(lab: &mut Lab) {
+    lab.apply(
+        service("self", 1)
+            .port("t", 80, Tcp)
+            .port("u", 80, Udp)
+            .port("s", 80, Sctp)
+            .node_port(30080)
+            .load_balancer(1),
+    );
+    for node in [Value::Null, json!("node2"), json!("nobody")] {
+        let slices = slices("self").port("t", 8080, Tcp).port("u", 8080, Udp).port("s", 8080, Sctp);
+        lab.apply(slices.ready(&[PodB]).said_to_be_on(node));
+        for protocol in [Tcp, Udp, Sctp] {
+            lab.expect(PodB, cluster_ip(1, protocol, 80), &seen_as_node(&[PodB]));
+            lab.expect(PodB, load_balancer(1, protocol, 80), &seen_as_node(&[PodB]));
+            lab.expect(PodA, cluster_ip(1, protocol, 80), &seen_as_sent(&[PodB]));
+        }
+        lab.sweep();
+    }
 }

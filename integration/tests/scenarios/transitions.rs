@@ -7,41 +7,18 @@ use std::thread;
 use std::time::Duration;
 
 use integration::lab::{
-    Lab, Service, Slices, To, cluster_ip, external_ip, load_balancer, node_address, service, slices,
+    Lab, Options, Service, Slices, To, cluster_ip, external_ip, load_balancer, node_address, service, slices,
 };
 use integration::network::Place::{Client, Node, Node2, PodA, PodB, PodD};
 use integration::network::Protocol::{Sctp, Tcp, Udp};
 use integration::network::{Family, Outcome, Place, Protocol, Seen, Steady, SteadyClients};
 use integration::oracle::Verdict;
 
-/// Not in ipvs mode: there a flow that met no virtual server is not always found again.
-macro_rules! in_modes_with_tables {
-    ($($name:ident),+ $(,)?) => {$(
-        mod $name {
-            use integration::lab::{Mode, Options};
-
-            #[test]
-            fn in_nftables_mode() {
-                crate::run(Mode::Nftables, Options::default(), super::$name);
-            }
-
-            #[test]
-            fn in_iptables_mode_legacy() {
-                crate::run(Mode::IptablesLegacy, Options::default(), super::$name);
-            }
-
-            #[test]
-            fn in_iptables_mode_nft() {
-                crate::run(Mode::IptablesNft, Options::default(), super::$name);
-            }
-        }
-    )+};
-}
-
-in_modes_with_tables! {
-    datagrams_without_pause_follow_every_transition,
-    connections_from_one_port_follow_every_transition,
-    inits_from_one_port_follow_every_transition,
+crate::scenarios! {
+    Options::default() =>
+        datagrams_without_pause_follow_every_transition,
+        connections_from_one_port_follow_every_transition,
+        inits_from_one_port_follow_every_transition;
 }
 
 /// States of one Service.

@@ -5,11 +5,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use integration::lab::{
-    Lab, Mode, Options, cluster_ip, directly, external_ip, load_balancer, node_address, service, slices,
+    Lab, Options, cluster_ip, directly, external_ip, load_balancer, node_address, service, slices,
 };
-use integration::network::Place::{Client, Node, Node2, PodA, PodB, PodD};
+use integration::network::Place::{Client, Node, Node2, PodA, PodB, PodC, PodD};
 use integration::network::Protocol::Udp;
-use integration::network::{ALWAYS, BRIEF, Family, Outcome, PATIENT};
+use integration::network::{ALWAYS, BRIEF, Family, Outcome, PATIENT, Place, UdpFlow};
+use serde_json::json;
 
 crate::scenarios! {
     Options::default() =>
@@ -18,7 +19,8 @@ crate::scenarios! {
         a_flow_recovers_after_all_endpoints_went,
         a_flow_stays_with_an_endpoint_that_terminates,
         flows_of_others_are_left_alone,
-        flows_by_every_way_in_leave_an_endpoint_that_goes;
+        flows_by_every_way_in_leave_an_endpoint_that_goes,
+        flows_by_every_way_in_stay_with_an_endpoint_that_still_serves;
 }
 
 fn answered_by(outcome: &Outcome) -> Option<&str> {
@@ -96,12 +98,6 @@ fn a_flow_stays_with_an_endpoint_that_terminates(lab: &mut Lab) {
         assert_eq!(answered_by(&flow.ask(PATIENT)), Some("pod-a"), "{family:?}");
         lab.apply(slices("dns").port("u", 53, Udp).ready(&[PodD]).terminating(&[PodA]));
         lab.settle();
-        if lab.mode() == Mode::Ipvs {
-            // As kube-proxy: in this mode a UDP endpoint goes at once, and the flow moves on.
-            let moved = flow.ask_until(ALWAYS, BRIEF, |outcome| answered_by(outcome) == Some("pod-d"));
-            assert_eq!(answered_by(&moved), Some("pod-d"), "{family:?}: {moved}");
-            continue;
-        }
         for _ in 0..8 {
             assert_eq!(answered_by(&flow.ask(PATIENT)), Some("pod-a"), "{family:?}");
             std::thread::sleep(Duration::from_millis(200));
@@ -175,6 +171,71 @@ fn flows_by_every_way_in_leave_an_endpoint_that_goes(lab: &mut Lab) {
                 let moved = flow.ask_until(ALWAYS, BRIEF, |outcome| answered_by(outcome) == Some("pod-b"));
                 assert_eq!(answered_by(&moved), Some("pod-b"), "{family:?} {to:?}: {moved}");
             }
+        }
+    }
+}
+
+/// Whoever is terminating and still serves keeps its flows and gets no new ones: through a restart as well, until it
+/// does not serve any more.
+fn flows_by_every_way_in_stay_with_an_endpoint_that_still_serves(lab: &mut Lab) {
+    let dns = || service("dns", 1).port("u", 53, Udp).node_port(30053).load_balancer(1).external_ip(1);
+    let endpoints = || slices("dns").port("u", 53, Udp);
+    let ways = [
+        cluster_ip(1, Udp, 53),
+        node_address(0, Udp, 30053),
+        load_balancer(1, Udp, 53),
+        external_ip(1, Udp, 53),
+    ];
+    let sources = [Client, PodB, Node];
+    for web in [dns(), dns().external_local(), dns().affinity(600)] {
+        lab.apply(web);
+        lab.apply(endpoints().ready(&[PodA]));
+        lab.settle();
+        let begun: Vec<(Place, SocketAddr, UdpFlow)> = sources
+            .into_iter()
+            .flat_map(|from| ways.into_iter().map(move |to| (from, to)))
+            .flat_map(|(from, to)| Family::BOTH.map(|family| (from, to.address(family))))
+            .map(|(from, to)| {
+                let flow = lab.network.udp_flow(from, to).expect("a socket");
+                for _ in 0..3 {
+                    assert_eq!(answered_by(&flow.ask(PATIENT)), Some("pod-a"), "{from:?} {to}");
+                }
+                (from, to, flow)
+            })
+            .collect();
+        let stay = |lab: &Lab, when: &str| {
+            for (from, to, flow) in &begun {
+                for _ in 0..3 {
+                    let outcome = flow.ask(PATIENT);
+                    assert_eq!(
+                        answered_by(&outcome),
+                        Some("pod-a"),
+                        "{when}: {from:?} {to}: {outcome}\n{}",
+                        lab.log()
+                    );
+                }
+                let new = lab.network.udp_flow(*from, *to).expect("a socket").ask(PATIENT);
+                assert_eq!(
+                    answered_by(&new),
+                    Some("pod-c"),
+                    "{when}: a new flow, {from:?} {to}: {new}\n{}",
+                    lab.log()
+                );
+            }
+        };
+        lab.apply(endpoints().ready(&[PodC]).terminating(&[PodA]));
+        lab.settle();
+        stay(lab, "terminating");
+        lab.stop_proxy().expect("it runs");
+        lab.start_proxy().expect("it starts again");
+        lab.settle();
+        stay(lab, "after a restart");
+        let ended = json!({"ready": false, "serving": false, "terminating": true});
+        lab.apply(endpoints().ready(&[PodC]).endpoint(PodA, ended));
+        lab.settle();
+        for (from, to, flow) in &begun {
+            let moved = flow.ask_until(ALWAYS, BRIEF, |outcome| answered_by(outcome) == Some("pod-c"));
+            assert_eq!(answered_by(&moved), Some("pod-c"), "{from:?} {to}: {moved}\n{}", lab.log());
         }
     }
 }

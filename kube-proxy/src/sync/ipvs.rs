@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use backend_ipvs::{Binding, Settings};
+use backend_ipvs::{Binding, MarkSpace, Settings};
 use ipvs_netlink::{Scheduler, Timeouts};
 
 use crate::settings::{
@@ -19,6 +19,10 @@ const VIP_BINDING: &str = "SWITCHYARD_IPVS_VIP_BINDING";
 /// virtual servers: a duration as in the configuration; 0: as long as they last.
 const DRAIN_LIMIT: &str = "SWITCHYARD_IPVS_DRAIN_LIMIT";
 
+/// Which packet marks select virtual servers of ours, `VALUE/MASK`. Other programs of the node may have virtual servers by
+/// mark, too.
+const MARKS: &str = "SWITCHYARD_IPVS_MARKS";
+
 /// After the mode was left, unless the variable says otherwise: by then what is not restarted daily was meant to stay.
 const LEAVING_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
@@ -28,6 +32,7 @@ pub(crate) struct Variables {
     vip_binding: Option<Binding>,
     /// `Some(None)`: without a limit.
     drain_limit: Option<Option<Duration>>,
+    marks: MarkSpace,
 }
 
 impl Variables {
@@ -48,7 +53,8 @@ impl Variables {
             }
             None => None,
         };
-        Ok(Self { vip_binding, drain_limit })
+        let marks = given(MARKS).map(|text| text.parse()).transpose().context(MARKS)?.unwrap_or_default();
+        Ok(Self { vip_binding, drain_limit, marks })
     }
 
     /// How long connections may go on through an ipvs mode that was left.
@@ -116,6 +122,7 @@ fn with(from: &IpvsSettings, variables: Variables) -> anyhow::Result<Settings> {
             .or(variables.vip_binding)
             .unwrap_or_default(),
         drain_limit: variables.drain_limit.flatten(),
+        marks: variables.marks,
     })
 }
 
@@ -136,8 +143,12 @@ mod tests {
         let some = variables(&[(DRAIN_LIMIT, "90m"), (VIP_BINDING, "addresses")]).expect("good");
         assert_eq!(some.leaving_limit(), Some(Duration::from_secs(5400)));
         assert_eq!(some.vip_binding, Some(Binding::Addresses));
+        let marks = variables(&[(MARKS, "0x2a000000/0xff000000")]).expect("good").marks;
+        assert_eq!((marks.tag(), marks.mask()), (0x2a00_0000, 0xff00_0000));
         assert_eq!(variables(&[(DRAIN_LIMIT, "0s")]).expect("good").leaving_limit(), None);
-        for (name, value) in [(DRAIN_LIMIT, "soon"), (DRAIN_LIMIT, "-1h"), (VIP_BINDING, "route")] {
+        for (name, value) in
+            [(DRAIN_LIMIT, "soon"), (DRAIN_LIMIT, "-1h"), (VIP_BINDING, "route"), (MARKS, "0x1/0x0")]
+        {
             let error = Variables::of(|known| (known == name).then(|| value.to_owned())).expect_err("bad");
             assert!(format!("{error:#}").contains(name), "{error:#}");
         }

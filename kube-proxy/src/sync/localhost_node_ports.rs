@@ -104,6 +104,7 @@ mod tests {
             local: targets.iter().filter(|target| target.local).copied().collect(),
             any_endpoint: !targets.is_empty(),
             endpoints: u32::try_from(targets.len()).expect("few"),
+            kept: Box::default(),
             cluster: targets,
             protocol,
             external_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },

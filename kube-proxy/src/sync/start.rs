@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use backend_ipvs::MarkSpace;
 use proxy_core::{
     backend::{Executor, Planner},
     environment::EnvironmentSettings,
@@ -76,7 +77,7 @@ pub(crate) fn engine(
                 Ok((planner, executor.counting(&commits)))
             };
             let families = open_families(open)?;
-            name_missing_schedulers(supervisor);
+            name_missing_schedulers(supervisor, chosen.marks);
             start.spawn(families, &Turns::one_at_a_time())
         }
     }
@@ -91,8 +92,8 @@ pub(crate) fn drift_interval(settings: &Settings) -> Duration {
 }
 
 /// Says which schedulers a Service cannot choose here, before one does. It tries, which takes its time.
-fn name_missing_schedulers(supervisor: &Supervisor) {
-    let work = || match backend_ipvs::kernel::schedulers::missing(Family::V4) {
+fn name_missing_schedulers(supervisor: &Supervisor, marks: MarkSpace) {
+    let work = move || match backend_ipvs::kernel::schedulers::missing(Family::V4, marks) {
         Ok(missing) if missing.is_empty() => {}
         Ok(missing) => {
             let modules: Vec<String> = missing.iter().map(|name| format!("ip_vs_{name}")).collect();
@@ -172,7 +173,13 @@ impl Start<'_> {
             let at = self.inboxes.iter().position(|(of, _)| *of == family);
             let (_, inbox) = self.inboxes.swap_remove(at.expect("there is one for each family"));
             self.health.started(family, Instant::now());
-            let watched = Watched { family, executor, health: self.health.clone(), turns: turns.clone() };
+            let watched = Watched {
+                family,
+                executor,
+                health: self.health.clone(),
+                turns: turns.clone(),
+                put_off: None,
+            };
             let reconciler =
                 Reconciler::new(self.environment.clone(), self.pace, vec![(family, planner, watched)]);
             let name = match family {

@@ -61,7 +61,12 @@ pub(crate) struct Watched<X> {
     pub(crate) executor: X,
     pub(crate) health: HealthState,
     pub(crate) turns: Turns,
+    /// Since when looks have been put off.
+    pub(crate) put_off: Option<Instant>,
 }
+
+/// Where both may write at once, one may be waiting for another program's lock: for so long the other's looks are put off.
+const MOST_PUT_OFF: Duration = Duration::from_secs(1);
 
 impl<X: Executor> Executor for Watched<X> {
     type Op = X::Op;
@@ -82,8 +87,18 @@ impl<X: Executor> Executor for Watched<X> {
         result
     }
 
+    #[expect(clippy::disallowed_methods, reason = "what is put off is put off for a time")]
     fn intact(&mut self) -> Result<bool, ApplyError> {
-        let Some(_turn) = self.turns.look() else { return Ok(true) };
+        let turn = self.turns.look();
+        if turn.is_none() {
+            let since = *self.put_off.get_or_insert_with(Instant::now);
+            if self.turns.exclusive || since.elapsed() < MOST_PUT_OFF {
+                return Ok(true);
+            }
+            // What the other has not counted yet looks like somebody else's work, and costs a reading at most.
+        } else {
+            self.put_off = None;
+        }
         self.executor.intact()
     }
 

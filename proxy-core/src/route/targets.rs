@@ -39,6 +39,19 @@ pub fn targets(
     targets
 }
 
+impl Targets {
+    /// Those that serve, or are ready all the same (publishNotReadyAddresses), and are not among the targets.
+    pub(super) fn kept(&self, endpoints: &[(&Endpoint, u16)]) -> Box<[Target]> {
+        let serves = endpoints.iter().filter(|(endpoint, _)| endpoint.serving || endpoint.ready);
+        serves
+            .map(|(endpoint, port)| Target { addr: endpoint.addr, port: *port, local: endpoint.local })
+            .filter(|target| {
+                self.cluster.binary_search(target).is_err() && self.local.binary_search(target).is_err()
+            })
+            .collect()
+    }
+}
+
 fn is_draining(endpoint: &Endpoint) -> bool {
     endpoint.serving && endpoint.terminating
 }

@@ -58,6 +58,7 @@ fn route() -> Route {
         any_endpoint: true,
         lost: Box::default(),
         endpoints: 0,
+        kept: Box::default(),
     }
 }
 
@@ -223,6 +224,87 @@ fn source_ranges_are_exchanged_in_one_step() {
     let (before, after) = (with("203.0.0.0/16"), with("203.0.113.0/24"));
     let mut planner = planner(&[("web", &before)]);
     insta::assert_snapshot!(plan(&mut planner, &[("web", Some(&before), Some(&after))]));
+}
+
+/// A UDP port with a NodePort, whose flows are at 10.1.0.2.
+fn dns(scheduler: &str) -> Route {
+    let own = |options: &mut Policy| options.options = [("ipvs-scheduler".into(), scheduler.into())].into();
+    Route { protocol: Protocol::Udp, cluster: [target("10.1.0.2", true)].into(), ..route() }.under(own)
+}
+
+#[test]
+fn udp_endpoints_that_still_serve_keep_their_flows_and_no_longer() {
+    let other = || [target("10.2.0.2", false)].into();
+    let first = || [target("10.1.0.2", true)].into();
+    let shown = |plan: Plan<Op>| plan.to_string();
+    for scheduler in ["rr", "mh"] {
+        let before = dns(scheduler);
+        let leaves = Route { cluster: other(), kept: first(), ..before.clone() };
+        let gone = Route { kept: Box::default(), ..leaves.clone() };
+        let mut planner = planner(&[("dns", &before)]);
+        let text = shown(plan(&mut planner, &[("dns", Some(&before), Some(&leaves))]));
+        planner.settle(Effect::Applied);
+        assert!(text.contains("set destination udp 10.96.0.1:80 -> 10.1.0.2:8080 weight 0"), "{text}");
+        // It is looked at as any other that drains.
+        let look = planner.plan_upkeep(start() + Duration::from_secs(6)).expect("due").to_string();
+        planner.settle(Effect::Applied);
+        assert!(look.contains("reap udp 10.96.0.1:80 -> 10.1.0.2:8080"), "{look}");
+        // Ready once more, and away again.
+        let text = shown(plan(&mut planner, &[("dns", Some(&leaves), Some(&before))]));
+        planner.settle(Effect::Applied);
+        assert!(text.contains("set destination udp 10.96.0.1:80 -> 10.1.0.2:8080 weight 1"), "{text}");
+        let text = shown(plan(&mut planner, &[("dns", Some(&before), Some(&leaves))]));
+        planner.settle(Effect::Applied);
+        assert!(text.contains("10.1.0.2:8080 weight 0"), "{text}");
+        // Refused once: it is still to be deleted.
+        for effect in [Effect::Nothing, Effect::Applied] {
+            let text = shown(plan(&mut planner, &[("dns", Some(&leaves), Some(&gone))]));
+            planner.settle(effect);
+            assert!(text.contains("delete destination udp 10.96.0.1:80 -> 10.1.0.2:8080"), "{text}");
+        }
+        assert_eq!(planner.next_upkeep().and_then(|at| planner.plan_upkeep(at)), None, "nothing drains");
+    }
+}
+
+#[test]
+fn a_restart_keeps_flows_of_udp_endpoints_that_still_serve_only() {
+    let before = dns("rr");
+    let leaves = Route {
+        cluster: [target("10.2.0.2", false)].into(),
+        kept: [target("10.1.0.2", true)].into(),
+        ..before.clone()
+    };
+    let gone = Route { kept: Box::default(), ..leaves.clone() };
+    let first = full(&[("dns", &before)], Settings::default(), Found::default());
+    let kept = full(&[("dns", &leaves)], Settings::default(), found_after(&first)).to_string();
+    assert!(kept.contains("-> 10.1.0.2:8080 weight 0") && !kept.contains("delete destination"), "{kept}");
+    let deleted = full(&[("dns", &gone)], Settings::default(), found_after(&first)).to_string();
+    assert!(deleted.contains("delete destination udp 10.96.0.1:80 -> 10.1.0.2:8080"), "{deleted}");
+}
+
+/// With `dh` one of weight 0 would refuse its share of new flows.
+#[test]
+fn with_a_scheduler_that_knows_no_way_around_flows_move_on_at_once() {
+    let before = dns("dh");
+    let leaves = Route {
+        cluster: [target("10.2.0.2", false)].into(),
+        kept: [target("10.1.0.2", true)].into(),
+        ..before.clone()
+    };
+    let mut planner = planner(&[("dns", &before)]);
+    let text = plan(&mut planner, &[("dns", Some(&before), Some(&leaves))]).to_string();
+    assert!(text.contains("delete destination udp 10.96.0.1:80 -> 10.1.0.2:8080"), "{text}");
+}
+
+/// A virtual server of a mark does not say of which protocol it is.
+#[test]
+fn udp_endpoints_of_a_mark_leave_at_once_too() {
+    let before = Route { protocol: Protocol::Udp, ..load_balancer() };
+    let after = Route { cluster: [target("10.1.0.2", true)].into(), ..before.clone() };
+    let mut planner = planner(&[("dns", &before)]);
+    let text = plan(&mut planner, &[("dns", Some(&before), Some(&after))]).to_string();
+    let of_mark = text.lines().any(|line| line.contains("delete destination") && line.contains("mark"));
+    assert!(of_mark, "{text}");
 }
 
 #[test]

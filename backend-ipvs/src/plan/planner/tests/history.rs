@@ -9,7 +9,8 @@ use crate::model::{Fate, Origin, Packet};
 
 /// One of a few dozen routes of a Service whose address is its own, or shared with the other Services, or the node's.
 fn a_route(service: usize) -> impl Strategy<Value = Route> {
-    let endpoints = proptest::collection::btree_set((1..5_u8, any::<bool>()), 0..4);
+    let endpoints =
+        proptest::collection::btree_set((1..5_u8, any::<bool>(), proptest::bool::weighted(0.3)), 0..5);
     let policies = prop_oneof![Just(TrafficPolicy::Cluster), Just(TrafficPolicy::Local)];
     (
         endpoints,
@@ -20,12 +21,19 @@ fn a_route(service: usize) -> impl Strategy<Value = Route> {
         0..3_u8,
     )
         .prop_map(move |(endpoints, internal_policy, external_policy, has, protocol, ranges)| {
-            let mut all: Vec<Target> = endpoints
+            let mut all: Vec<(Target, bool)> = endpoints
                 .into_iter()
-                .map(|(last, local)| target(&format!("10.{}.0.{last}", if local { 1 } else { 2 }), local))
+                .map(|(last, local, kept)| {
+                    (target(&format!("10.{}.0.{last}", if local { 1 } else { 2 }), local), kept)
+                })
                 .collect();
             all.sort_unstable();
-            all.dedup();
+            all.dedup_by_key(|(target, _)| *target);
+            // Some serve, and get nothing new.
+            let may_keep = protocol == Protocol::Udp;
+            let kept = all.iter().filter(|(_, kept)| *kept && may_keep).map(|(target, _)| *target).collect();
+            let all: Vec<Target> =
+                all.into_iter().filter(|(_, kept)| !(*kept && may_keep)).map(|(target, _)| target).collect();
             let local: Vec<Target> = all.iter().copied().filter(|target| target.local).collect();
             let own = format!("10.96.0.{}", service + 1);
             let mut frontends = vec![frontend(FrontendKind::ClusterIp, Some(&own), 80)];
@@ -69,6 +77,7 @@ fn a_route(service: usize) -> impl Strategy<Value = Route> {
                 local: local.into(),
                 lost: Box::default(),
                 endpoints: 0,
+                kept,
             }
         })
 }
@@ -173,10 +182,18 @@ proptest! {
                 prop_assert!(due.allows(&fate), "{:?}: {:?} where {:?} is due", packet, fate, due);
             }
             for target in installed.iter().flatten().flat_map(|route| &route.cluster) {
-                let of_pod = target.local && !environment.interface_addresses.contains(&target.addr);
+                let of_pod = !environment.interface_addresses.contains(&target.addr);
                 prop_assert_eq!(model.is_hairpin(target.addr), of_pod, "{:?}", target);
             }
         }
+        // A flow of UDP has nobody else to go to once its endpoint does not serve.
+        let serves = |to: (IpAddr, u16)| {
+            installed.iter().flatten().filter(|route| route.protocol == Protocol::Udp).any(|route| {
+                let mut serving = route.cluster.iter().chain(&route.local).chain(&route.kept);
+                serving.any(|target| (target.addr, target.port) == to)
+            })
+        };
+        prop_assert_eq!(model.of_udp().find(|to| !serves(*to)), None);
         let mut fresh = IpvsPlanner::alone(Settings::default());
         let mut wanted = Model::default();
         let plan = fresh.plan_full(&routes(&installed), &environment, Found::default(), now);
