@@ -33,6 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let (sender, told) = mpsc::channel();
     let reconciler = conntrack::ConntrackReconciler::spawn(
+        false,
         |work| std::thread::Builder::new().spawn(work).map(drop),
         move |pass| {
             let _ = sender.send(pass);

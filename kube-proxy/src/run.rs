@@ -188,7 +188,12 @@ async fn start(
         health.clone(),
         (
             conntrack::reset_tcp().map_err(anyhow::Error::msg)?,
-            Some(ConntrackReconciler::spawn(start_thread, report_conntrack, ask)?),
+            Some(ConntrackReconciler::spawn(
+                settings.mode == Mode::Ipvs,
+                start_thread,
+                report_conntrack,
+                ask,
+            )?),
         ),
         checks,
         events.clone(),

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    mem,
     net::IpAddr,
     sync::Arc,
 };
@@ -46,6 +47,8 @@ pub struct FlowRule {
 pub struct Flow {
     /// Its protocol.
     pub protocol: Protocol,
+    /// Who sent its first packet, and from where.
+    pub client: (IpAddr, u16),
     /// Where the client sent its first packet.
     pub destination: (IpAddr, u16),
     /// Where replies come from: the endpoint, if the destination was translated.
@@ -328,15 +331,33 @@ impl NodePortDestinations {
 #[derive(Debug, Default)]
 pub struct StaleFlows {
     rules: HashMap<ClaimKey, FlowRule>,
+    /// Endpoints of UDP ports, where flows that their replies began are looked for.
+    repliers: Option<HashSet<(IpAddr, u16)>>,
 }
 
 impl StaleFlows {
+    /// Looks for flows that an endpoint's reply began, too. Where a connection is forgotten while its reply is under way, that
+    /// reply begins a flow of its own, the other way round. A table that translates then gives the client's next packet
+    /// another source port; IPVS does not, and `nf_conntrack_confirm` drops every packet of that client as a clash, for as
+    /// long as the flow of the reply is known.
+    pub fn with_replies() -> Self {
+        Self { repliers: Some(HashSet::new()), ..Self::default() }
+    }
+
+    /// Takes everything out.
+    #[must_use]
+    pub fn take(&mut self) -> Self {
+        let empty = Self { repliers: self.repliers.as_ref().map(|_| HashSet::new()), ..Self::default() };
+        mem::replace(self, empty)
+    }
+
     /// Takes in a rule that is urgent, or that is newer than one that is here.
     pub fn add(&mut self, mut rule: FlowRule) {
         let pending = self.rules.get(&rule.frontend);
         if rule.urgent || pending.is_some() {
             // What is looked for by an earlier rule is not there by chance.
             rule.translated |= pending.is_some_and(|pending| pending.translated);
+            self.note_repliers(&rule);
             self.rules.insert(rule.frontend, rule);
         }
     }
@@ -345,6 +366,13 @@ impl StaleFlows {
     pub fn refresh(&mut self, rule: &FlowRule) {
         if let Some(known) = self.rules.get_mut(&rule.frontend) {
             known.clone_from(rule);
+            self.note_repliers(rule);
+        }
+    }
+
+    fn note_repliers(&mut self, rule: &FlowRule) {
+        if let Some(repliers) = self.repliers.as_mut().filter(|_| rule.frontend.0 == Protocol::Udp) {
+            repliers.extend(rule.serving.iter());
         }
     }
 
@@ -352,6 +380,9 @@ impl StaleFlows {
     pub fn add_earlier(&mut self, earlier: Self) {
         for (frontend, rule) in earlier.rules {
             self.rules.entry(frontend).or_insert(rule);
+        }
+        if let (Some(repliers), Some(earlier)) = (&mut self.repliers, earlier.repliers) {
+            repliers.extend(earlier);
         }
     }
 
@@ -377,6 +408,14 @@ impl StaleFlows {
 
     /// Whether the kernel must forget this flow.
     pub fn contains(&self, flow: &Flow, node_ports: &NodePortDestinations) -> bool {
+        let untranslated = flow.replier == flow.destination;
+        if untranslated
+            && flow.unanswered
+            && flow.protocol == Protocol::Udp
+            && self.repliers.as_ref().is_some_and(|repliers| repliers.contains(&flow.client))
+        {
+            return true;
+        }
         let (addr, port) = flow.destination;
         let rule = self.rules.get(&(flow.protocol, Some(addr), port)).or_else(|| {
             let rule = self.rules.get(&(flow.protocol, None, port))?;
@@ -387,7 +426,7 @@ impl StaleFlows {
                 // Also a host-network endpoint at the very address and port of the frontend.
                 return false;
             }
-            if flow.replier != flow.destination {
+            if !untranslated {
                 return rule.translated;
             }
             rule.untranslated && (flow.protocol != Protocol::Tcp || flow.unanswered)

@@ -72,7 +72,13 @@ fn at(text: &str) -> (IpAddr, u16) {
 }
 
 fn flow(destination: &str, replier: &str) -> Flow {
-    Flow { protocol: Protocol::Udp, destination: at(destination), replier: at(replier), unanswered: true }
+    Flow {
+        protocol: Protocol::Udp,
+        client: at("203.0.113.1:2000"),
+        destination: at(destination),
+        replier: at(replier),
+        unanswered: true,
+    }
 }
 
 fn node() -> NodePortDestinations {
@@ -289,6 +295,7 @@ fn a_pass_that_failed_does_not_replace_newer_rules() {
 #[test]
 fn tcp_is_left_alone_unless_it_is_asked_for() {
     let tcp = |destination, replier| Flow {
+        client: at("203.0.113.1:2000"),
         protocol: Protocol::Tcp,
         unanswered: false,
         ..flow(destination, replier)
@@ -471,7 +478,7 @@ proptest! {
             if matches!(event, Event::Pass) {
                 let stale = std::mem::take(&mut pending);
                 flows.retain(|(destination, replier)| {
-                    let flow = Flow { protocol: Protocol::Udp, destination: *destination, replier: *replier, unanswered: true };
+                    let flow = Flow { protocol: Protocol::Udp, client: at("203.0.113.1:2000"), destination: *destination, replier: *replier, unanswered: true };
                     !stale.contains(&flow, &node())
                 });
             }
@@ -479,7 +486,7 @@ proptest! {
         tracked.rules().into_iter().for_each(|rule| pending.add(rule));
         let before = flows.clone();
         flows.retain(|(destination, replier)| {
-            let flow = Flow { protocol: Protocol::Udp, destination: *destination, replier: *replier, unanswered: true };
+            let flow = Flow { protocol: Protocol::Udp, client: at("203.0.113.1:2000"), destination: *destination, replier: *replier, unanswered: true };
             !pending.contains(&flow, &node())
         });
         for (destination, replier) in before {
@@ -622,4 +629,34 @@ fn a_sweep_is_told_of_what_should_have_been_translated() {
     assert!(stale.contains(&opening("172.30.0.8:80"), &node()));
     assert!(!stale.contains(&opening("172.30.0.7:80"), &node()), "nothing is translated there");
     assert_eq!(stale.len(), 3);
+}
+
+/// IPVS gives the client no other source port, so that its packets would clash with the flow that a late reply began.
+#[test]
+fn a_flow_that_a_late_reply_began_is_stale_where_it_is_in_the_way() {
+    let mut tracked = Tracked::new(false);
+    let inputs = [Input::Service(dns().into()), Input::Slice(dns_slice(&[1]).into())];
+    inputs.into_iter().for_each(|input| tracked.rig.put(input));
+    let rules = tracked.rules();
+    let (mut with, mut without) = (StaleFlows::with_replies(), StaleFlows::default());
+    rules.into_iter().for_each(|rule| {
+        with.add(rule.clone());
+        without.add(rule);
+    });
+    let reply = Flow { client: at("10.0.0.1:5353"), ..flow("203.0.113.1:2000", "203.0.113.1:2000") };
+    assert!(with.contains(&reply, &node()) && !without.contains(&reply, &node()));
+    let others = [
+        Flow { client: at("10.0.0.1:5354"), ..reply },
+        Flow { client: at("10.0.0.2:5353"), ..reply },
+        Flow { unanswered: false, ..reply },
+        Flow { protocol: Protocol::Sctp, ..reply },
+        Flow { replier: at("10.0.0.9:1"), ..reply },
+    ];
+    for other in others {
+        assert!(!with.contains(&other, &node()), "{other:?}");
+    }
+    let taken = with.take();
+    assert!(taken.contains(&reply, &node()) && !with.contains(&reply, &node()));
+    with.add_earlier(taken);
+    assert!(with.contains(&reply, &node()));
 }

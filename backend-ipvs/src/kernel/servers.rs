@@ -21,8 +21,8 @@ use crate::{
 /// As many as one send carries.
 const REQUESTS_AT_ONCE: usize = 256;
 
-/// Compared with the kernel at each check for drift: some milliseconds.
-const AUDITED_AT_ONCE: usize = 256;
+/// Compared with the kernel at each check for drift, twice a second: a few milliseconds.
+const AUDITED_AT_ONCE: usize = 64;
 
 pub(crate) struct Servers {
     pub(crate) socket: Socket,

@@ -288,7 +288,8 @@ impl Lab {
     /// From here on the peak counts (`clear_refs` of proc(5): 5 sets `VmHWM` to the present size).
     pub fn begin_peak(&self) -> Result<()> {
         let proxy = self.proxy.as_ref().context("no proxy is running")?;
-        fs::write(format!("/proc/{}/clear_refs", proxy.process()), "5").context("resetting the peak of memory")
+        fs::write(format!("/proc/{}/clear_refs", proxy.process()), "5")
+            .context("resetting the peak of memory")
     }
 
     fn memory(&self, field: &str) -> u64 {

@@ -179,7 +179,9 @@ fn beside(lab: &mut Lab, rows: Vec<(&'static str, Vec<Value>)>) {
     lab.apply(service("good", 2).port("t", 80, Tcp).load_balancer(2));
     change(lab, 0);
     let alone = (1..4).map(|at| change(lab, at)).max().unwrap_or_default();
-    println!("| objects | another namespace's change | later than without | memory at its peak | log lines |");
+    println!(
+        "| objects | another namespace's change | later than without | memory at its peak | log lines |"
+    );
     println!("| none | {} ms | | | |", alone.as_millis());
     for (what, objects) in rows {
         let (memory, lines) = (lab.proxy_memory(), lab.log_lines());

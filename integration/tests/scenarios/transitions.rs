@@ -209,11 +209,11 @@ fn follow(lab: &mut Lab, protocol: Protocol, places: &[Place], ways: &[To]) {
     println!("{protocol}: the slowest took {} packets: {}", slowest.0, slowest.1);
 }
 
-/// The node's entries for an address.
+/// The node's entries of the address's family.
 fn flows(lab: &Lab, to: SocketAddr) -> String {
     let family = if to.is_ipv4() { "ipv4" } else { "ipv6" };
     let mut command = std::process::Command::new("conntrack");
-    command.args(["-L", "-f", family, "-d", &to.ip().to_string()]);
+    command.args(["-L", "-f", family]);
     let output = lab.network.namespace(Node).output(&mut command);
     output
         .map_or_else(|error| error.to_string(), |output| String::from_utf8_lossy(&output.stdout).into_owned())

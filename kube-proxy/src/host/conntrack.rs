@@ -77,9 +77,11 @@ struct Submission {
 }
 
 impl ConntrackReconciler {
+    /// `replies`: whether flows that an endpoint's late reply began are stale, too ([`StaleFlows::with_replies`]).
     /// `start` starts the thread; `told` hears of every pass; `ask` of flows that are neither translated nor answered, so that
     /// whoever knows the frontends submits rules for those that should be. Both are called on the thread.
     pub(crate) fn spawn(
+        replies: bool,
         start: impl FnOnce(Work) -> io::Result<()>,
         told: impl FnMut(Pass) + Send + 'static,
         ask: impl FnMut(Family, Destinations) + Send + 'static,
@@ -87,7 +89,10 @@ impl ConntrackReconciler {
         let (sender, inbox) = mpsc::channel();
         let worker = Worker {
             inbox,
-            families: [FamilyState::default(), FamilyState::default()],
+            families: Family::BOTH.map(|_| FamilyState {
+                pending: if replies { StaleFlows::with_replies() } else { StaleFlows::default() },
+                ..FamilyState::default()
+            }),
             sockets: None,
             told: Box::new(told),
             ask: Box::new(ask),
@@ -186,7 +191,7 @@ impl Worker {
     }
 
     fn pass(&mut self, family: Family, started: Instant) {
-        let mut active = std::mem::take(&mut self.families[at(family)].pending);
+        let mut active = self.families[at(family)].pending.take();
         let mut deleted = 0;
         let error = self.clean(family, &mut active, &mut deleted).err();
         let state = &mut self.families[at(family)];
@@ -349,6 +354,7 @@ fn is_stale(flow: &conntrack::Flow, stale: &StaleFlows, node_ports: &NodePortDes
     };
     let seen = Flow {
         protocol,
+        client: (flow.original.source, flow.original.source_port),
         destination: (flow.original.destination, flow.original.destination_port),
         replier: (flow.reply.source, flow.reply.source_port),
         unanswered: flow.status & status::SEEN_REPLY == 0,

@@ -25,10 +25,8 @@ use crate::{
     telemetry::health::HealthState,
 };
 
-/// One to three small exchanges with the kernel, so that a flushed rule set is repaired within a second.
+/// A few small exchanges with the kernel, so that what somebody flushed is back within a second.
 const DRIFT_CHECK: Duration = Duration::from_millis(500);
-/// A few requests of constant cost.
-const IPVS_DRIFT_CHECK: Duration = Duration::from_secs(2);
 
 /// Opens the mode's backends and gives each family's to a thread of its own. Answers the families that are served.
 pub(crate) fn engine(
@@ -85,10 +83,7 @@ pub(crate) fn engine(
 
 /// How often to look whether others have changed what is installed.
 pub(crate) fn drift_interval(settings: &Settings) -> Duration {
-    match settings.mode {
-        Mode::Nftables | Mode::Iptables => settings.sync_period.min(DRIFT_CHECK),
-        Mode::Ipvs => settings.sync_period.min(IPVS_DRIFT_CHECK),
-    }
+    settings.sync_period.min(DRIFT_CHECK)
 }
 
 /// Says which schedulers a Service cannot choose here, before one does. It tries, which takes its time.

@@ -108,7 +108,7 @@ fn reconciler() -> (ConntrackReconciler, Receiver<Pass>) {
     let told_pass = move |pass| {
         let _ = sender.send(pass);
     };
-    let reconciler = ConntrackReconciler::spawn(thread, told_pass, |_, _| {});
+    let reconciler = ConntrackReconciler::spawn(false, thread, told_pass, |_, _| {});
     (reconciler.expect("a thread"), told)
 }
 
@@ -372,7 +372,7 @@ fn a_sweep_asks_about_flows_that_are_neither_translated_nor_answered() {
     let ask = move |family, destinations: Destinations| {
         let _ = sender.send((family, destinations.into_iter().collect::<BTreeSet<_>>()));
     };
-    let reconciler = ConntrackReconciler::spawn(thread, |_| {}, ask).expect("a thread");
+    let reconciler = ConntrackReconciler::spawn(false, thread, |_| {}, ask).expect("a thread");
     reconciler.begin(&environment(Family::V4));
     let (family, destinations) = asked.recv_timeout(Duration::from_secs(60)).expect("it asks");
     let to = |protocol, text| (protocol, at(text).0, at(text).1);
