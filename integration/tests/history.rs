@@ -41,6 +41,7 @@ fn follow(mode: Mode, default_seed: u64, default_steps: usize) {
                 vec!["192.168.70.0/24".to_owned(), "fd00:70::/64".to_owned()],
             ]),
             config: Vec::new(),
+            variables: Vec::new(),
             // The histories name times of creation, and give one address to many.
             embedded_server: true,
         };
