@@ -28,7 +28,6 @@ use crate::{
         element::{self, Bytes},
         found::{Found, FoundServer},
         op::{Element, Op},
-        ownership::SENTINEL,
         render,
         scaffold::{self, BASE_CHAINS, CHAINS},
     },
@@ -76,9 +75,13 @@ pub fn compare(
         .min_by_key(|(wanted, _)| wanted.unlike(&found))
         .expect("there are two");
     let at = Addresses::of(routes);
-    let name = |owner: Option<u32>| owner.and_then(|at| routes.get(at as usize)).map(|(name, _)| name);
+    let entry = |owner: Option<u32>| owner.and_then(|at| routes.get(at as usize));
+    let name = |owner: Option<u32>| entry(owner).map(|(name, _)| name);
+    let keeps = |owner: Option<u32>, service: &Service, to: &Destination| {
+        entry(owner).is_some_and(|(_, route)| render::keeps(route, service, (to.address, to.port)))
+    };
 
-    servers(&wanted, &found, settings, &at, &name, &mut comparison);
+    servers(&wanted, &found, settings, &at, (&name, &keeps), &mut comparison);
     bindings(&left, &at, &name, &mut comparison);
     device(&mut executor.bindings.socket, &mut comparison)?;
     for (setting, wanted, is) in sysctl::differing(settings, family) {
@@ -87,7 +90,8 @@ pub fn compare(
         comparison.differs(None, DifferenceKind::Different, what, Some(native));
     }
     let mut socket = open()?;
-    rules(&mut socket, environment, &mut comparison).map_err(|error| unreadable("nf_tables", &error))?;
+    rules(&mut socket, environment, settings, &mut comparison)
+        .map_err(|error| unreadable("nf_tables", &error))?;
     elements(&mut socket, family, &left, &at, &name, &mut comparison)
         .map_err(|error| unreadable("nf_tables", &error))?;
     comparison.settle();
@@ -163,16 +167,19 @@ fn servers<'a>(
     found: &Found,
     settings: &Settings,
     at: &Addresses<'a>,
-    name: &impl Fn(Option<u32>) -> Option<&'a ServicePortName>,
+    (name, keeps): (
+        &impl Fn(Option<u32>) -> Option<&'a ServicePortName>,
+        &impl Fn(Option<u32>, &Service, &Destination) -> bool,
+    ),
     comparison: &mut Comparison,
 ) {
     let mut standing: BTreeMap<ServiceKey, &FoundServer> =
         found.servers.iter().map(|server| (server.service.key, server)).collect();
-    for (key, (service, destinations, owner)) in &wanted.0 {
+    for (key, (service, destinations, index)) in &wanted.0 {
         comparison.compared += 1 + destinations.len();
-        let owner = name(*owner);
+        let owner = name(*index);
         let Some(server) = standing.remove(key) else {
-            let what = if matches!(key, ServiceKey::Mark { mark, .. } if *mark == SENTINEL) {
+            let what = if matches!(key, ServiceKey::Mark { mark, .. } if *mark == settings.marks.sentinel()) {
                 "the virtual server that nothing uses, by which it is seen that nobody cleared the table"
                     .to_owned()
             } else {
@@ -208,7 +215,7 @@ fn servers<'a>(
         }
         for to in left.into_values() {
             let what = format!("destination {} of virtual server {key}", socket(to));
-            if to.weight == 0 && render::drains(service) {
+            if to.weight == 0 && keeps(*index, service, to) {
                 comparison.owes(owner, format!("{what} keeps its connections until they end"));
             } else {
                 let native = Some(admin_destination("-d", key, to));
@@ -346,6 +353,7 @@ fn device(socket: &mut netlink::Socket, comparison: &mut Comparison) -> Result<(
 fn rules(
     socket: &mut netlink::Socket,
     environment: &Environment,
+    settings: &Settings,
     comparison: &mut Comparison,
 ) -> Result<(), netlink::Error> {
     let family = environment.family;
@@ -362,7 +370,7 @@ fn rules(
             );
         }
     }
-    let wanted = scratch::in_own_namespace(|| tables::tried(environment));
+    let wanted = scratch::in_own_namespace(|| tables::tried(environment, settings.marks));
     let wanted = match wanted.and_then(|tried| tried.map_err(io::Error::other)) {
         Ok(wanted) => wanted,
         Err(error) => {

@@ -248,10 +248,8 @@ impl<'a> Decider<'a> {
         if targets.is_empty() {
             return end(Verdict::Dropped, Some(policy), because);
         }
-        let itself = |target: &Target| {
-            // nftables recognises only this node's own endpoints talking to themselves.
-            target.addr == source.address && (self.mode != Mode::Nftables || target.local)
-        };
+        // Whatever its slice says of the node that it is on.
+        let itself = |target: &Target| target.addr == source.address;
         if !masqueraded && targets.iter().any(itself) {
             because.push("an endpoint that is sent to itself sees the node's address".to_owned());
         }

@@ -55,6 +55,11 @@ fn write(to: &mut Fnv, route: &Route) -> fmt::Result {
         write!(to, ";{title}")?;
         targets.iter().try_for_each(|one| target(to, one))?;
     }
+    // As in files of before there were any.
+    if !route.kept.is_empty() {
+        to.write_str(";kept")?;
+        route.kept.iter().try_for_each(|one| target(to, one))?;
+    }
     Ok(())
 }
 
@@ -103,6 +108,7 @@ mod tests {
             lost: Box::default(),
             cluster: [Target { addr: [10, 244, 1, 1].into(), port: 8080, local: true }].into(),
             local: Box::default(),
+            kept: Box::default(),
             endpoints: 1,
             protocol: Protocol::Tcp,
             external_policy: TrafficPolicy::Cluster,
@@ -125,6 +131,7 @@ mod tests {
         changed(&|route| route.cluster[0].local = false);
         changed(&|route| route.cluster[0].port = 8081);
         changed(&|route| route.local = route.cluster.clone());
+        changed(&|route| route.kept = route.cluster.clone());
         changed(&|route| route.lost = route.frontends.clone());
         changed(&|route| route.frontends[0].kind = FrontendKind::ExternalIp);
         changed(&|route| route.frontends[0].at = None);

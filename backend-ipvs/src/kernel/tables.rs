@@ -21,6 +21,7 @@ use crate::{
         op::Op,
         scaffold::{self, BASE_CHAINS, CHAINS, PREFIX, VIPS},
     },
+    settings::MarkSpace,
 };
 
 pub(crate) struct Tables {
@@ -68,10 +69,13 @@ pub(crate) fn written(
 }
 
 /// Writes the rules for an environment into the calling thread's network namespace and reads them back.
-pub(crate) fn tried(environment: &Environment) -> Result<BTreeMap<&'static str, Written>, ApplyError> {
+pub(crate) fn tried(
+    environment: &Environment,
+    marks: MarkSpace,
+) -> Result<BTreeMap<&'static str, Written>, ApplyError> {
     let mut socket = Socket::open(netlink::Protocol::Netfilter).map_err(lost)?;
     let mut batch = Batch::new();
-    scaffold::write(&mut batch, environment, true);
+    scaffold::write(&mut batch, environment, marks, true);
     batch.commit(&mut socket).map_err(lost)?;
     written(&mut socket, environment.family).map_err(lost)
 }

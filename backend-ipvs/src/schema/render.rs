@@ -272,6 +272,15 @@ pub(crate) fn drains(service: &Service) -> bool {
     !udp && service.scheduler != Scheduler::DH
 }
 
+/// Whether an endpoint that gets no new connections at a virtual server of this route is there for those that it has.
+pub(crate) fn keeps(route: &Route, service: &Service, to: (IpAddr, u16)) -> bool {
+    if service.scheduler == Scheduler::DH || route.protocol != Protocol::Udp {
+        return drains(service);
+    }
+    let mut serving = route.cluster.iter().chain(&route.local).chain(&route.kept);
+    serving.any(|target| (target.addr, target.port) == to)
+}
+
 /// Networks without those that another one holds: interval sets refuse overlaps.
 fn aggregate(mut nets: Vec<IpNet>) -> Vec<IpNet> {
     nets.sort_unstable_by_key(|net| (net.prefix_len(), *net));

@@ -152,6 +152,9 @@ pub struct Ipvs {
     /// In seconds; absent: for as long as connections last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_limit_seconds: Option<u64>,
+    /// Which packet marks select virtual servers, `VALUE/MASK`; absent: those of always.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub marks: Option<String>,
 }
 
 /// One family that the node serves.

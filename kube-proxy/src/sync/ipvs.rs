@@ -79,6 +79,7 @@ pub(crate) fn insight(settings: &effective::Settings) -> anyhow::Result<Option<i
         exclude_cidrs: chosen.exclude_cidrs.to_vec(),
         vip_binding: chosen.binding.as_str().to_owned(),
         drain_limit_seconds: chosen.drain_limit.map(|limit| limit.as_secs()),
+        marks: (chosen.marks != MarkSpace::default()).then(|| chosen.marks.to_string()),
     }))
 }
 
@@ -92,6 +93,11 @@ pub(crate) fn of_insight(from: &insight::state::Ipvs) -> anyhow::Result<Settings
         timeouts: Timeouts::default(),
         binding: from.vip_binding.parse().context("the state's vipBinding")?,
         drain_limit: from.drain_limit_seconds.map(Duration::from_secs),
+        marks: from
+            .marks
+            .as_deref()
+            .map_or(Ok(MarkSpace::default()), str::parse)
+            .context("the state's marks")?,
     })
 }
 
