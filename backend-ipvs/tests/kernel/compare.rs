@@ -74,6 +74,15 @@ fn after_any_history_nothing_differs_but_what_drains() {
                 driver.set("web", route(Protocol::Tcp, "10.96.0.1", endpoints));
                 assert_eq!(texts(&compared(&driver, &settings)), [""; 0], "{endpoints:?}");
             }
+            // One that still serves keeps its flows of UDP.
+            let mut leaves = route(Protocol::Udp, "10.96.0.3", &["10.2.0.2"]);
+            leaves.kept = route(Protocol::Udp, "10.96.0.3", &["10.1.0.2"]).cluster;
+            driver.set("dns", leaves);
+            let found = compared(&driver, &settings);
+            assert_eq!(texts(&found), [""; 0], "it is there for its flows");
+            assert!(!found.owed.is_empty(), "and that is owed");
+            driver.set("dns", route(Protocol::Udp, "10.96.0.3", &["10.2.0.2"]));
+            assert_eq!(texts(&compared(&driver, &settings)), [""; 0], "it serves no more, and is gone");
             driver.remove("web", Protocol::Tcp);
             let found = compared(&driver, &settings);
             assert_eq!(texts(&found), [""; 0], "its connections keep a virtual server");
