@@ -3,6 +3,7 @@
 pub(crate) mod client;
 pub(crate) mod cluster_size;
 pub(crate) mod events;
+mod message;
 pub(crate) mod node;
 pub(crate) mod node_watch;
 mod reflector;

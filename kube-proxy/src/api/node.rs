@@ -9,9 +9,9 @@ use proxy_core::model::Family;
 use serde::Deserialize;
 
 use crate::api::{
+    message::{Fields, Malformed, Value},
     slim::{Metadata, Object, object, read},
     watch::chain,
-    wire::{Fields, Malformed, Value},
 };
 
 /// How long to wait for the answer that is only asked for to say what is wrong.

@@ -9,7 +9,7 @@ mod metadata;
 mod protobuf;
 mod translation;
 
-use crate::api::wire::{Fields, Malformed};
+use crate::api::message::{Fields, Malformed};
 pub(crate) use metadata::{Metadata, Names};
 pub(crate) use protobuf::read;
 

@@ -1,43 +1,31 @@
 //! Carries what a [`Reflector`] asks to the API server, and what comes of it back. Nothing is cached here.
 
 use std::{
-    future::{Future, pending},
+    future::pending,
     hash::{BuildHasher, RandomState},
-    io,
-    pin::Pin,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use http::header;
-use http_body_util::BodyExt as _;
-use kube::{Client, client::Body};
-use proxy_core::model::ObjectName;
+use kube::client::Body;
 use tokio::time::{sleep_until, timeout_at};
 
 use crate::{
     api::{
-        events::{Event as ClusterEvent, Events},
-        reflector::{Event, Go, Next, Note, Reflector, Refusal, Request, Selection, Told, Version},
+        events::Event as ClusterEvent,
+        reflector::{Event, Go, Next, Note, Reflector, Request, Selection, Told},
         slim::Object,
-        wire::{self, Broken, Encoding, ListDecoder, ListPart, WatchDecoder, WatchPart},
+        wire::{self, Broken, ListDecoder, ListPart, WatchDecoder, WatchPart},
     },
     telemetry::{first_sync::Listing, metrics},
 };
 
-/// Of the body of a refusal, no more is read than this.
-const LARGEST_REFUSAL: usize = 64 * 1024;
-/// How long a request for one object, or the body of a refusal, may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+mod beside;
+mod exchange;
 
-/// Where objects come from.
-#[derive(Clone)]
-pub(crate) struct Source {
-    pub(crate) client: Client,
-    /// Which encodings to ask for (`wire::accept`).
-    pub(crate) accept: &'static str,
-    /// Told where an object cannot be read.
-    pub(crate) events: Option<Events>,
-}
+use beside::{Asked, Came, Found, ask_object, ask_version};
+pub(crate) use exchange::{Source, chain};
+use exchange::{encoding, is_connection_refused, next_piece, refusal, send};
 
 /// Lists and watches for ever; what is to be believed goes to `tell`. Returns only when that says that nobody listens any
 /// more. `first` takes the time of the first list.
@@ -83,15 +71,6 @@ impl Listening {
         self.listed |= matches!(told, Told::Listed);
         self.over |= !tell(told);
     }
-}
-
-type Asked<K> = Pin<Box<dyn Future<Output = Result<Option<Found<K>>, String>> + Send>>;
-
-/// An object that was asked for by its name.
-struct Found<K> {
-    name: ObjectName,
-    version: Version,
-    object: K,
 }
 
 impl<K: Object> Carrier<'_, K> {
@@ -155,13 +134,9 @@ impl<K: Object> Carrier<'_, K> {
         tell: &mut impl FnMut(Told<K>) -> bool,
     ) -> bool {
         loop {
-            let part = match decoder.next::<K>() {
-                Ok(Some(part)) => part,
-                Ok(None) => return false,
-                Err(Broken(why)) => {
-                    self.reflector.ended(now(), Some(why));
-                    return true;
-                }
+            let part = match self.part(decoder.next::<K>()) {
+                Ok(part) => part,
+                Err(over) => return over,
             };
             let Self { reflector, state, .. } = self;
             let mut tell = |told| state.pass(told, tell);
@@ -197,8 +172,9 @@ impl<K: Object> Carrier<'_, K> {
         let mut asked: Option<Asked<K>> = None;
         loop {
             let deadline = self.reflector.deadline();
-            let again = self.reflector.again_at().filter(|_| asked.is_none());
-            let wake = again.map_or(deadline, |again| again.min(deadline));
+            let beside = [self.reflector.again_at(), self.reflector.doubt_at()];
+            let beside = beside.into_iter().flatten().min().filter(|_| asked.is_none());
+            let wake = beside.map_or(deadline, |beside| beside.min(deadline));
             tokio::select! {
                 piece = next_piece(&mut body) => {
                     let piece = match piece {
@@ -219,18 +195,17 @@ impl<K: Object> Carrier<'_, K> {
                     if now() >= deadline {
                         return self.reflector.silent(now());
                     }
-                    asked = self.reflector.again(now()).map(|name| self.ask_again(name));
+                    asked = match self.reflector.doubt(now()) {
+                        Some(request) => Some(ask_version(self.source, request)),
+                        None => self.reflector.again(now()).map(|name| {
+                            ask_object(self.source, &name, self.reflector.request_for(&name))
+                        }),
+                    };
                 }
                 found = async { match &mut asked { Some(asked) => asked.await, None => pending().await } } => {
                     asked = None;
-                    match found {
-                        Ok(Some(Found { name, version, object })) => {
-                            let Self { reflector, state, .. } = self;
-                            let mut tell = |told| state.pass(told, tell);
-                            reflector.came_again(&name, &version, object, &mut tell);
-                        }
-                        Ok(None) => {}
-                        Err(error) => tracing::debug!(kind = K::KIND, error, "An object could still not be read"),
+                    if self.take_beside(found, tell) == Go::Away {
+                        return;
                     }
                 }
             }
@@ -238,16 +213,39 @@ impl<K: Object> Carrier<'_, K> {
         }
     }
 
+    /// What came of a question beside the watch.
+    fn take_beside(&mut self, came: Came<K>, tell: &mut impl FnMut(Told<K>) -> bool) -> Go {
+        let Self { reflector, state, .. } = self;
+        match came {
+            Came::Object(Ok(Some(Found { name, version, object }))) => {
+                let mut tell = |told| state.pass(told, tell);
+                reflector.came_again(&name, &version, object, &mut tell);
+                Go::On
+            }
+            Came::Object(Ok(None)) => Go::On,
+            Came::Object(Err(error)) => {
+                tracing::debug!(kind = K::KIND, error, "An object could still not be read");
+                Go::On
+            }
+            Came::Version(version) => reflector.doubt_answered(now(), &version),
+            Came::Refused(refusal) => reflector.doubt_refused(now(), &refusal),
+            Came::Nothing(error) => {
+                tracing::debug!(
+                    kind = K::KIND,
+                    error,
+                    "The version of the API server's storage was not told"
+                );
+                Go::On
+            }
+        }
+    }
+
     /// Answers whether there is nothing more to come of it.
     fn take_watch(&mut self, decoder: &mut WatchDecoder, tell: &mut impl FnMut(Told<K>) -> bool) -> bool {
         loop {
-            let part = match decoder.next::<K>() {
-                Ok(Some(part)) => part,
-                Ok(None) => return false,
-                Err(Broken(why)) => {
-                    self.reflector.ended(now(), Some(why));
-                    return true;
-                }
+            let part = match self.part(decoder.next::<K>()) {
+                Ok(part) => part,
+                Err(over) => return over,
             };
             let event = match part {
                 WatchPart::Applied(Ok(object)) => {
@@ -271,22 +269,16 @@ impl<K: Object> Carrier<'_, K> {
         }
     }
 
-    /// Asks for one object by its name; a list, as a proxy has the right to list, not to get.
-    fn ask_again(&self, name: ObjectName) -> Asked<K> {
-        let request = self.reflector.request_for(&name);
-        let source = self.source.clone();
-        Box::pin(async move {
-            let path = K::path(name.namespace());
-            let asked = async {
-                let response = send(&source, path, &request).await.map_err(|error| chain(&error))?;
-                if !response.status().is_success() {
-                    return Err(refusal(response).await.message);
-                }
-                let encoding = encoding(&response).ok_or("an unknown encoding")?;
-                only::<K>(response.into_body(), encoding).await
-            };
-            tokio::time::timeout(PATIENCE, asked).await.map_err(|_| "no answer".to_owned())?
-        })
+    /// The next part of an answer, or whether there is nothing more to come of it.
+    fn part<P>(&mut self, next: Result<Option<P>, Broken>) -> Result<P, bool> {
+        match next {
+            Ok(Some(part)) => Ok(part),
+            Ok(None) => Err(false),
+            Err(Broken(why)) => {
+                self.reflector.ended(now(), Some(why));
+                Err(true)
+            }
+        }
     }
 
     /// What has come since `begun` was decoded and told.
@@ -340,104 +332,6 @@ impl<K: Object> Carrier<'_, K> {
             }
         }
     }
-}
-
-async fn send(source: &Source, path: String, request: &Request) -> Result<http::Response<Body>, kube::Error> {
-    let request = http::Request::get(format!("{path}?{}", request.query()))
-        .header(header::ACCEPT, source.accept)
-        .body(Body::empty())
-        .map_err(kube::Error::HttpError)?;
-    source.client.send(request).await
-}
-
-fn encoding(response: &http::Response<Body>) -> Option<Encoding> {
-    Encoding::of(response.headers().get(header::CONTENT_TYPE)?.to_str().ok()?)
-}
-
-/// `None` at the end.
-async fn next_piece(body: &mut Body) -> Result<Option<impl std::ops::Deref<Target = [u8]>>, String> {
-    loop {
-        match body.frame().await {
-            None => return Ok(None),
-            Some(Err(error)) => return Err(chain(&error)),
-            Some(Ok(frame)) => {
-                if let Ok(data) = frame.into_data() {
-                    return Ok(Some(data));
-                }
-            }
-        }
-    }
-}
-
-/// What the server says about a request that it refused.
-async fn refusal(response: http::Response<Body>) -> Refusal {
-    let code = response.status().as_u16();
-    let encoding = encoding(&response);
-    let seconds =
-        response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    let mut body = response.into_body();
-    let mut text = Vec::new();
-    let read = async {
-        while let Ok(Some(piece)) = next_piece(&mut body).await {
-            text.extend_from_slice(&piece);
-            if text.len() > LARGEST_REFUSAL {
-                break;
-            }
-        }
-    };
-    // What the code alone says will do.
-    let _ = tokio::time::timeout(PATIENCE, read).await;
-    let refusal = wire::refusal(encoding, code, &text);
-    Refusal { retry_after: seconds.map(Duration::from_secs).or(refusal.retry_after), ..refusal }
-}
-
-/// The only object of a list.
-async fn only<K: Object>(mut body: Body, encoding: Encoding) -> Result<Option<Found<K>>, String> {
-    let mut decoder = ListDecoder::new(encoding);
-    let mut found = None;
-    loop {
-        let piece = next_piece(&mut body).await?;
-        decoder.feed(piece.as_deref());
-        while let Some(part) = decoder.next::<K>().map_err(|error| error.to_string())? {
-            match part {
-                ListPart::Item(Ok(object)) => {
-                    let metadata = object.metadata();
-                    found = Some(Found { name: metadata.name(), version: metadata.version(), object });
-                }
-                ListPart::Item(Err(unreadable)) => return Err(unreadable.why),
-                ListPart::Head { .. } => {}
-                ListPart::End => return Ok(found),
-            }
-        }
-    }
-}
-
-fn is_connection_refused(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut error = Some(error);
-    while let Some(cause) = error {
-        if cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-        {
-            return true;
-        }
-        error = cause.source();
-    }
-    false
-}
-
-/// An error with its sources, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 fn now() -> Instant {

@@ -6,8 +6,9 @@ use std::{
 };
 
 use super::{
-    LIVED, LONGEST_RETRY_AFTER, NOT_OFFERED, NOT_STREAMED, Need, Note, Reflector, Refusal, State,
-    WATCH_SPACING, WELL, request::From,
+    Go, LIVED, LONGEST_RETRY_AFTER, NOT_OFFERED, NOT_STREAMED, Need, Note, ORDINARY, Reflector, Refusal,
+    State, WATCH_SPACING, WELL,
+    request::{From, Request, Verb, Version},
 };
 
 impl Refusal {
@@ -84,6 +85,7 @@ impl<T> Reflector<T> {
             State::Watching { .. } if connection_refused => Need::Watch,
             _ => Need::List,
         };
+        self.doubt.rise();
         self.plain = !connection_refused && matches!(state, State::Streaming { .. });
         self.fail(now, need, what, Duration::ZERO);
     }
@@ -95,7 +97,11 @@ impl<T> Reflector<T> {
         match state {
             State::Watching { since, delivered, .. } => {
                 let lived = now.saturating_duration_since(since);
+                if why.is_some() || lived + ORDINARY < self.asked_for {
+                    self.doubt.rise();
+                }
                 if lived >= LIVED || delivered {
+                    self.back_off.rested();
                     let spacing = WATCH_SPACING.saturating_sub(lived);
                     self.state = State::Due { at: now + spacing, need: Need::Watch };
                 } else {
@@ -115,6 +121,7 @@ impl<T> Reflector<T> {
     /// Nothing was heard until `deadline`.
     pub(crate) fn silent(&mut self, now: Instant) {
         self.note_life(now);
+        self.doubt.rise();
         let state = self.leave(now);
         match state {
             State::Watching { heard: true, .. } => {
@@ -182,18 +189,61 @@ impl<T> Reflector<T> {
         self.promptly(now, Need::List, what);
     }
 
-    /// A watch that was heard of for long shows that the server is well.
-    fn note_life(&mut self, now: Instant) {
-        let State::Watching { since, heard: true, .. } = self.state else { return };
-        if self.last_word.min(now).saturating_duration_since(since) >= WELL {
-            let failures = self.back_off.lived();
-            self.recovered(failures);
+    /// A watch that was heard of for long, or that delivered and lived, shows that the server is well.
+    pub(super) fn note_life(&mut self, now: Instant) {
+        let State::Watching { since, heard, delivered } = self.state else { return };
+        let lived = now.saturating_duration_since(since);
+        if lived < LIVED {
+            return;
         }
-    }
-
-    pub(super) fn recovered(&mut self, failures: u32) {
+        self.back_off.rested();
+        let failures = if heard && self.last_word.min(now).saturating_duration_since(since) >= WELL {
+            self.back_off.lived()
+        } else if delivered {
+            self.back_off.delivered()
+        } else {
+            0
+        };
         if failures > 0 {
             self.notes.push(Note::Recovered(failures));
         }
+    }
+
+    /// When to ask whether the server knows the version that the running watch began from.
+    pub(crate) fn doubt_at(&self) -> Option<Instant> {
+        matches!(self.state, State::Watching { .. }).then(|| self.doubt.at())?
+    }
+
+    /// The request that asks so now.
+    pub(crate) fn doubt(&mut self, now: Instant) -> Option<Request> {
+        self.doubt_at()?;
+        let seen = self.seen.clone().filter(|_| self.doubt.take_due(now))?;
+        // With a limit it is asked of the storage, whatever the server has in its memory.
+        Some(self.request(Verb::List { from: From::NotBefore(seen), page: None, limit: Some(1) }))
+    }
+
+    /// What the server said to that: the version of its list.
+    pub(crate) fn doubt_answered(&mut self, now: Instant, version: &Version) -> Go {
+        match &self.seen {
+            Some(seen) if version.is_before(seen) => {
+                let what = format!("version {} after {}", version.as_str(), seen.as_str());
+                self.list_anew(now, what);
+                Go::Away
+            }
+            _ => {
+                self.doubt.settle();
+                Go::On
+            }
+        }
+    }
+
+    /// It did not answer that. Only where it says that it has never known the version does that mean anything.
+    pub(crate) fn doubt_refused(&mut self, now: Instant, refusal: &Refusal) -> Go {
+        if !refusal.too_large {
+            return Go::On;
+        }
+        self.unavailable = true;
+        self.list_anew(now, format!("{} ({}): {}", refusal.code, refusal.reason, refusal.message));
+        Go::Away
     }
 }

@@ -9,10 +9,11 @@ const LONGEST: Duration = Duration::from_secs(30);
 const JITTER: f64 = 0.5;
 /// Without a failure for so long, the server counts as well.
 const CALM: Duration = Duration::from_secs(120);
-/// So often a delivery alone takes the pauses back to the shortest before a calm is needed: a server that delivers one
-/// event and fails, again and again, is not well.
+/// So often a watch that delivered and lived for a moment takes the pauses back to the shortest before a calm is needed:
+/// a server that delivers one event and fails, again and again, is not well.
 const DELIVERIES: u8 = 8;
-/// So many requests may follow one another without a pause where the answer says that asking differently helps.
+/// So many requests may follow one another without a pause where the answer says that asking differently helps, until
+/// there was a pause or a watch that lived. With the first one and the watch after a list these are four at once.
 const PROMPT: u8 = 2;
 
 #[derive(Debug)]
@@ -47,7 +48,17 @@ impl BackOff {
         may
     }
 
-    /// A watch told of a change. Answers how many failures that ends.
+    /// A list is complete: if what follows it fails, asking differently does not help.
+    pub(super) fn listed(&mut self) {
+        self.prompt = 0;
+    }
+
+    /// Time has passed without a failure.
+    pub(super) fn rested(&mut self) {
+        self.prompt = PROMPT;
+    }
+
+    /// A watch told of a change and lived for a moment. Answers how many failures that ends.
     pub(super) fn delivered(&mut self) -> u32 {
         if self.failures == 0 || self.deliveries == 0 {
             return 0;
@@ -58,7 +69,6 @@ impl BackOff {
 
     /// A watch lived long enough for the server to count as well.
     pub(super) fn lived(&mut self) -> u32 {
-        self.prompt = PROMPT;
         std::mem::take(&mut self.failures)
     }
 }

@@ -39,6 +39,8 @@ struct Turn {
     restore: Option<usize>,
     /// How long a watch lives.
     lives: u16,
+    /// A watch from a version that is yet to come is accepted and silent.
+    silent_future: bool,
 }
 
 fn deed() -> impl Strategy<Value = Deed> {
@@ -63,13 +65,15 @@ fn turn() -> impl Strategy<Value = Turn> {
         prop::bool::weighted(0.2),
         prop::option::weighted(0.05, 1_usize..5),
         prop_oneof![Just(0_u16), 1_u16..3, 1_u16..700],
+        any::<bool>(),
     )
-        .prop_map(|(deed, changes, compact, restore, lives)| Turn {
+        .prop_map(|(deed, changes, compact, restore, lives, silent_future)| Turn {
             deed,
             changes,
             compact,
             restore,
             lives,
+            silent_future,
         })
 }
 
@@ -131,6 +135,10 @@ impl Server {
     }
 }
 
+fn too_large() -> Refusal {
+    Refusal { code: 504, too_large: true, ..Refusal::default() }
+}
+
 fn applied(name: &str, version: u64) -> Event<String> {
     let object = format!("{name}@{version}");
     Event::Applied { name: ObjectName::new("", name), version: Version::new(&version.to_string()), object }
@@ -156,7 +164,9 @@ impl History {
 
     fn turn(&mut self, turn: &Turn) {
         for (name, delete) in &turn.changes {
-            self.server.change(*name, *delete);
+            if !self.would_hide_a_restore() {
+                self.server.change(*name, *delete);
+            }
         }
         if turn.compact {
             self.server.forgotten = self.server.version();
@@ -185,6 +195,13 @@ impl History {
         self.take();
     }
 
+    /// A storage that was put back, and has counted up to the version that was seen before anybody asked it, cannot be told
+    /// from one that was not.
+    fn would_hide_a_restore(&self) -> bool {
+        let seen = self.play.reflector.seen.as_ref().and_then(Version::number);
+        self.newest == 0 && seen == Some(self.server.version() + 1)
+    }
+
     fn take(&mut self) {
         for told in std::mem::take(&mut self.play.told) {
             match told {
@@ -205,9 +222,7 @@ impl History {
             Deed::Refuse(code) => {
                 return reflector.refused(now, &Refusal { code: *code, ..Refusal::default() });
             }
-            Deed::TooLarge => {
-                return reflector.refused(now, &Refusal { code: 504, too_large: true, ..Refusal::default() });
-            }
+            Deed::TooLarge => return reflector.refused(now, &too_large()),
             Deed::ConnectionRefused => return reflector.unreachable(now, true, String::new()),
             Deed::Reset => return reflector.unreachable(now, false, String::new()),
             Deed::EndAtOnce => return reflector.ended(now, None),
@@ -229,12 +244,39 @@ impl History {
                     return reflector.refused(now, &Refusal { code: 410, ..Refusal::default() });
                 }
                 if from > self.server.version() {
-                    return reflector
-                        .refused(now, &Refusal { code: 504, too_large: true, ..Refusal::default() });
+                    if turn.silent_future {
+                        return self.silence();
+                    }
+                    return reflector.refused(now, &too_large());
                 }
+                reflector.opened(now);
                 self.follow(from, turn);
             }
         }
+    }
+
+    /// A watch of which nothing is heard, beside a storage that answers.
+    fn silence(&mut self) {
+        let Play { reflector, now, .. } = &mut self.play;
+        reflector.opened(*now);
+        while let Some(at) = reflector.doubt_at().filter(|at| *at < reflector.deadline()) {
+            *now = at;
+            let Some(request) = reflector.doubt(*now) else { continue };
+            let Verb::List { from: From::NotBefore(version), limit: Some(1), .. } = &request.verb else {
+                panic!("{request:?}")
+            };
+            let newest = self.server.version();
+            let go = if version.number().expect("a number") > newest {
+                reflector.doubt_refused(*now, &too_large())
+            } else {
+                reflector.doubt_answered(*now, &Version::new(&newest.to_string()))
+            };
+            if go == Go::Away {
+                return;
+            }
+        }
+        *now = reflector.deadline();
+        reflector.silent(*now);
     }
 
     /// The state to answer from; `None` where the reflector was told why not.
@@ -244,8 +286,7 @@ impl History {
         if let From::NotBefore(version) = from
             && version.number().expect("a number") > self.server.version()
         {
-            let refusal = Refusal { code: 504, too_large: true, ..Refusal::default() };
-            self.play.reflector.refused(self.play.now, &refusal);
+            self.play.reflector.refused(self.play.now, &too_large());
             return None;
         }
         let index = (self.server.states.len() - 1).saturating_sub(lag);
@@ -320,11 +361,16 @@ impl History {
         self.newest = version;
     }
 
-    /// After a failure follows a pause, and the pauses grow.
+    /// After a failure follows a pause, and never are there more than four requests without one: two where the answer
+    /// says that asking differently helps, the one before them, and the watch after a list.
     fn assert_paced(&self) {
         for pair in self.sent.windows(2) {
             let ((sent, failed), (next, _)) = (pair[0], pair[1]);
             assert!(!failed || next - sent >= Duration::from_millis(800), "after {:?}", next - sent);
+        }
+        for some in self.sent.windows(5) {
+            let time = some[4].0 - some[0].0;
+            assert!(time >= Duration::from_millis(800), "5 requests within {time:?}");
         }
     }
 }
@@ -340,7 +386,7 @@ proptest! {
         }
         history.assert_paced();
         // Then all is well.
-        let well = Turn { deed: Deed::Well, changes: vec![], compact: false, restore: None, lives: 60 };
+        let well = Turn { deed: Deed::Well, changes: vec![], compact: false, restore: None, lives: 60, silent_future: false };
         let begun = history.play.now;
         for _ in 0..5 {
             history.turn(&well);
@@ -361,7 +407,14 @@ proptest! {
     ) {
         let mut history = History::new(seed);
         for deed in deeds {
-            history.turn(&Turn { deed, changes: vec![], compact: false, restore: None, lives: 0 });
+            history.turn(&Turn {
+                deed,
+                changes: vec![],
+                compact: false,
+                restore: None,
+                lives: 0,
+                silent_future: false,
+            });
         }
         for (nth, pair) in history.sent.windows(2).enumerate() {
             let least = (0.8 * f64::from(1 << nth.min(10))).min(30.0);

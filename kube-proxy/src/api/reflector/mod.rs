@@ -12,6 +12,7 @@
 //! - A watch that could not be started leads to a new list, unless the server was busy (429) or not there (connection
 //!   refused). One that ends is started again where it ended, at once if it had lived.
 //! - Every failure leads to a pause (`back_off.rs`), and only a watch that works ends the growth of the pauses.
+//! - A watch that follows an interruption and is silent may be one from a version that is yet to come (`doubt.rs`).
 //! - Deletions that a list implies are told at its end; what was told before stays true if it never ends.
 
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use proxy_core::model::ObjectName;
 
 mod answers;
 mod back_off;
+mod doubt;
 mod known;
 mod objects;
 mod request;
@@ -31,6 +33,7 @@ mod histories;
 mod tests;
 
 use back_off::BackOff;
+use doubt::Doubt;
 use known::Known;
 pub(crate) use request::{From, Request, Verb, Version};
 use unreadable::Unreadables;
@@ -41,6 +44,8 @@ const PAGE: u32 = 500;
 const LIVED: Duration = Duration::from_secs(1);
 /// A watch that lived so long shows that the server is well.
 const WELL: Duration = Duration::from_secs(30);
+/// A watch that ends so much before its time was interrupted.
+const ORDINARY: Duration = Duration::from_secs(10);
 /// Two watches begin at least so far apart.
 const WATCH_SPACING: Duration = Duration::from_millis(800);
 /// How long a list may be silent; the API server itself gives up a list after 60 s.
@@ -213,6 +218,9 @@ pub(crate) struct Reflector<T> {
     /// Lists of the past in a row.
     past: u32,
     back_off: BackOff,
+    doubt: Doubt,
+    /// How long the watch that runs, or ran last, was asked to last.
+    asked_for: Duration,
     known: Known<T>,
     unreadable: Unreadables,
     random: u64,
@@ -232,6 +240,8 @@ impl<T> Reflector<T> {
             plain: false,
             past: 0,
             back_off: BackOff::new(),
+            doubt: Doubt::default(),
+            asked_for: Duration::ZERO,
             known: Known::new(),
             unreadable: Unreadables::default(),
             random: seed,
@@ -307,6 +317,10 @@ impl<T> Reflector<T> {
     /// The head of an answer came.
     pub(crate) fn opened(&mut self, now: Instant) {
         self.last_word = now;
+        if let State::Watching { .. } = self.state {
+            let random = self.random();
+            self.doubt.watch_began(now, random);
+        }
     }
 
     /// A part of an answer's body came.
@@ -315,6 +329,7 @@ impl<T> Reflector<T> {
         if let State::Watching { heard, .. } = &mut self.state {
             *heard = true;
         }
+        self.note_life(now);
     }
 
     /// What is worth a line in the log since this was asked last.
@@ -343,6 +358,8 @@ impl<T> Reflector<T> {
     /// 5 to 10 minutes, so that the nodes of a cluster do not come back all at once.
     fn watch_seconds(&mut self) -> u32 {
         let part = Duration::from_secs(300).mul_f64(self.random());
-        300 + u32::try_from(part.as_secs()).expect("below 300")
+        let seconds = 300 + u32::try_from(part.as_secs()).expect("below 300");
+        self.asked_for = Duration::from_secs(seconds.into());
+        seconds
     }
 }

@@ -141,6 +141,7 @@ impl<T> Reflector<T> {
         }
         let news = self.seen.as_ref() != Some(&version);
         self.seen = Some(version.clone());
+        self.doubt.settle();
         match event {
             Event::Applied { name, object, .. } => {
                 self.unreadable.forget(&name);
@@ -155,12 +156,8 @@ impl<T> Reflector<T> {
             Event::Unreadable { name, why, .. } => self.unreadable(now, &name, &version, why),
             Event::Bookmark { .. } | Event::Error(_) => return Go::On,
         }
-        if news {
-            if let State::Watching { delivered, .. } = &mut self.state {
-                *delivered = true;
-            }
-            let failures = self.back_off.delivered();
-            self.recovered(failures);
+        if news && let State::Watching { delivered, .. } = &mut self.state {
+            *delivered = true;
         }
         Go::On
     }
@@ -211,6 +208,8 @@ impl<T> Reflector<T> {
         self.unavailable = false;
         self.plain = false;
         self.past = 0;
+        self.doubt.settle();
+        self.back_off.listed();
         tell(Told::Listed);
     }
 }

@@ -241,6 +241,93 @@ fn row_4_where_the_version_is_not_to_be_had_the_newest_is_listed_at_once() {
 }
 
 #[test]
+fn row_4_a_watch_that_is_silent_after_an_interruption_is_doubted_once_a_minute() {
+    let mut play = Play::watching();
+    let mut asked: Option<Instant> = None;
+    for interruption in 0..4 {
+        play.pass(seconds(20));
+        play.reflector.ended(play.now, Some("reset".to_owned()));
+        play.at_once("watch=true&resourceVersion=100");
+        play.reflector.unreachable(play.now, true, "refused".to_owned());
+        play.ask();
+        assert_eq!(play.reflector.doubt_at(), None, "nothing was accepted");
+        play.reflector.opened(play.now);
+        let at = play.reflector.doubt_at().expect("it is doubted");
+        assert!(asked.is_none_or(|asked| at - asked >= seconds(60)), "{interruption}");
+        assert!(asked.is_some() || at - play.now <= seconds(1), "the first one waits");
+        if at - play.now < seconds(20) {
+            play.now = at;
+            let request = play.reflector.doubt(play.now).expect("it is time").query();
+            assert_eq!(request, "resourceVersion=100&resourceVersionMatch=NotOlderThan&limit=1");
+            assert_eq!(play.reflector.doubt(play.now), None);
+            asked = Some(at);
+            // It cannot say.
+            let unknown = Refusal { code: 500, ..Refusal::default() };
+            assert_eq!(play.reflector.doubt_refused(play.now, &unknown), Go::On);
+        }
+    }
+    // A word of the watch, or of the server, settles it.
+    assert_eq!(play.bookmark(101, false), Go::On);
+    assert_eq!(play.reflector.doubt_at(), None);
+    play.pass(seconds(61));
+    play.reflector.ended(play.now, None);
+    play.at_once("watch=true&resourceVersion=101");
+    play.reflector.opened(play.now);
+    assert!(play.reflector.doubt_at().is_some());
+    assert_eq!(play.reflector.doubt_answered(play.now, &at(102)), Go::On);
+    assert_eq!(play.reflector.doubt_at(), None);
+}
+
+#[test]
+fn row_4_a_storage_that_never_knew_the_version_is_listed_at_once() {
+    let mut play = Play::watching();
+    play.pass(seconds(60));
+    play.reflector.ended(play.now, None);
+    play.at_once("watch=true&resourceVersion=100");
+    play.reflector.opened(play.now);
+    play.now = play.reflector.doubt_at().expect("it ended before its time");
+    assert!(play.reflector.doubt(play.now).is_some());
+    let too_large = Refusal { code: 504, too_large: true, ..Refusal::default() };
+    assert_eq!(play.reflector.doubt_refused(play.now, &too_large), Go::Away);
+    let (waited, query) = play.ask();
+    assert!(waited.is_zero() && !query.contains("resourceVersion="), "{query}");
+    assert_eq!(play.bookmark(40, true), Go::On);
+    assert_eq!(play.heard(), ["-a", "-b", "listed"]);
+}
+
+#[test]
+fn a_watch_that_ends_when_it_was_to_end_is_not_doubted() {
+    let mut play = Play::watching();
+    play.pass(seconds(600));
+    play.reflector.ended(play.now, None);
+    play.at_once("watch=true&resourceVersion=100");
+    play.reflector.opened(play.now);
+    assert_eq!(play.reflector.doubt_at(), None);
+}
+
+#[test]
+fn only_a_watch_that_lived_ends_the_growth_of_the_pauses() {
+    let mut play = Play::watching();
+    play.pass(seconds(60));
+    play.reflector.ended(play.now, None);
+    play.at_once("watch=true");
+    for nth in 0..4 {
+        play.reflector.unreachable(play.now, true, "refused".to_owned());
+        play.after_failure(nth, "watch=true&resourceVersion=");
+    }
+    // Accepted and broken at once: worse still, whatever it tells.
+    let _ = play.applied("a", 110);
+    play.refuse(500);
+    play.after_failure(4, "resourceVersion=110");
+    assert_eq!(play.bookmark(110, true), Go::On);
+    play.pass(seconds(2));
+    let _ = play.applied("a", 120);
+    play.refuse(500);
+    assert!(play.reflector.take_notes().contains(&Note::Recovered(5)));
+    play.after_failure(0, "resourceVersion=120");
+}
+
+#[test]
 fn row_5_a_list_of_the_past_is_not_believed() {
     let mut play = Play::watching();
     play.pass(seconds(60));
@@ -453,6 +540,22 @@ fn watches_begin_at_least_so_far_apart_whatever_they_deliver() {
         assert_eq!(waited, WATCH_SPACING);
         assert!(query.contains(&format!("watch=true&resourceVersion={version}")), "{query}");
     }
+}
+
+#[test]
+fn lists_that_work_and_watches_that_are_of_the_future_are_no_circle_without_a_pause() {
+    let mut play = Play::watching();
+    play.pass(seconds(60));
+    play.reflector.ended(play.now, None);
+    play.at_once("watch=true");
+    play.too_large();
+    play.at_once("sendInitialEvents");
+    play.refuse(422);
+    play.at_once("limit=500");
+    assert_eq!(play.list(130, &[]), Go::On);
+    play.at_once("watch=true&resourceVersion=130");
+    play.too_large();
+    play.after_failure(0, "");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::{
     SessionAffinityConfig,
     metadata::{ANNOTATION_LIST_END, Pairs, is_of_interest},
 };
-use crate::api::wire::{Fields, Malformed, Value};
+use crate::api::message::{Fields, Malformed, Value};
 
 /// Reads a message: `number => name: what to do with the value`.
 macro_rules! read {

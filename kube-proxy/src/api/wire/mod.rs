@@ -14,14 +14,11 @@ use super::{
 };
 
 mod json;
-mod message;
 mod protobuf;
 mod scanner;
 
 #[cfg(test)]
 mod tests;
-
-pub(crate) use message::{Fields, Malformed, Value};
 
 /// The largest object that is taken: etcd takes 1.5 MiB, which JSON may double.
 const LARGEST: usize = 16 * 1024 * 1024;

@@ -2,11 +2,9 @@
 //! (`k8s.io/apimachinery/pkg/runtime/generated.proto`). A watch is one frame after another, each with its length in four
 //! bytes before it, and a message `WatchEvent` in it.
 
-use super::{
-    Broken, Buffer, Cause, Details, LARGEST, ListPart, Status, Unreadable, WatchPart,
-    message::{Fields, Head, HeadKind, Malformed},
-};
+use super::{Broken, Buffer, Cause, Details, LARGEST, ListPart, Status, Unreadable, WatchPart};
 use crate::api::{
+    message::{Fields, Head, HeadKind, Malformed},
     reflector::{Refusal, Version},
     slim::{Metadata, Names, Object},
 };

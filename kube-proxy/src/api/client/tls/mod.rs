@@ -5,10 +5,7 @@
 
 use std::sync::Arc;
 
-use rustls::{
-    ClientConfig,
-    client::{Resumption, danger::ServerCertVerifier},
-};
+use rustls::{ClientConfig, client::Resumption};
 
 pub(super) mod authority;
 mod certificate;
@@ -24,7 +21,7 @@ pub(super) mod tests;
 
 use super::identity::Identity;
 use authority::Authority;
-use verifier::{Anybody, Verifier};
+use verifier::Verifier;
 
 /// Whom to believe.
 #[derive(Debug, Clone)]
@@ -38,12 +35,11 @@ pub(super) enum Trust {
 /// Everything that a handshake needs to know.
 pub(super) fn config(trust: Trust, identity: &Arc<Identity>) -> anyhow::Result<ClientConfig> {
     let provider = Arc::new(curve::provider());
-    let verifier: Arc<dyn ServerCertVerifier> = match trust {
-        Trust::Authority(authority) => {
-            Arc::new(Verifier::new(authority, provider.signature_verification_algorithms))
-        }
-        Trust::Anybody => Arc::new(Anybody::new(provider.signature_verification_algorithms)),
+    let authority = match trust {
+        Trust::Authority(authority) => Some(authority),
+        Trust::Anybody => None,
     };
+    let verifier = Arc::new(Verifier::new(authority, provider.signature_verification_algorithms));
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()

@@ -114,7 +114,8 @@ const DAY: i64 = 86_400;
 /// What is said about a server that shows these, by whoever has this authority file, so many days from now.
 fn verdict(authority: &[u8], shown: &[&Party], host: &str, days: i64) -> Result<(), String> {
     let authority = Authority::of_text(authority).map_err(|error| format!("{error:#}"))?;
-    let verifier = Verifier::new(Arc::new(authority), curve::provider().signature_verification_algorithms);
+    let verifier =
+        Verifier::new(Some(Arc::new(authority)), curve::provider().signature_verification_algorithms);
     let chain: Vec<CertificateDer<'static>> = shown.iter().map(|party| party.der()).collect();
     let name = ServerName::try_from(host.to_owned()).expect("a name");
     let now = i64::try_from(UnixTime::now().as_secs()).expect("a time") + days * DAY;

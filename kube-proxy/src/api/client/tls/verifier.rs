@@ -15,15 +15,16 @@ use super::{
     path::{self, Host, Refusal, Rules},
 };
 
-/// Believes those whom an authority vouches for.
+/// Believes those whom an authority vouches for, if they have the key of the certificate that they show.
 #[derive(Debug)]
 pub(super) struct Verifier {
-    authority: Arc<Authority>,
+    /// `None`: nobody needs to be vouched for.
+    authority: Option<Arc<Authority>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Verifier {
-    pub(super) fn new(authority: Arc<Authority>, algorithms: WebPkiSupportedAlgorithms) -> Self {
+    pub(super) fn new(authority: Option<Arc<Authority>>, algorithms: WebPkiSupportedAlgorithms) -> Self {
         Self { authority, algorithms }
     }
 }
@@ -45,6 +46,7 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        let Some(authority) = &self.authority else { return Ok(ServerCertVerified::assertion()) };
         let server = parse(server)?;
         // One that nobody can read leads nowhere; another may.
         let between: Vec<_> = between.iter().filter_map(|der| Certificate::parse(der).ok()).collect();
@@ -53,7 +55,7 @@ impl ServerCertVerifier for Verifier {
             ServerName::IpAddress(ip) => Host::Ip((*ip).into()),
             _ => return Err(Error::UnsupportedNameType),
         };
-        let authority = self.authority.certificates();
+        let authority = authority.certificates();
         let roots: Vec<_> = authority.iter().filter_map(|der| Certificate::parse(der).ok()).collect();
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         let rules = Rules { roots: &roots, algorithms: self.algorithms.all, now };
@@ -117,51 +119,4 @@ fn signature(
         "its key ({}) is of a kind that is not accepted (RSA of 2048 to 8192 bits, ECDSA with P-256, P-384 or P-521, Ed25519)",
         server.parsed.public_key().algorithm.algorithm
     ))))
-}
-
-/// Believes anybody who has the key of the certificate that he shows.
-#[derive(Debug)]
-pub(super) struct Anybody {
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl Anybody {
-    pub(super) fn new(algorithms: WebPkiSupportedAlgorithms) -> Self {
-        Self { algorithms }
-    }
-}
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _server: &CertificateDer<'_>,
-        _between: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        server: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        signature(&self.algorithms, message, server, signed, false)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        server: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        signature(&self.algorithms, message, server, signed, true)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
 }

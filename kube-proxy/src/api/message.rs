@@ -139,14 +139,14 @@ const CUT: Malformed = Malformed { field: String::new(), what: "it ends in the m
 
 /// The head of a field; of a number, all of it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Head {
-    pub(super) field: u32,
-    pub(super) kind: HeadKind,
-    pub(super) size: usize,
+pub(crate) struct Head {
+    pub(crate) field: u32,
+    pub(crate) kind: HeadKind,
+    pub(crate) size: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) enum HeadKind {
+pub(crate) enum HeadKind {
     Number(u64),
     /// So many bytes follow.
     Bytes(u64),
@@ -155,7 +155,7 @@ pub(super) enum HeadKind {
 
 impl Head {
     /// `None`: not all of it is there.
-    pub(super) fn read(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
         let Some((key, key_size)) = varint(bytes)? else { return Ok(None) };
         let field = u32::try_from(key >> 3).ok().filter(|field| *field > 0);
         let field = field.ok_or_else(|| Malformed::new("a field of an impossible number"))?;
