@@ -91,22 +91,8 @@ impl Model {
         let mut dice = 0;
         loop {
             let before = self.clients.clone();
-            let mut walk = Walk {
-                model: self,
-                node,
-                source: packet.source,
-                to: packet.to,
-                interface: packet.interface.clone(),
-                protocol: packet.protocol,
-                priority: packet.priority,
-                mark: 0,
-                translated: false,
-                masqueraded: false,
-                dice,
-                widest: 1,
-                moment: Moment::First,
-                met: Met::default(),
-            };
+            let mut walk = Walk::new(self, packet, node);
+            walk.dice = dice;
             let fate = walk.through();
             let (priority, widest) = (walk.priority, walk.widest);
             ends.insert(End { fate, priority });
@@ -120,8 +106,22 @@ impl Model {
 
     /// What a packet meets on its way through the hooks; all random numbers are 0.
     pub fn meets(&mut self, packet: &Packet, moment: Moment, node: &[IpAddr]) -> Met {
-        let mut walk = Walk {
-            model: self,
+        let mut walk = Walk::new(self, packet, node);
+        walk.moment = moment;
+        walk.translated = matches!(
+            moment,
+            Moment::Established { translated: true } | Moment::Unanswered { translated: true }
+        );
+        walk.through();
+        walk.met
+    }
+}
+
+impl<'a> Walk<'a> {
+    /// The first packet of a connection, before it has met anything.
+    fn new(model: &'a mut Model, packet: &Packet, node: &'a [IpAddr]) -> Self {
+        Self {
+            model,
             node,
             source: packet.source,
             to: packet.to,
@@ -129,18 +129,13 @@ impl Model {
             protocol: packet.protocol,
             priority: packet.priority,
             mark: 0,
-            translated: matches!(
-                moment,
-                Moment::Established { translated: true } | Moment::Unanswered { translated: true }
-            ),
+            translated: false,
             masqueraded: false,
             dice: 0,
             widest: 1,
-            moment,
+            moment: Moment::First,
             met: Met::default(),
-        };
-        walk.through();
-        walk.met
+        }
     }
 }
 

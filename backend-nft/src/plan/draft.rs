@@ -46,6 +46,31 @@ pub(crate) struct Draft<'a> {
     pub(crate) networks: &'a [IpNet],
 }
 
+impl<'a> Draft<'a> {
+    /// Of a table that is there and filled.
+    pub(crate) fn new(
+        state: &'a mut State,
+        undo: &'a mut Undo,
+        generation: u32,
+        now: Instant,
+        networks: &'a [IpNet],
+    ) -> Self {
+        Self {
+            state,
+            undo,
+            generation,
+            now,
+            fresh: false,
+            owner: None,
+            classes: Vec::new(),
+            deletes: Vec::new(),
+            adds: Vec::new(),
+            last: Vec::new(),
+            networks,
+        }
+    }
+}
+
 impl Draft<'_> {
     /// Turns `before` into `after`.
     pub(crate) fn change(

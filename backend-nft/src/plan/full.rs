@@ -12,12 +12,12 @@ use proxy_core::{
 use crate::{
     plan::{
         draft::Draft,
-        planner::{Installed, Pending, Planner, class_step, service_networks},
+        planner::{Installed, Pending, Planner, add_rules, class_step, service_networks},
         state::Remembered,
     },
     schema::{
         found::{Found, FoundChain, FoundHook},
-        name::{Base, ChainName, Place, Set, SetName},
+        name::{Base, Place, Set, SetName},
         operation::{Op, Operation},
         scaffold::Scaffold,
         value::{INDEX_BITS, STICKY_BASE, WIDE_INDEX_BITS},
@@ -47,19 +47,8 @@ impl Planner {
         state.remembered = remembered(&found);
         let networks = service_networks(environment);
         let mut undo = state.begin();
-        let mut draft = Draft {
-            state: &mut *state,
-            undo: &mut undo,
-            generation,
-            now,
-            fresh: true,
-            owner: None,
-            classes: Vec::new(),
-            deletes: Vec::new(),
-            adds: Vec::new(),
-            last: Vec::new(),
-            networks: &networks,
-        };
+        let mut draft = Draft::new(&mut *state, &mut undo, generation, now, &networks);
+        draft.fresh = true;
         draft.addresses(environment, environment);
         for (at, (name, route)) in (0..).zip(routes) {
             draft.owner = Some(at);
@@ -144,21 +133,9 @@ fn chains(scaffold: &Scaffold<'_>) -> Step<Op> {
     let mut step = Step::default();
     for (chain, rules) in scaffold.shared_chains() {
         step.push(Op(Operation::AddChain { name: chain }), None);
-        add_rules(&mut step, scaffold, chain, rules);
+        add_rules(&mut step, scaffold, chain, rules, None);
     }
     step
-}
-
-fn add_rules(
-    step: &mut Step<Op>,
-    scaffold: &Scaffold<'_>,
-    chain: ChainName,
-    rules: Vec<Arc<crate::schema::statement::Rule>>,
-) {
-    let family = scaffold.environment.family;
-    for rule in rules {
-        step.push(Op(Operation::AddRule { family, chain, rule }), None);
-    }
 }
 
 /// Exchanges the rules of all base chains at once. One that is there and hooked in as it should be stays.
@@ -179,7 +156,7 @@ fn switch(scaffold: &Scaffold<'_>, found: &Found) -> Step<Op> {
             None => step.push(Op(Operation::AddBase { base }), None),
         }
         let chain = scaffold.chain(Place::Base(base));
-        add_rules(&mut step, scaffold, chain, scaffold.base_rules(base));
+        add_rules(&mut step, scaffold, chain, scaffold.base_rules(base), None);
     }
     step
 }

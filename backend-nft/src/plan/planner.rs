@@ -117,19 +117,7 @@ impl Seam for Planner {
         }
         let mut undo = installed.state.begin();
         let networks = service_networks(environment);
-        let mut draft = Draft {
-            state: &mut installed.state,
-            undo: &mut undo,
-            generation: installed.generation,
-            now,
-            fresh: false,
-            owner: None,
-            classes: Vec::new(),
-            deletes: Vec::new(),
-            adds: Vec::new(),
-            last: Vec::new(),
-            networks: &networks,
-        };
+        let mut draft = Draft::new(&mut installed.state, &mut undo, installed.generation, now, &networks);
         draft.addresses(known, environment);
         for (at, change) in (0..).zip(changes) {
             draft.owner = Some(at);
@@ -207,15 +195,25 @@ pub(crate) fn service_networks(environment: &Environment) -> Vec<IpNet> {
 /// Writes the rules of all base chains anew, in one transaction.
 pub(crate) fn base_step(scaffold: &Scaffold<'_>) -> Step<Op> {
     let mut step = Step::default();
-    let family = scaffold.environment.family;
     for base in Base::ALL {
         step.push(Op(Operation::FlushChain { name: base.as_str().into() }), None);
         let chain = scaffold.chain(Place::Base(base));
-        for rule in scaffold.base_rules(base) {
-            step.push(Op(Operation::AddRule { family, chain, rule }), None);
-        }
+        add_rules(&mut step, scaffold, chain, scaffold.base_rules(base), None);
     }
     step
+}
+
+pub(crate) fn add_rules(
+    step: &mut Step<Op>,
+    scaffold: &Scaffold<'_>,
+    chain: ChainName,
+    rules: Vec<Arc<Rule>>,
+    owner: Option<u32>,
+) {
+    let family = scaffold.environment.family;
+    for rule in rules {
+        step.push(Op(Operation::AddRule { family, chain, rule }), owner);
+    }
 }
 
 /// Chains must be there before a key leads to them: a packet reads its rules as they were when it entered, but
@@ -231,9 +229,7 @@ pub(crate) fn class_step(
     let fill = |step: &mut Step<Op>, chain: ChainName, rules: Vec<Arc<Rule>>, owner| {
         step.push(Op(Operation::AddChain { name: chain }), owner);
         step.push(Op(Operation::FlushChain { name: chain.to_string().into() }), owner);
-        for rule in rules {
-            step.push(Op(Operation::AddRule { family, chain, rule }), owner);
-        }
+        add_rules(step, scaffold, chain, rules, owner);
     };
     let mut restricting = None;
     for (class, owner) in classes {
