@@ -2,6 +2,7 @@
 //! and an oracle that says where each packet may go.
 
 pub mod apiserver;
+pub mod connect_proxy;
 mod connection;
 pub mod history;
 pub mod interrupt;

@@ -75,6 +75,7 @@ pub fn check(journal: &[Asked], path: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apiserver::Peer;
 
     fn asked(at: f64, query: &str, code: u16, ended: f64, changes: usize) -> Asked {
         Asked {
@@ -85,6 +86,9 @@ mod tests {
             code: Some(code),
             ended: Some(Duration::from_secs_f64(ended)),
             changes,
+            is_http2: false,
+            token: None,
+            peer: Peer::default(),
         }
     }
 

@@ -44,6 +44,7 @@ fn follow(mode: Mode, default_seed: u64, default_steps: usize) {
             variables: Vec::new(),
             // The histories name times of creation, and give one address to many.
             embedded_server: true,
+            secure: None,
         };
         let mut told = vec![format!("seed {seed}: {options:?}")];
         let mut lab = Lab::start(options).expect("root, and a kube-proxy that was built");

@@ -32,6 +32,8 @@ pub struct Faults {
     pub hang: bool,
     /// Answer a watch from a forgotten version with HTTP 410 instead of an ERROR event.
     pub gone_as_http: bool,
+    /// Whoever does not bring one of these tokens is answered 401.
+    pub tokens: Option<BTreeSet<String>>,
 }
 
 /// A replica that has not heard of the latest changes.
@@ -68,5 +70,7 @@ pub(crate) struct Control {
     pub(crate) close: u64,
     pub(crate) expire: u64,
     pub(crate) cut: u64,
+    pub(crate) go_away: u64,
+    pub(crate) tear: u64,
     pub(crate) down: bool,
 }

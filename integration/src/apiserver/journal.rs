@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::http::{Method, Uri};
+use axum::extract::Request;
+use axum::http::{Version, header};
 
 /// How many of the latest requests are remembered.
 const REQUESTS: usize = 10_000;
@@ -22,6 +23,19 @@ pub struct Asked {
     pub ended: Option<Duration>,
     /// How many changes a watch told of.
     pub changes: usize,
+    /// Whether HTTP/2 was spoken.
+    pub is_http2: bool,
+    /// The bearer token.
+    pub token: Option<String>,
+    pub peer: Peer,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Peer {
+    pub encrypted: bool,
+    /// The client certificate that was shown, as DER.
+    pub certificate: Option<Vec<u8>>,
 }
 
 impl Asked {
@@ -51,15 +65,20 @@ impl Journal {
         Self { begun: now(), entries: Mutex::default() }
     }
 
-    pub(crate) fn note(&self, method: &Method, uri: &Uri) -> Entry {
+    pub(crate) fn note(&self, request: &Request) -> Entry {
+        let uri = request.uri();
+        let token = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let asked = Asked {
             at: now() - self.begun,
-            method: method.to_string(),
+            method: request.method().to_string(),
             path: uri.path().to_owned(),
             query: uri.query().unwrap_or_default().to_owned(),
             code: None,
             ended: None,
             changes: 0,
+            is_http2: request.version() == Version::HTTP_2,
+            token: token.and_then(|value| value.strip_prefix("Bearer ")).map(str::to_owned),
+            peer: request.extensions().get::<Peer>().cloned().unwrap_or_default(),
         };
         let entry = Entry { begun: self.begun, asked: Arc::new(Mutex::new(asked)) };
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,6 +103,10 @@ impl Journal {
 impl Entry {
     fn get<T>(&self, read: impl FnOnce(&mut Asked) -> T) -> T {
         read(&mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn token(&self) -> Option<String> {
+        self.get(|asked| asked.token.clone())
     }
 
     pub(crate) fn is_watch(&self) -> bool {

@@ -3,13 +3,16 @@
 //! It keeps what clients depend on (resource versions, watches, bookmarks, streaming lists, paging, selectors, 410 Gone)
 //! and leaves out what they do not see (validation, defaults, admission, storage, authentication).
 
+mod certificates;
 mod clock;
+mod connections;
 mod faults;
 mod journal;
 mod protobuf;
 mod reading;
 mod resource;
 mod routing;
+mod security;
 mod selector;
 mod shared;
 mod status;
@@ -24,18 +27,16 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use axum::routing::any;
-use hyper_util::rt::TokioIo;
-use hyper_util::service::TowerToHyperService;
 use serde_json::Value;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 
+pub use certificates::{Authority, Certified};
 use faults::Control;
 pub use faults::{Faults, FromTheFuture, Lag, SlowBody};
-pub use journal::Asked;
 use journal::Journal;
+pub use journal::{Asked, Peer};
 use resource::RESOURCES;
+pub use security::{Dialect, Security};
 use selector::Selector;
 use shared::Shared;
 use store::Store;
@@ -46,6 +47,7 @@ use stored::Key;
 pub struct ApiServer {
     shared: Arc<Shared>,
     address: SocketAddr,
+    is_secure: bool,
     stop: watch::Sender<bool>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -69,6 +71,20 @@ impl ApiServer {
 
     /// The same, with bookmarks on idle watches every `bookmark_interval`.
     pub fn start_with(address: SocketAddr, bookmark_interval: Duration) -> io::Result<Self> {
+        Self::begin(address, bookmark_interval, None)
+    }
+
+    /// Serves over TLS.
+    pub fn start_secure(address: SocketAddr, security: Security) -> io::Result<Self> {
+        Self::begin(address, Duration::from_secs(60), Some(security))
+    }
+
+    fn begin(
+        address: SocketAddr,
+        bookmark_interval: Duration,
+        security: Option<Security>,
+    ) -> io::Result<Self> {
+        let is_secure = security.is_some();
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
@@ -89,7 +105,8 @@ impl ApiServer {
             };
             runtime.block_on(async move {
                 let listener = tokio::net::TcpListener::from_std(listener);
-                let accepting = listener.map(|listener| accept(for_thread, listener, address, stopped));
+                let accepting = listener
+                    .map(|listener| connections::accept(for_thread, listener, address, security, stopped));
                 match accepting {
                     Ok(accepting) => {
                         drop(ready.send(Ok(())));
@@ -100,7 +117,7 @@ impl ApiServer {
             });
         })?;
         started.recv().map_err(io::Error::other)??;
-        Ok(Self { shared, address, stop, thread: Some(thread) })
+        Ok(Self { shared, address, is_secure, stop, thread: Some(thread) })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -108,7 +125,8 @@ impl ApiServer {
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.is_secure { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
     }
 
     /// A kubeconfig file's text for this server.
@@ -239,6 +257,16 @@ impl ApiServer {
         self.shared.control.send_modify(|control| control.cut += 1);
     }
 
+    /// Tells all clients to make new connections for what they ask from now on (GOAWAY of HTTP/2); what runs goes on.
+    pub fn go_away(&self) {
+        self.shared.control.send_modify(|control| control.go_away += 1);
+    }
+
+    /// Resets every connection that there is in the middle of what is sent on it next.
+    pub fn tear_connections(&self) {
+        self.shared.control.send_modify(|control| control.tear += 1);
+    }
+
     /// Drops all connections and refuses new ones until `come_back`.
     pub fn go_down(&self) {
         self.shared.control.send_modify(|control| control.down = true);
@@ -276,58 +304,4 @@ fn address_of(kind: &str, namespace: &str, name: &str) -> Result<(usize, Key), O
         .ok_or_else(|| ObjectError::UnknownKind { api_version: String::new(), kind: kind.to_owned() })?;
     let namespace = if RESOURCES[resource].namespaced { namespace.to_owned() } else { String::new() };
     Ok((resource, Key { namespace, name: name.to_owned() }))
-}
-
-/// Accepts connections until stopped; while down there is no listener and no connection.
-async fn accept(
-    shared: Arc<Shared>,
-    listener: tokio::net::TcpListener,
-    address: SocketAddr,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let router = axum::Router::new().fallback(any(routing::serve)).with_state(shared.clone());
-    let mut control = shared.control.subscribe();
-    let mut connections = JoinSet::new();
-    let mut listener = Some(listener);
-    while !*stopped.borrow_and_update() {
-        let (down, reset) = {
-            let control = control.borrow_and_update();
-            (control.down, control.faults.reset)
-        };
-        if down || reset {
-            connections.abort_all();
-        }
-        if down {
-            listener = None;
-        } else if listener.is_none() {
-            match tokio::net::TcpListener::bind(address).await {
-                Ok(bound) => listener = Some(bound),
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-            continue;
-        }
-        let next = async {
-            match &listener {
-                Some(listener) => listener.accept().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            accepted = next => {
-                let Ok((stream, _)) = accepted else { continue };
-                if reset {
-                    // Closed with a reset instead of an end.
-                    drop(socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)));
-                    continue;
-                }
-                drop(stream.set_nodelay(true));
-                let service = TowerToHyperService::new(router.clone());
-                let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-                connections.spawn(async move { drop(serving.await) });
-            }
-            _ = control.changed() => {}
-            _ = stopped.changed() => {}
-            _ = connections.join_next(), if !connections.is_empty() => {}
-        }
-    }
 }

@@ -53,6 +53,10 @@ async fn answer(shared: &Arc<Shared>, request: Request, entry: &Entry) -> Result
     let kind = &RESOURCES[address.resource];
     let encoding = Encoding::accepted(accepted(&request), protobuf::speaks(kind.kind));
     let (parts, body) = request.into_parts();
+    let known = shared.control.borrow().faults.tokens.clone();
+    if known.is_some_and(|known| entry.token().is_none_or(|token| !known.contains(&token))) {
+        return Err(Refusal::injected(kind, parts.method.as_str(), 401));
+    }
     if let Some(code) = shared.control.borrow().faults.refuse.get(kind.plural) {
         return Err(Refusal::injected(kind, parts.method.as_str(), *code));
     }

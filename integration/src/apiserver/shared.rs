@@ -28,7 +28,7 @@ impl Shared {
     }
 
     pub(crate) fn note_request(&self, request: &Request) -> Entry {
-        self.journal.note(request.method(), request.uri())
+        self.journal.note(request)
     }
 
     pub(crate) async fn wait_while_hanging(&self) {

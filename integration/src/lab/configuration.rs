@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::own_addresses;
+use super::secured::Secure;
 use crate::network::{Family, POD_BRIDGE, POD_INTERFACE_PREFIX, Place};
 use crate::oracle::{self, NodePorts, Settings};
 
@@ -39,6 +40,8 @@ pub struct Options {
     pub variables: Vec<(&'static str, String)>,
     /// Never a real API server: what is asked of it, or what is applied, no real one would do or take.
     pub embedded_server: bool,
+    /// The embedded server speaks TLS.
+    pub secure: Option<Secure>,
 }
 
 impl Default for Options {
@@ -51,6 +54,7 @@ impl Default for Options {
             config: Vec::new(),
             variables: Vec::new(),
             embedded_server: false,
+            secure: None,
         }
     }
 }
@@ -118,12 +122,16 @@ pub(super) fn file(options: &Options, kubeconfig: &str) -> Value {
         Mode::IptablesLegacy | Mode::IptablesNft => "iptables",
         Mode::Ipvs => "ipvs",
     };
+    // Both encodings have their turn: one in the clear, where it can be watched, the other with TLS, as in clusters.
+    let content_type = match options.secure {
+        Some(_) => "application/vnd.kubernetes.protobuf",
+        None => "application/json",
+    };
     let cluster_cidr = Family::BOTH.map(|family| family.cluster_cidr().to_string()).join(",");
     json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
         "mode": mode,
-        // The embedded server speaks JSON only.
-        "clientConnection": {"kubeconfig": kubeconfig, "contentType": "application/json"},
+        "clientConnection": {"kubeconfig": kubeconfig, "contentType": content_type},
         "clusterCIDR": if options.detect == Detect::ClusterCidr { cluster_cidr } else { String::new() },
         "detectLocalMode": match options.detect {
             Detect::Never | Detect::ClusterCidr => "ClusterCIDR",

@@ -9,6 +9,7 @@ mod expect;
 mod objects;
 mod proxy;
 mod real;
+mod secured;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -32,6 +33,7 @@ pub use expect::{
 pub use objects::{NAMESPACE, Objects, Service, Slices, node, service, service_cidr, slices};
 pub use proxy::{Proxy, confine, program};
 use real::RealCluster;
+pub use secured::{Secure, Secured};
 
 /// Longer than a change takes until it is in force on the busiest machine, in the slowest VM: it only catches "never".
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -43,6 +45,8 @@ pub struct Lab {
     pub network: Network,
     /// Where the objects are, or, beside a real API server, what that one made of them.
     pub api: ApiServer,
+    /// Of an API server that speaks TLS.
+    pub secured: Option<Secured>,
     real: Option<RealCluster>,
     options: Options,
     folder: PathBuf,
@@ -67,12 +71,23 @@ impl Lab {
         let wiring = if options.detect == Detect::Bridge { Wiring::Bridged } else { Wiring::Routed };
         let network = Network::build(wiring).context("building the network (this needs root)")?;
         let on_node = network.namespace(Place::Node);
-        let api = on_node.run(|| ApiServer::start(SocketAddr::from(([127, 0, 0, 1], 6443))))??;
-        let real = if options.embedded_server { None } else { RealCluster::start_if_wanted(on_node)? };
         let folder = std::env::temp_dir().join(format!("lab-{}", std::process::id()));
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        let secured = options.secure.map(|secure| Secured::create(&folder, secure, on_node)).transpose()?;
+        let address = SocketAddr::from(([127, 0, 0, 1], 6443));
+        let api = on_node.run(|| match &secured {
+            Some(secured) => ApiServer::start_secure(address, secured.security.clone()),
+            None => ApiServer::start(address),
+        })??;
+        let embedded = options.embedded_server || secured.is_some();
+        let real = if embedded { None } else { RealCluster::start_if_wanted(on_node)? };
         let kubeconfig = folder.join("kubeconfig.conf");
-        fs::write(&kubeconfig, real.as_ref().map_or_else(|| api.kubeconfig(), RealCluster::kubeconfig))?;
+        let text = match (&real, &secured) {
+            (Some(real), _) => real.kubeconfig(),
+            (None, Some(secured)) => secured.kubeconfig(&api.url()),
+            (None, None) => api.kubeconfig(),
+        };
+        fs::write(&kubeconfig, text)?;
         let mut config = configuration::file(&options, &kubeconfig.display().to_string());
         for (pointer, value) in &options.config {
             let (parent, field) = pointer.rsplit_once('/').context("a JSON pointer begins with a slash")?;
@@ -87,6 +102,7 @@ impl Lab {
         let lab = Self {
             network,
             api,
+            secured,
             real,
             options,
             folder,

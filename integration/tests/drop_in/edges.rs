@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::Duration;
 
+use integration::apiserver::Faults;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
@@ -98,22 +99,30 @@ fn pod_cidrs(cidrs: &[&str]) -> Value {
 #[test]
 fn a_change_to_the_nodes_own_networks_takes_them_from_the_node() {
     let mut rig = Rig::new();
+    let cluster = ("/clusterCIDR", json!("10.244.0.0/16,fd00:244::/48"));
     rig.api.apply(pod_cidrs(&["10.244.7.0/24", "fd00:7::/64"])).expect("a complete object");
     rig.api.apply(balanced("web", 10, 32_000)).expect("a complete object");
     rig.api.apply(endpoints("web", 1, false)).expect("a complete object");
-    rig.config(&[nftables(), local_mode("ClusterCIDR")]);
+    rig.config(&[nftables(), local_mode("ClusterCIDR"), cluster.clone()]);
     rig.start_and_settle();
-    let rules = |rig: &Rig| rig.output("nft", &["list", "ruleset"]);
-    rig.eventually("the cluster's network", |rig| rules(rig).contains("10.244.0.0/16"));
-    rig.config(&[nftables(), local_mode("NodeCIDR")]);
-    rig.eventually("the node's networks", |rig| rules(rig).contains("10.244.7.0/24"));
-    rig.config(&[nftables(), local_mode("ClusterCIDR")]);
-    rig.eventually("the cluster's again", |rig| rules(rig).contains("10.244.0.0/16"));
+    // Whose packets are no strangers' is asked in each family's own table.
+    let are_local = |rig: &Rig, v4: &str, v6: &str| {
+        [("ip", v4), ("ip6", v6)].into_iter().all(|(family, network)| {
+            let rules = rig.output("nft", &["list", "table", family, "kube-proxy"]);
+            rules.contains(&format!("{family} saddr != {network}"))
+        })
+    };
+    let of_cluster = |rig: &Rig| are_local(rig, "10.244.0.0/16", "fd00:244::/48");
+    rig.eventually("the cluster's networks", of_cluster);
+    rig.config(&[nftables(), local_mode("NodeCIDR"), cluster.clone()]);
+    rig.eventually("the node's networks", |rig| are_local(rig, "10.244.7.0/24", "fd00:7::/64"));
+    rig.config(&[nftables(), local_mode("ClusterCIDR"), cluster.clone()]);
+    rig.eventually("the cluster's again", of_cluster);
     // They are nobody's business any more.
     rig.api.apply(pod_cidrs(&["10.244.8.0/24", "fd00:8::/64"])).expect("a complete object");
-    rig.config(&[nftables(), local_mode("NodeCIDR")]);
-    rig.eventually("the new ones", |rig| rules(rig).contains("10.244.8.0/24"));
-    rig.api.apply(pod_cidrs(&["10.244.9.0/24"])).expect("a complete object");
+    rig.config(&[nftables(), local_mode("NodeCIDR"), cluster]);
+    rig.eventually("the new ones", |rig| are_local(rig, "10.244.8.0/24", "fd00:8::/64"));
+    rig.api.apply(pod_cidrs(&["10.244.8.0/24", "fd00:9::/64"])).expect("a complete object");
     assert!(!rig.exit().success());
     assert!(rig.log().contains("podCIDRs changed"), "{}", rig.log());
 }
@@ -153,6 +162,22 @@ fn an_api_server_that_hangs_does_not_keep_the_process_from_ending() {
     rig.config(&[nftables(), ("/ipvs/scheduler", json!("lc"))]);
     assert!(!rig.exit().success());
     assert!(rig.log().contains("ipvs.scheduler cannot be applied without a restart"), "{}", rig.log());
+}
+
+#[test]
+fn an_api_server_that_is_away_at_the_start_leaves_the_process_alive() {
+    let mut rig = Rig::new();
+    rig.api.set_faults(|faults| faults.hang = true);
+    rig.config(&[nftables()]);
+    rig.start();
+    rig.eventually("health is served", |rig| rig.code(HEALTH, "/livez") == Some(200));
+    // A liveness probe must not end it, however long that takes: what waits is not this process's fault.
+    for _ in 0..80 {
+        assert_eq!(rig.code(HEALTH, "/livez"), Some(200), "{}", rig.log());
+        sleep(Duration::from_secs(1));
+    }
+    rig.api.set_faults(|faults| *faults = Faults::default());
+    rig.eventually("it begins", |rig| rig.code(HEALTH, "/healthz") == Some(200));
 }
 
 #[test]

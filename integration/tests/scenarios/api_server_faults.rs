@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use integration::apiserver::{Asked, Faults, FromTheFuture, Lag};
 use integration::lab::{
-    Lab, Mode, NAMESPACE, Objects as _, Options, cluster_ip, seen_as_sent, service, slices,
+    Lab, Mode, NAMESPACE, Objects as _, Options, Secure, cluster_ip, seen_as_sent, service, slices,
 };
 use integration::network::Place::{self, PodA, PodB, PodC, PodD};
 use integration::network::Protocol::Tcp;
@@ -19,14 +19,32 @@ use serde_json::json;
 const SERVICES: &str = "/api/v1/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 
+/// Each in the clear, and over TLS and HTTP/2.
 macro_rules! rows {
-    ($($name:ident),+ $(,)?) => {$(
-        #[test]
+    ($($name:ident),+ $(,)?) => {
+        $(#[test]
         fn $name() {
             let options = Options { embedded_server: true, ..Options::default() };
             crate::run(Mode::Nftables, options, of::$name);
+        })+
+
+        mod over_tls {
+            use super::*;
+
+            $(#[test]
+            fn $name() {
+                // What cannot be read in JSON cannot be written in protobuf.
+                let json = ("/clientConnection/contentType", json!("application/json"));
+                let config = if stringify!($name).starts_with("row_9") { vec![json] } else { vec![] };
+                let options = Options { secure: Some(Secure::HTTP2), config, ..Options::default() };
+                crate::run(Mode::Nftables, options, |lab| {
+                    of::$name(lab);
+                    let journal = lab.api.journal();
+                    assert!(journal.iter().all(|asked| asked.peer.encrypted && asked.is_http2));
+                });
+            })+
         }
-    )+};
+    };
 }
 
 rows! {
@@ -40,7 +58,7 @@ rows! {
     every_fault_in_turn_is_survived,
 }
 
-fn web(lab: &mut Lab, places: &[Place]) {
+pub(crate) fn web(lab: &mut Lab, places: &[Place]) {
     lab.apply(service("web", 1).port("t", 80, Tcp));
     lab.apply(slices("web").port("t", 8080, Tcp).ready(places));
 }
@@ -77,7 +95,7 @@ fn recover(lab: &mut Lab, since: Duration) {
     keeps_the_pace(lab, since);
 }
 
-fn keeps_the_pace(lab: &Lab, since: Duration) {
+pub(crate) fn keeps_the_pace(lab: &Lab, since: Duration) {
     let mut journal = lab.api.journal();
     journal.retain(|asked| asked.at >= since);
     for path in [SERVICES, SLICES] {
@@ -149,7 +167,7 @@ mod of {
     }
 
     pub(super) fn row_4_a_storage_that_was_put_back_is_followed_at_once(lab: &mut Lab) {
-        for future in [FromTheFuture::Status, FromTheFuture::Event] {
+        for future in [FromTheFuture::Status, FromTheFuture::Event, FromTheFuture::Silence] {
             web(lab, &[PodA]);
             lab.settle();
             let copy = lab.api.version();
@@ -159,6 +177,12 @@ mod of {
             lab.settle();
             assert_eq!(answers(lab, 2), [true; 2]);
             lab.api.set_faults(|faults| faults.from_the_future = future);
+            if future == FromTheFuture::Silence {
+                // All that the proxy notices is a server that is away for a moment.
+                lab.api.go_down();
+                sleep(Duration::from_millis(300));
+                lab.api.come_back();
+            }
             assert!(lab.api.restore(copy));
             let restored = lab.api.clock();
             crate::eventually(|| answers(lab, 2) == [false; 2]);

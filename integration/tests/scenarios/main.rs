@@ -24,6 +24,7 @@ mod node_changes;
 mod node_ports;
 mod odd_objects;
 mod policies;
+mod secure_api_server;
 mod service_cidr;
 mod source_ranges;
 mod streams;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use integration::{
-    lab::{Lab, Mode, Options, service, slices},
+    lab::{Lab, Mode, Options, Secure, service, slices},
     network::{
         Family, Outcome,
         Place::{Node, PodA, PodC},
@@ -35,9 +35,18 @@ fn connected(lab: &Lab) -> Vec<u16> {
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "tells late from never")]
 fn connections_whose_packets_vanish_are_found_dead() {
-    crate::run(Mode::Nftables, Options { embedded_server: true, ..Options::default() }, |lab| {
+    packets_vanish(Options { embedded_server: true, ..Options::default() });
+}
+
+#[test]
+fn connections_of_tls_whose_packets_vanish_are_found_dead() {
+    packets_vanish(Options { secure: Some(Secure::HTTP2), ..Options::default() });
+}
+
+#[expect(clippy::disallowed_methods, reason = "tells late from never")]
+fn packets_vanish(options: Options) {
+    crate::run(Mode::Nftables, options, |lab| {
         lab.settle();
         let ports = connected(lab);
         assert!(!ports.is_empty());
