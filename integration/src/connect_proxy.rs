@@ -91,12 +91,9 @@ async fn tunnel(stream: TcpStream, acceptor: TlsAcceptor, tunnels: &AtomicUsize)
         client.write_all(b"HTTP/1.1 405 Method Not Allowed\r\n\r\n").await?;
         return client.shutdown().await;
     };
-    let mut server = match TcpStream::connect(server).await {
-        Ok(server) => server,
-        Err(_) => {
-            client.write_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n").await?;
-            return client.shutdown().await;
-        }
+    let Ok(mut server) = TcpStream::connect(server).await else {
+        client.write_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n").await?;
+        return client.shutdown().await;
     };
     server.set_nodelay(true)?;
     tunnels.fetch_add(1, Ordering::Relaxed);

@@ -103,6 +103,16 @@ fn a_change_to_the_nodes_own_networks_takes_them_from_the_node() {
     rig.api.apply(pod_cidrs(&["10.244.7.0/24", "fd00:7::/64"])).expect("a complete object");
     rig.api.apply(balanced("web", 10, 32_000)).expect("a complete object");
     rig.api.apply(endpoints("web", 1, false)).expect("a complete object");
+    let mut six = balanced("six", 11, 32_001);
+    six["spec"]["ipFamilies"] = json!(["IPv6"]);
+    (six["spec"]["clusterIP"], six["spec"]["clusterIPs"]) = (json!("fd00:96::11"), json!(["fd00:96::11"]));
+    six["status"]["loadBalancer"]["ingress"] = json!([{ "ip": "fd00:cb::11" }]);
+    let mut slice = endpoints("six", 1, false);
+    slice["addressType"] = json!("IPv6");
+    slice["endpoints"][0]["addresses"] = json!(["fd00:244:1::1"]);
+    slice["endpoints"][1]["addresses"] = json!(["fd00:244:2::1"]);
+    rig.api.apply(six).expect("a complete object");
+    rig.api.apply(slice).expect("a complete object");
     rig.config(&[nftables(), local_mode("ClusterCIDR"), cluster.clone()]);
     rig.start_and_settle();
     // Whose packets are no strangers' is asked in each family's own table.
