@@ -4,6 +4,8 @@
 //! `class_chain`, the rules), `plan` decides what to write, `kernel` writes it and watches over it, `model` is a table without a
 //! kernel for tests. `plan` and `kernel` know `schema` and not each other.
 
+#![warn(missing_docs)]
+
 mod compare;
 mod kernel;
 #[cfg(any(test, feature = "model"))]

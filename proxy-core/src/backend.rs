@@ -18,6 +18,7 @@ use crate::{
 /// One Service port whose route differs from what is installed. Never both `None`.
 #[derive(Debug, Clone)]
 pub struct Change {
+    /// Which one.
     pub name: ServicePortName,
     /// What the last successful plan installed.
     pub before: Option<Arc<Route>>,
@@ -29,13 +30,16 @@ pub struct Change {
 /// serves, so that a refusal by the kernel can be laid at the right door. `None`: it serves all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owned<Op> {
+    /// What to do.
     pub op: Op,
+    /// Whom it serves.
     pub owner: Option<u32>,
 }
 
 /// Operations that take effect together where the kernel offers transactions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step<Op> {
+    /// In the order in which the kernel is to see them.
     pub ops: Vec<Owned<Op>>,
 }
 
@@ -46,6 +50,7 @@ impl<Op> Default for Step<Op> {
 }
 
 impl<Op> Step<Op> {
+    /// Adds an operation at the end.
     pub fn push(&mut self, op: Op, owner: Option<u32>) {
         self.ops.push(Owned { op, owner });
     }
@@ -54,6 +59,7 @@ impl<Op> Step<Op> {
 /// Steps in the order in which they must be applied; pure data, printable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan<Op> {
+    /// In order; a step may rely on all before it.
     pub steps: Vec<Step<Op>>,
 }
 
@@ -64,6 +70,7 @@ impl<Op> Default for Plan<Op> {
 }
 
 impl<Op> Plan<Op> {
+    /// Whether nothing is to be done.
     pub fn is_empty(&self) -> bool {
         self.steps.iter().all(|step| step.ops.is_empty())
     }
@@ -107,6 +114,7 @@ pub enum Effect {
 /// What a plan assumes (slot orders, ids) becomes the planner's memory only by `settle(Effect::Applied)`; after
 /// `settle(Effect::Nothing)` the planner stands where it stood before. Every plan is settled before the next.
 pub trait Planner {
+    /// An operation of this backend; it prints as one line.
     type Op: fmt::Display;
     /// What the executor read from the kernel.
     type Found;
@@ -127,6 +135,7 @@ pub trait Planner {
         now: Instant,
     ) -> Plan<Self::Op>;
 
+    /// Tells what became of the plan that was handed out last.
     fn settle(&mut self, effect: Effect);
 
     /// Work owed to the past that is due (draining destinations, unused chains); `None` if nothing is.
@@ -138,7 +147,9 @@ pub trait Planner {
 
 /// Applies plans to the kernel.
 pub trait Executor {
+    /// The planner's operations.
     type Op;
+    /// What a survey finds.
     type Found;
 
     /// Reads what a full plan needs to know of the kernel's present state.
@@ -181,9 +192,12 @@ pub struct Outcome {
     pub rejected: Vec<Rejection>,
 }
 
+/// An operation that the kernel refused by itself.
 #[derive(Debug, Clone)]
 pub struct Rejection {
+    /// Whom it served; `None`: all.
     pub owner: Option<u32>,
+    /// What the kernel said.
     pub reason: String,
 }
 
@@ -193,7 +207,12 @@ pub enum ApplyError {
     /// The kernel refused a step whole. `culprit` is the owner of the operation at fault, if it is known and if the
     /// error is one that an object can cause (never ENOMEM, ENOBUFS, EBUSY, EAGAIN, ENFILE, EINTR).
     #[error("refused by the kernel: {reason}")]
-    Refused { reason: String, culprit: Option<u32> },
+    Refused {
+        /// What the kernel said, and of which operation.
+        reason: String,
+        /// The owner of the operation at fault.
+        culprit: Option<u32>,
+    },
     /// It is not known what took effect: read the kernel again.
     #[error("lost track of the kernel's state: {0}")]
     Lost(#[from] io::Error),

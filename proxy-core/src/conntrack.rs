@@ -311,6 +311,7 @@ pub struct NodePortDestinations {
 }
 
 impl NodePortDestinations {
+    /// The addresses at which NodePorts answer in this environment.
     pub fn of(environment: &Environment) -> Self {
         let addresses = match &environment.node_ports {
             NodePortAddresses::Any => &environment.interface_addresses,
@@ -322,6 +323,7 @@ impl NodePortDestinations {
         }
     }
 
+    /// Whether a NodePort's number means anything at this address.
     pub fn contains(&self, addr: IpAddr) -> bool {
         self.addresses.contains(&addr) || (self.loopback && addr.is_ipv4() && addr.is_loopback())
     }
@@ -386,10 +388,12 @@ impl StaleFlows {
         }
     }
 
+    /// Whether there is no rule.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }
 
+    /// How many frontends have a rule.
     pub fn len(&self) -> usize {
         self.rules.len()
     }

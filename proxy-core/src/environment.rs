@@ -9,11 +9,15 @@ use crate::model::{Family, Protocol};
 /// Compared by value: a backend that finds it changed rewrites what depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Environment {
+    /// The family that all of it is about.
     pub family: Family,
     /// The one bit of the packet mark that asks for masquerading (1 << masqueradeBit).
     pub masquerade_mark: u32,
+    /// All traffic to cluster IPs is masqueraded (`masqueradeAll`).
     pub masquerade_all: bool,
+    /// How this node's pods are told from others.
     pub local_pods: LocalPods,
+    /// Where NodePorts answer.
     pub node_ports: NodePortAddresses,
     /// NodePorts answer on 127.0.0.0/8 too (IPv4 only: the kernel has no `route_localnet` for ::1).
     pub localhost_node_ports: bool,
@@ -58,10 +62,13 @@ pub enum NodePortAddresses {
 /// The configuration behind an [`Environment`], before it is resolved against the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EnvironmentSettings {
+    /// The one bit of the packet mark that asks for masquerading (1 << masqueradeBit).
     pub masquerade_mark: u32,
+    /// `masqueradeAll` of the mode.
     pub masquerade_all: bool,
     /// Both families' networks together in the CIDR modes.
     pub local_pods: LocalPods,
+    /// Where NodePorts are to answer.
     pub node_ports: NodePortSettings,
     /// NodePorts are wanted on IPv4 loopback addresses.
     pub localhost_node_ports: bool,
@@ -72,6 +79,7 @@ pub struct EnvironmentSettings {
 /// `nodePortAddresses`, after the mode's default was applied.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum NodePortSettings {
+    /// Every local address.
     #[default]
     Any,
     /// The node's primary address of each family; while it is not known, none.
@@ -86,8 +94,11 @@ pub enum NodePortSettings {
 /// What the node is found to be, both families.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeFacts {
+    /// ServiceCIDRs of the cluster.
     pub service_cidrs: Box<[IpNet]>,
+    /// The node's own addresses as the Node object states them.
     pub node_ips: Box<[IpAddr]>,
+    /// Addresses of all interfaces, loopback included.
     pub interface_addresses: Box<[IpAddr]>,
 }
 

@@ -7,11 +7,14 @@ use crate::{
     store::Entry,
 };
 
+/// One Service's answer to load balancers that ask its health check node port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealthCheck {
+    /// The port that is served, in all families.
     pub port: u16,
     /// Distinct addresses of ready endpoints on this node; nothing for a family that the Service is not of.
     pub local_v4: Option<usize>,
+    /// The same of IPv6.
     pub local_v6: Option<usize>,
 }
 
@@ -23,6 +26,7 @@ pub struct HealthChecks {
 }
 
 impl HealthChecks {
+    /// Looks at a Service; `None`: it is gone.
     pub fn update(&mut self, name: &ServiceName, entry: Option<&Entry>) {
         let check = entry.and_then(|entry| {
             let service = entry.service.as_deref()?;

@@ -4,6 +4,8 @@
 //! [`route`] (Kubernetes' policy, one decision per Service port), [`reconciler`] (when to act), [`backend`]
 //! (the seam where a decision becomes kernel state).
 
+#![warn(missing_docs)]
+
 pub mod backend;
 pub mod claims;
 pub mod conntrack;

@@ -9,7 +9,9 @@ use ipnet::IpNet;
 /// One of the two IP families; everything below the store exists once per family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Family {
+    /// IPv4.
     V4,
+    /// IPv6.
     V6,
 }
 
@@ -41,8 +43,11 @@ impl fmt::Display for Family {
 /// The transport protocols a Service port may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
+    /// TCP.
     Tcp,
+    /// UDP.
     Udp,
+    /// SCTP.
     Sctp,
 }
 
@@ -77,14 +82,17 @@ impl fmt::Display for Protocol {
 pub struct ObjectName(Arc<str>);
 
 impl ObjectName {
+    /// Both without a slash, as Kubernetes' names are.
     pub fn new(namespace: &str, name: &str) -> Self {
         Self(format!("{namespace}/{name}").into())
     }
 
+    /// What stands before the slash.
     pub fn namespace(&self) -> &str {
         self.0.split_once('/').map_or("", |(namespace, _)| namespace)
     }
 
+    /// What stands behind the slash.
     pub fn name(&self) -> &str {
         self.0.split_once('/').map_or(&*self.0, |(_, name)| name)
     }
@@ -110,9 +118,11 @@ pub type SliceName = ObjectName;
 /// One port of one Service: the unit of routing.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServicePortName {
+    /// Whose port it is.
     pub service: ServiceName,
     /// The port's name; empty for an unnamed port.
     pub port: Arc<str>,
+    /// Two ports of one name differ in it.
     pub protocol: Protocol,
 }
 
@@ -130,8 +140,10 @@ impl fmt::Display for ServicePortName {
 /// Where traffic of a kind may go: any endpoint of the cluster, or those on this node only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum TrafficPolicy {
+    /// Any endpoint of the cluster.
     #[default]
     Cluster,
+    /// Endpoints on this node only.
     Local,
 }
 
@@ -153,11 +165,13 @@ pub fn option(name: &str, value: &str) -> Option<(Box<str>, Box<str>)> {
 /// A Service that has a cluster IP (headless and ExternalName ones never get this far).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
+    /// Its namespace and name.
     pub name: ServiceName,
     /// Creation time in seconds since the Unix epoch: the oldest of two claimants of an address wins.
     pub created: i64,
     /// At most one per family.
     pub cluster_ips: Box<[IpAddr]>,
+    /// `spec.externalIPs`, where they count.
     pub external_ips: Box<[IpAddr]>,
     /// `spec.externalIPs` where they do not count (gate AllowServiceExternalIPs): nothing answers there.
     pub ignored_external_ips: Box<[IpAddr]>,
@@ -165,53 +179,75 @@ pub struct Service {
     pub load_balancer_ips: Box<[IpAddr]>,
     /// `None`: no list was given. A family of which there is no range is not restricted.
     pub source_ranges: Option<Box<[IpNet]>>,
+    /// `internalTrafficPolicy`: traffic to cluster IPs.
     pub internal_policy: TrafficPolicy,
+    /// `externalTrafficPolicy`: traffic to NodePorts, external IPs and load balancer addresses.
     pub external_policy: TrafficPolicy,
     /// `sessionAffinity: ClientIP` with its timeout in seconds.
     pub affinity: Option<u32>,
     /// Only for type LoadBalancer with `externalTrafficPolicy: Local`.
     pub health_check_node_port: Option<u16>,
+    /// In the order of the object.
     pub ports: Box<[ServicePort]>,
     /// Annotations of our own prefix, without it: what a backend may offer beyond Kubernetes.
     pub options: Box<[(Box<str>, Box<str>)]>,
 }
 
+/// One port that a Service offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {
+    /// Its name; empty for an unnamed port.
     pub name: Arc<str>,
+    /// The protocol of its packets.
     pub protocol: Protocol,
+    /// The port at the Service's addresses.
     pub port: u16,
+    /// The port at the node's addresses, for types NodePort and LoadBalancer.
     pub node_port: Option<u16>,
 }
 
 /// One EndpointSlice of one address family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slice {
+    /// Its namespace and name.
     pub name: SliceName,
+    /// Whose endpoints it has (label `kubernetes.io/service-name`).
     pub service: ServiceName,
+    /// Its `addressType`.
     pub family: Family,
+    /// The ports that its endpoints have in common.
     pub ports: Box<[SlicePort]>,
+    /// In the order of the object.
     pub endpoints: Box<[Endpoint]>,
     /// `endpoints.kubernetes.io/last-change-trigger-time`, in nanoseconds since the Unix epoch.
     pub trigger_time: Option<i64>,
 }
 
+/// One port of all endpoints of a slice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlicePort {
+    /// The name of the Service port that it belongs to; empty for an unnamed one.
     pub name: Arc<str>,
+    /// The protocol of its packets.
     pub protocol: Protocol,
+    /// The port at the endpoints' addresses.
     pub port: u16,
 }
 
 /// One endpoint; the conditions' absent values are already replaced by their defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
+    /// Where it is.
     pub addr: IpAddr,
+    /// New connections may go there.
     pub ready: bool,
+    /// It answers, though it may be terminating.
     pub serving: bool,
+    /// It is about to go.
     pub terminating: bool,
     /// On this node.
     pub local: bool,
+    /// Which nodes' traffic it is meant for.
     pub for_nodes: NodeHint,
     /// `hints.forZones`; shared between the endpoints of a slice.
     pub for_zones: Option<Arc<[Box<str>]>>,
@@ -232,7 +268,9 @@ pub enum NodeHint {
 /// A kind of object that is watched to completion before anything is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
+    /// Services.
     Service,
+    /// EndpointSlices.
     Slice,
 }
 

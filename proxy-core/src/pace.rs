@@ -9,6 +9,7 @@ pub struct Pace {
     pub min_interval: Duration,
     /// The wait after the first failure; doubled by each further one.
     pub first_retry: Duration,
+    /// The longest wait after a failure.
     pub max_retry: Duration,
 }
 

@@ -32,6 +32,7 @@ where
     P: Planner,
     X: Executor<Op = P::Op, Found = P::Found>,
 {
+    /// One planner and executor for each family that is served; nothing is known yet.
     pub fn new(settings: EnvironmentSettings, pace: Pace, backends: Vec<(Family, P, X)>) -> Self {
         let instances = backends
             .into_iter()
@@ -149,10 +150,12 @@ where
         self.instances.iter_mut().for_each(|instance| instance.start_over(reason, now));
     }
 
+    /// What the cluster said.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
+    /// What the node is found to be.
     pub fn facts(&self) -> &NodeFacts {
         &self.facts
     }
@@ -167,6 +170,7 @@ where
         &self.settings
     }
 
+    /// The families, in the order in which they are synced.
     pub fn instances(&self) -> &[Instance<P, X>] {
         &self.instances
     }

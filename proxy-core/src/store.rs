@@ -65,7 +65,9 @@ impl<Name> Default for Listing<Name> {
 /// A Service whose routes may have changed, in one family or (`None`) both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Touched {
+    /// Which one.
     pub service: ServiceName,
+    /// The family concerned; `None`: both.
     pub family: Option<Family>,
 }
 
@@ -81,10 +83,12 @@ impl Store {
         self.services.complete_once && self.slices.complete_once
     }
 
+    /// What is known of a Service and its endpoints.
     pub fn entry(&self, service: &ServiceName) -> Option<&Entry> {
         self.entries.get(service)
     }
 
+    /// All Services that exist, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.entries.values().filter_map(|entry| entry.service.as_deref())
     }

@@ -9,10 +9,17 @@ use crate::kernel::encode::table;
 /// Why the table of a family is still there.
 #[derive(Debug, thiserror::Error)]
 pub enum CleanupError {
+    /// There is no way to ask the kernel.
     #[error("cannot talk to nf_tables: {0}")]
     Socket(#[from] netlink::Error),
+    /// The kernel keeps it.
     #[error("cannot remove table {family} kube-proxy: {source}")]
-    Refused { family: &'static str, source: CommitError },
+    Refused {
+        /// `ip` or `ip6`.
+        family: &'static str,
+        /// What the kernel said.
+        source: CommitError,
+    },
 }
 
 /// Removes `table ip kube-proxy` or `table ip6 kube-proxy` with all that is in it. Says whether there was one.

@@ -39,8 +39,10 @@ impl fmt::Display for Missing {
 /// Why nothing can be said about the kernel's parts.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
+    /// There is no way to ask the kernel.
     #[error("cannot talk to nf_tables: {0}")]
     Socket(#[from] netlink::Error),
+    /// The kernel refuses what every use of nf_tables needs.
     #[error("nf_tables cannot be used (it takes CONFIG_NF_TABLES, and CAP_NET_ADMIN): {0}")]
     Unusable(#[from] CommitError),
 }

@@ -43,10 +43,13 @@ pub(crate) struct ModelChain {
 /// A packet that begins a connection.
 #[derive(Debug, Clone)]
 pub struct Packet {
+    /// Who sends it.
     pub source: IpAddr,
     /// The interface it came in through; `None` for one that the node itself sends.
     pub interface: Option<Box<str>>,
+    /// Of its port.
     pub protocol: Protocol,
+    /// Where it is sent to.
     pub to: SocketAddr,
     /// What somebody else set; it must survive where no Service is meant.
     pub priority: u32,
@@ -57,10 +60,14 @@ pub struct Packet {
 pub enum Fate {
     /// It goes to this endpoint; `masqueraded`: with the node's address as its source.
     Translated {
+        /// The endpoint.
         to: SocketAddr,
+        /// Whether the endpoint sees the node's address.
         masqueraded: bool,
     },
+    /// Its sender is told that nobody is there.
     Rejected,
+    /// Nobody is told.
     Dropped,
     /// It goes its way.
     Passed,
@@ -69,12 +76,14 @@ pub enum Fate {
 /// How one walk ended.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct End {
+    /// What became of the packet.
     pub fate: Fate,
     /// The priority with which it left (or was thrown away).
     pub priority: u32,
 }
 
 impl Model {
+    /// An empty table.
     pub fn new(family: Family) -> Self {
         Self {
             family,
@@ -249,6 +258,7 @@ impl Model {
         by_rule || by_verdict
     }
 
+    /// Whose packets are led.
     pub fn family(&self) -> Family {
         self.family
     }

@@ -40,12 +40,16 @@ struct Walk<'a> {
 /// When in the life of its connection a packet comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
+    /// The first one.
     First,
     /// As the first, but another came before it, so that its translation is settled (nat chains are for the first).
     Unanswered {
+        /// Whether the first one was.
         translated: bool,
     },
+    /// After the first answer.
     Established {
+        /// Whether the first one was.
         translated: bool,
     },
     /// TCP outside the window, no SYN and no reset.

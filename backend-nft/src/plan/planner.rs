@@ -63,6 +63,7 @@ pub(crate) enum Pending {
 }
 
 impl Planner {
+    /// For a table that nothing is known of yet; the first plan is a full one.
     pub fn new(family: Family) -> Self {
         let installed = Installed::new(family, GROUPS);
         Self { family, installed, pending: Pending::Nothing, clients: CLIENTS, lists: GROUPS, hash: true }

@@ -6,8 +6,11 @@ use crate::model::{Endpoint, NodeHint};
 /// The targets of one Service port.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Targets {
+    /// For traffic under policy Cluster.
     pub cluster: Box<[Target]>,
+    /// For traffic under policy Local.
     pub local: Box<[Target]>,
+    /// Whether there is an endpoint that may be used at all, wherever it is.
     pub any_endpoint: bool,
 }
 
