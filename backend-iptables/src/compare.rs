@@ -56,15 +56,7 @@ pub fn compare(
     environment: &Environment,
     chosen: Option<Variant>,
 ) -> Result<Comparison, Unreadable> {
-    let family = environment.family;
-    let variant = chosen.or_else(|| match variant::installed(family)[..] {
-        [] => None,
-        [only] => Some(only),
-        _ => Some(variant::choose(&Machine)),
-    });
-    let programs = Programs::of(family, variant);
-    let version = variant::version(&programs.iptables).map_err(|error| missing(&error.to_string()))?;
-    let text = save(&programs.save)?;
+    let (text, version) = read(environment.family, chosen)?;
     let held = Held::read(&text);
     let found = Found::read(text.as_bytes(), Host::default()).map_err(|error| missing(&error.to_string()))?;
     let host = host(&version, &held, environment);
@@ -73,6 +65,28 @@ pub fn compare(
     jumps(&found, &mut comparison);
     comparison.settle();
     Ok(comparison)
+}
+
+/// What a full plan needs to know, without anything that a survey writes (packet counters, a trial of them).
+///
+/// # Errors
+/// Where the programs are missing or may not read.
+pub fn survey(environment: &Environment, chosen: Option<Variant>) -> Result<Found, Unreadable> {
+    let (text, version) = read(environment.family, chosen)?;
+    let host = host(&version, &Held::read(&text), environment);
+    Found::read(text.as_bytes(), host).map_err(|error| missing(&error.to_string()))
+}
+
+/// All tables as text, and the version of the programs.
+fn read(family: Family, chosen: Option<Variant>) -> Result<(String, Version), Unreadable> {
+    let variant = chosen.or_else(|| match variant::installed(family)[..] {
+        [] => None,
+        [only] => Some(only),
+        _ => Some(variant::choose(&Machine)),
+    });
+    let programs = Programs::of(family, variant);
+    let version = variant::version(&programs.iptables).map_err(|error| missing(&error.to_string()))?;
+    Ok((save(&programs.save)?, version))
 }
 
 fn missing(reason: &str) -> Unreadable {

@@ -15,7 +15,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
-pub use compare::{Removal, compare, removals};
+pub use compare::{Removal, compare, removals, survey};
 pub use kernel::{
     accounting,
     cleanup::{CleanupError, cleanup, cleanup_but},

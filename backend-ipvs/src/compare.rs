@@ -48,16 +48,10 @@ pub fn compare(
     now: Instant,
 ) -> Result<Comparison, Unreadable> {
     let family = environment.family;
-    let ipvs = ipvs_netlink::Socket::open().map_err(|error| unreadable("IPVS", &error))?;
+    let (mut executor, found) = read(family, settings)?;
     let open = || {
         netlink::Socket::open(netlink::Protocol::Netfilter).map_err(|error| unreadable("nf_tables", &error))
     };
-    let route =
-        netlink::Socket::open(netlink::Protocol::Route).map_err(|error| unreadable("addresses", &error))?;
-    let (reports, _) = mpsc::channel();
-    let executor = IpvsExecutor::new(settings.clone(), family, ipvs, route, open()?, reports);
-    let mut executor = executor.map_err(|error| unreadable("addresses", &error))?;
-    let found = executor.survey().map_err(|error| unreadable("IPVS", &error))?;
     let mut comparison = Comparison::default();
 
     // Which way around a missing scheduler was taken is seen in what stands: trying one would write.
@@ -96,6 +90,27 @@ pub fn compare(
         .map_err(|error| unreadable("nf_tables", &error))?;
     comparison.settle();
     Ok(comparison)
+}
+
+/// What a full plan needs to know, without anything that opening the backend tries.
+///
+/// # Errors
+/// Where IPVS, addresses or rules cannot be read.
+pub fn survey(family: Family, settings: &Settings) -> Result<Found, Unreadable> {
+    Ok(read(family, settings)?.1)
+}
+
+fn read(family: Family, settings: &Settings) -> Result<(IpvsExecutor, Found), Unreadable> {
+    let ipvs = ipvs_netlink::Socket::open().map_err(|error| unreadable("IPVS", &error))?;
+    let nft = netlink::Socket::open(netlink::Protocol::Netfilter);
+    let nft = nft.map_err(|error| unreadable("nf_tables", &error))?;
+    let route = netlink::Socket::open(netlink::Protocol::Route);
+    let route = route.map_err(|error| unreadable("addresses", &error))?;
+    let (reports, _) = mpsc::channel();
+    let executor = IpvsExecutor::new(settings.clone(), family, ipvs, route, nft, reports);
+    let mut executor = executor.map_err(|error| unreadable("addresses", &error))?;
+    let found = executor.survey().map_err(|error| unreadable("IPVS", &error))?;
+    Ok((executor, found))
 }
 
 fn unreadable(what: &'static str, error: &dyn std::error::Error) -> Unreadable {
@@ -431,7 +446,7 @@ fn elements<'a>(
             comparison.differs(None, DifferenceKind::Missing, what, None);
         }
         let mut extra = BTreeSet::new();
-        for found in read(socket, table, set.name)? {
+        for found in read_set(socket, table, set.name)? {
             match missing.get(&found) {
                 Some(_) => drop(missing.remove(&found)),
                 None => drop(extra.insert(found)),
@@ -460,7 +475,7 @@ fn elements<'a>(
     Ok(())
 }
 
-fn read(
+fn read_set(
     socket: &mut netlink::Socket,
     table: nft_netlink::Table<'_>,
     set: &str,

@@ -18,7 +18,7 @@ mod compare;
 mod model;
 mod open;
 
-pub use compare::compare;
+pub use compare::{compare, survey};
 pub use kernel::IpvsExecutor;
 pub use nft_netlink::generation::OwnCommits;
 pub use open::{OpenError, open};

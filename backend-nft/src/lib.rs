@@ -13,7 +13,7 @@ pub mod model;
 mod plan;
 mod schema;
 
-pub use compare::compare;
+pub use compare::{Standing, compare, standing};
 pub use kernel::{CleanupError, Executor, Missing, ProbeError, cleanup, probe};
 pub use nft_netlink::generation::OwnCommits;
 pub use plan::Planner;

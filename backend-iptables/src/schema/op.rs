@@ -86,6 +86,21 @@ impl Op {
         }
     }
 
+    /// How many chains and rules of the kernel it touches.
+    pub fn objects(&self) -> usize {
+        match self {
+            Self::Fill { chains, rules } => chains.len() + count(rules),
+            Self::Drop { chains } => chains.len(),
+            Self::Append { rules, .. } => count(rules),
+            Self::Declare { .. }
+            | Self::Insert(_)
+            | Self::Remove(_)
+            | Self::Empty { .. }
+            | Self::DropNamed { .. } => 1,
+            Self::Sums(_) | Self::Then | Self::RouteLocalnet | Self::LeaveLocalnet => 0,
+        }
+    }
+
     /// How many chains it writes or deletes.
     pub(super) fn chains(&self) -> usize {
         match self {

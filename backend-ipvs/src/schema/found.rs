@@ -44,6 +44,16 @@ pub struct FoundServer {
 }
 
 impl Found {
+    /// Virtual servers that we or a kube-proxy made, less those in excluded networks, and less the one without destinations by
+    /// which it is seen that nobody cleared the table.
+    pub fn owned(&self, excluded: &[IpNet]) -> Vec<&FoundServer> {
+        let is_sentinel = |server: &FoundServer| {
+            matches!(server.service.key, ServiceKey::Mark { .. }) && server.destinations.is_empty()
+        };
+        let owned = |server: &&FoundServer| self.owns(&server.service, excluded) && !is_sentinel(server);
+        self.servers.iter().filter(owned).collect()
+    }
+
     /// Whether a virtual server is ours to delete: made by us or by a kube-proxy.
     pub(crate) fn owns(&self, service: &Service, excluded: &[IpNet]) -> bool {
         is_owned(service, |addr| self.addresses.contains(addr), &self.node_ports, excluded)

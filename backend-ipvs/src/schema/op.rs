@@ -116,6 +116,19 @@ pub enum Reaped {
     Server(ServiceKey),
 }
 
+impl Op {
+    /// How many objects of the kernel it touches: elements, virtual servers, destinations, addresses. The fixed rules count as
+    /// one.
+    pub fn objects(&self) -> usize {
+        match self {
+            Self::NewServer(_, destinations) => 1 + destinations.len(),
+            Self::Reorder(_, destinations) => destinations.len(),
+            Self::Reap { destinations, server, .. } => destinations.len() + usize::from(*server),
+            _ => 1,
+        }
+    }
+}
+
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -23,7 +23,7 @@ fn compared(driver: &Driver, settings: &Settings) -> Comparison {
 
 fn texts(comparison: &Comparison) -> Vec<String> {
     let line = |difference: &proxy_core::difference::Difference| {
-        let owner = difference.owner.as_ref().map_or("-".to_owned(), ToString::to_string);
+        let owner = difference.owner.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
         format!("{owner}: {} {}", difference.kind, difference.what)
     };
     comparison.differences.iter().map(line).collect()

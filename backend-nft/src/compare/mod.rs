@@ -51,6 +51,39 @@ pub fn compare(
     comparison(&mut socket, routes, environment, now).map_err(|error| unreadable(&error))
 }
 
+/// What a table holds of whoever wrote it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Chains, base chains among them.
+    pub chains: usize,
+    /// Rules in them.
+    pub rules: usize,
+    /// Sets and maps.
+    pub sets: usize,
+    /// Its base chains lead to a generation of ours; else a kube-proxy wrote it.
+    pub ours: bool,
+}
+
+/// What there is of the table `kube-proxy` of one family; `None`: no such table.
+///
+/// # Errors
+/// Where nf_tables cannot be read.
+pub fn standing(family: Family) -> Result<Option<Standing>, Unreadable> {
+    let read = || -> Result<Option<Standing>, netlink::Error> {
+        let mut socket = Socket::open(SocketProtocol::Netfilter)?;
+        let table = table(family);
+        if !list::tables(&mut socket, table.family)?.iter().any(|found| &*found.name == TABLE) {
+            return Ok(None);
+        }
+        let chains = list::chains(&mut socket, table)?;
+        let sets = list::sets(&mut socket, table)?;
+        let rules = list::rules(&mut socket, table, None)?.len();
+        let ours = live_generation(&chains).is_some();
+        Ok(Some(Standing { chains: chains.len(), rules, sets: sets.len(), ours }))
+    };
+    read().map_err(|error| unreadable(&error))
+}
+
 fn unreadable(error: &netlink::Error) -> Unreadable {
     let (what, reason) = ("the nftables rules", error.to_string());
     if reason.contains("not permitted") || reason.contains("ermission denied") {

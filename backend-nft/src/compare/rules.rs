@@ -126,7 +126,7 @@ pub(super) fn compare(
         }
     }
     // Chains that are needed are in use, so that nobody can delete them alone; the shared ones are among them.
-    for (name, _) in &tried.least {
+    for name in tried.least.keys() {
         if !found.iter().any(|chain| chain.name == *name) && Place::base(name).is_none() {
             comparison.differs(None, DifferenceKind::Missing, format!("chain {name}"), native(name));
         }

@@ -104,6 +104,17 @@ impl List {
     }
 }
 
+impl Op {
+    /// How many objects of the kernel it touches: elements, rules, chains, sets. What prepares nothing and what is no part of
+    /// the table counts for none.
+    pub fn objects(&self) -> usize {
+        match self.0 {
+            Operation::Table { .. } | Operation::Loopback { .. } | Operation::LeaveOut => 0,
+            _ => self.0.weight(),
+        }
+    }
+}
+
 impl Operation {
     /// How many objects of the kernel it touches, for cutting a load into transactions.
     pub(crate) fn weight(&self) -> usize {

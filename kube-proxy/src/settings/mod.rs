@@ -122,6 +122,28 @@ pub(crate) fn load<S: AsRef<str>>(arguments: &[S]) -> Result<Loaded, ConfigError
     Ok(Loaded { command, notices })
 }
 
+/// The settings of a configuration that was read before, without flags: for those who ask what it would do.
+pub(crate) fn of_document(document: &serde_json::Value) -> Result<Settings, ConfigError> {
+    let none: [&str; 0] = [];
+    let flags = Flags::parse(&none)?;
+    let mut notices = Vec::new();
+    let path = PathBuf::from("the configuration in force");
+    let mut configuration = from_file(&flags, path, &document.to_string(), &mut notices)?;
+    configuration.default_for_linux();
+    let (feature_gates, _) =
+        FeatureGates::new(&configuration.feature_gates).map_err(ConfigError::FeatureGates)?;
+    let surroundings = Surroundings {
+        mode_defaulted: configuration.mode.is_empty(),
+        feature_gates,
+        vip_binding: flags.ipvs_vip_binding,
+        insight_socket: None,
+        master: None,
+        config_file: None,
+        flags: Vec::new(),
+    };
+    validate::validate(&configuration, surroundings).map_err(ConfigError::Invalid)
+}
+
 /// Without a file: the flags are the configuration.
 fn from_flags(flags: &Flags) -> Configuration {
     let mut to = flags.configuration.clone();

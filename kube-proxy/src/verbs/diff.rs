@@ -11,7 +11,7 @@ use std::{
 use clap::Args;
 use insight::{
     state::{Filter, State},
-    table::{Cell, Look, Style, Table},
+    table::{Look, Style},
 };
 use proxy_core::{
     difference::{Comparison, Difference, DifferenceKind},
@@ -22,6 +22,7 @@ use serde::Serialize;
 use super::{
     common::Common,
     intended::{Intended, checked, only_live},
+    wrap::wrapped,
 };
 
 /// Something differs.
@@ -41,6 +42,9 @@ pub(crate) struct Options {
     /// Go on, and print whenever something else differs
     #[arg(long)]
     watch: bool,
+    /// With replay: the file is of this node, whose process need not run, and whose kernel is compared
+    #[arg(long, conflicts_with = "watch")]
+    here: bool,
     /// Print what would set it right as commands of the mode's own tools (nft, ipvsadm, iptables), where there is one
     #[arg(long)]
     commands: bool,
@@ -86,7 +90,7 @@ pub(crate) struct Answer {
 }
 
 pub(crate) fn run(options: &Options, common: &Common) -> anyhow::Result<ExitCode> {
-    only_live(common.is_live(), "diff")?;
+    only_live(common.is_live() || options.here, "diff")?;
     let mut last = None;
     loop {
         let answer = settled(options, common)?;
@@ -202,27 +206,24 @@ fn commands(answer: &Answer) -> String {
 
 pub(crate) fn text(answer: &Answer, look: Look) -> String {
     let mut text = String::new();
-    if !answer.differences.is_empty() {
-        let mut table = Table::new()
-            .text("SERVICE", 12)
-            .column("FAMILY")
-            .column("KERNEL")
-            .text("WHAT", 24)
-            .text("COMMAND", 24)
-            .wide();
-        for line in &answer.differences {
-            let style =
-                if line.difference == DifferenceKind::Extra.as_str() { Style::Warn } else { Style::Bad };
-            let because = line.because.as_ref().map_or(String::new(), |because| format!(" ({because})"));
-            table.row([
-                Cell::from(name(line)),
-                Cell::from(line.family.clone()),
-                Cell::new(line.difference, style),
-                Cell::from(format!("{}{because}", line.what)),
-                Cell::from(line.command.clone().unwrap_or_default()),
-            ]);
+    let mut last = None;
+    for line in &answer.differences {
+        let head = (name(line), &line.family);
+        if last.as_ref() != Some(&head) {
+            let because = line.because.as_ref().map_or(String::new(), |because| format!("; {because}"));
+            text += &wrapped("", &format!("{} ({}{because})", head.0, head.1), look.width);
+            last = Some(head);
         }
-        text += &table.print(look);
+        let style = if line.difference == DifferenceKind::Extra.as_str() { Style::Warn } else { Style::Bad };
+        let written = wrapped(&format!("  {:<11}", line.difference), &line.what, look.width);
+        text += "  ";
+        text += &style.paint(line.difference, look.colour);
+        text += &written[2 + line.difference.len()..];
+        if let Some(command) = line.command.as_ref().filter(|_| look.wide) {
+            let _ = writeln!(text, "{:13}{command}", "");
+        }
+    }
+    if !answer.differences.is_empty() {
         text.push('\n');
     }
     if look.wide && !answer.owed.is_empty() {
@@ -243,20 +244,19 @@ pub(crate) fn text(answer: &Answer, look: Look) -> String {
     let of = format!("{} mode, {}", answer.mode, answer.families.join(" and "));
     let services: BTreeSet<Option<&str>> =
         answer.differences.iter().map(|line| line.service.as_deref()).collect();
-    let _ = match answer.differences.len() {
-        0 => writeln!(
-            text,
+    let sentence = match answer.differences.len() {
+        0 => format!(
             "Nothing differs: {} objects of {} Services compared ({of}).",
             answer.compared, answer.services
         ),
-        differences => writeln!(
-            text,
+        differences => format!(
             "{differences} differences at {} of {} Services ({of}).{}",
             services.iter().flatten().count(),
             answer.services,
             if services.contains(&None) { " Some concern all Services, or nobody's objects." } else { "" },
         ),
     };
+    text += &wrapped("", &sentence, look.width);
     text
 }
 
@@ -264,6 +264,10 @@ fn name(line: &Line) -> String {
     match (&line.service, &line.port) {
         (Some(service), Some(port)) => format!("{service}:{port}"),
         (Some(service), None) => service.clone(),
-        (None, _) => "-".to_owned(),
+        (None, _) => "all Services, or nobody's".to_owned(),
     }
 }
+
+#[cfg(test)]
+#[path = "diff_tests.rs"]
+mod tests;

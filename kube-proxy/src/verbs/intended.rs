@@ -83,11 +83,6 @@ pub(crate) fn only_live(live: bool, verb: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The families' names, for a sentence.
-pub(crate) fn families<'a>(of: impl Iterator<Item = &'a Family>) -> String {
-    of.map(ToString::to_string).collect::<Vec<_>>().join(" and ")
-}
-
 /// A state's families, or why there are none.
 pub(crate) fn checked(intended: Intended) -> anyhow::Result<Intended> {
     (!intended.halves.is_empty())

@@ -4,14 +4,20 @@
 //! intended comes from `proxy-core` itself), reads the kernel by itself where it needs to, and prints. Each verb is a file
 //! with its options and `run`. To add one: the file, a variant of [`Verb`], and a line in [`Verb::run`].
 
+mod check;
 pub(crate) mod common;
 mod diff;
 mod dump;
 mod endpoints;
 mod explain;
 mod intended;
+mod migrate;
+mod plan;
 mod replay;
 mod services;
+#[cfg(test)]
+mod test_state;
+mod wrap;
 
 use std::{ffi::OsString, io::Write as _, process::ExitCode};
 
@@ -39,22 +45,28 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Check(check::Options),
     Diff(diff::Options),
     Services(services::Options),
     Endpoints(endpoints::Options),
     Explain(explain::Options),
     Dump(dump::Options),
+    Migrate(migrate::Options),
+    Plan(plan::Options),
     Replay(replay::Options),
 }
 
 impl Verb {
     fn run(&self, common: &Common) -> anyhow::Result<ExitCode> {
         match self {
+            Self::Check(options) => check::run(options, common),
             Self::Diff(options) => diff::run(options, common),
             Self::Services(options) => services::run(options, common),
             Self::Endpoints(options) => endpoints::run(options, common),
             Self::Explain(options) => explain::run(options, common),
             Self::Dump(options) => dump::run(options, common),
+            Self::Migrate(options) => migrate::run(options, common),
+            Self::Plan(options) => plan::run(options, common),
             Self::Replay(options) => replay::run(options, common),
         }
     }
