@@ -51,6 +51,7 @@ fn header() -> Header {
             local_pods: LocalPods::Cidrs(vec!["10.244.0.0/16".parse().expect("a network")]),
             node_ports: NodePorts::Any,
             localhost_node_ports: false,
+            refused_on_localhost: Vec::new(),
         },
         localhost_v6_node_ports: false,
         ipvs: None,

@@ -12,6 +12,7 @@ mod drift;
 mod endpoints;
 mod external;
 mod firewalls;
+mod fleet;
 mod hostile;
 mod ipvs_mode;
 mod large;
