@@ -6,6 +6,8 @@ mod cost;
 mod history;
 #[cfg(test)]
 mod limits;
+#[cfg(test)]
+mod stories;
 mod table;
 mod walk;
 
