@@ -67,10 +67,10 @@ release:
 	@tools/setup test
 	tools/release --dry-run
 
-# What the images' test takes. The static program first: what stands under the usual name afterwards is the usual one.
+# What the images' test takes. All crates are compiled as for the tests; the static program takes them from there.
 define IMAGE_PROGRAMS
-tools/static-binary debug
 cargo build --workspace --locked --bin kube-proxy --bin apiserver
+tools/static-binary debug
 endef
 
 # Builds both from Debian packages, without a registry, twice, and runs them as kubeadm's DaemonSet does.

@@ -123,9 +123,10 @@ fn sets(scaffold: &Scaffold<'_>, installed: &mut Installed) -> Step<Op> {
     step
 }
 
-/// A quarter more than what is needed, as 3/4 of a power of two: the most that the kernel's hash of that size is made for.
+/// A fifth more than what is needed, as 3/4 of a power of two: the most that the kernel's hash of that size is made for. The
+/// hash costs 16 bytes for each bucket (8, and the allocator rounds up to a power of two what is a little more than one).
 fn room_for(elements: u32) -> u32 {
-    let wanted = elements.saturating_add(elements / 4).clamp(LEAST, 3 << 28);
+    let wanted = elements.saturating_add(elements / 5).clamp(LEAST, 3 << 28);
     3 * (wanted.div_ceil(3)).next_power_of_two()
 }
 
