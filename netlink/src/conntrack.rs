@@ -14,20 +14,22 @@ use crate::{
 const FAMILY_HEADER: usize = 4;
 const SUBSYSTEM: u16 = 1;
 /// `IPCTNL_MSG_CT_*`.
-const NEW: u16 = SUBSYSTEM << 8;
+pub(crate) const NEW: u16 = SUBSYSTEM << 8;
 const GET: u16 = SUBSYSTEM << 8 | 1;
-const DELETE: u16 = SUBSYSTEM << 8 | 2;
+pub(crate) const DELETE: u16 = SUBSYSTEM << 8 | 2;
 const GET_STATISTICS: u16 = SUBSYSTEM << 8 | 5;
 
 /// `CTA_*`.
-mod cta {
+pub(crate) mod cta {
     pub(super) const TUPLE_ORIGINAL: u16 = 1;
     pub(super) const TUPLE_REPLY: u16 = 2;
-    pub(super) const STATUS: u16 = 3;
+    pub(crate) const STATUS: u16 = 3;
     pub(super) const PROTOCOL_INFO: u16 = 4;
     pub(super) const TIMEOUT: u16 = 7;
     pub(super) const MARK: u16 = 8;
-    pub(super) const ID: u16 = 12;
+    pub(super) const COUNTERS_ORIGINAL: u16 = 9;
+    pub(super) const COUNTERS_REPLY: u16 = 10;
+    pub(crate) const ID: u16 = 12;
     pub(super) const ZONE: u16 = 18;
     pub(super) const MARK_MASK: u16 = 21;
     pub(super) const FILTER: u16 = 25;
@@ -50,6 +52,8 @@ mod cta {
     pub(super) const INFO_TCP: u16 = 1;
     pub(super) const TCP_STATE: u16 = 1;
     pub(super) const FILTER_ORIGINAL: u16 = 1;
+    pub(super) const COUNTED_PACKETS: u16 = 1;
+    pub(super) const COUNTED_BYTES: u16 = 2;
 
     /// `CTA_FILTER_F_CTA_*` of net/netfilter/nf_internals.h, part of the interface though not in its headers.
     pub(super) const FILTER_DESTINATION: u32 = 1 << 1;
@@ -112,6 +116,53 @@ pub struct Flow {
     pub mark: u32,
     /// `TCP_CONNTRACK_*`, for TCP.
     pub tcp_state: Option<u8>,
+}
+
+/// `TCP_CONNTRACK_*`: how far a TCP connection is, as conntrack sees it.
+pub mod tcp_state {
+    pub const SYN_SENT: u8 = 1;
+    pub const SYN_RECEIVED: u8 = 2;
+    pub const ESTABLISHED: u8 = 3;
+    pub const TIME_WAIT: u8 = 7;
+    /// Ended by a reset.
+    pub const CLOSE: u8 = 8;
+}
+
+/// What one direction of a flow carried, where `net.netfilter.nf_conntrack_acct` was 1 when it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Counted {
+    pub packets: u64,
+    /// With the headers from IP on.
+    pub bytes: u64,
+}
+
+/// What both directions of a flow carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Carried {
+    pub original: Counted,
+    pub reply: Counted,
+}
+
+impl Carried {
+    pub const fn bytes(&self) -> u64 {
+        self.original.bytes.saturating_add(self.reply.bytes)
+    }
+
+    /// `None` where nothing was counted.
+    pub(crate) fn decode(message: &Message<'_>) -> Option<Self> {
+        let attributes = message.attributes(FAMILY_HEADER);
+        let counted = |kind| {
+            let fields = attributes.get(kind)?.nested();
+            let number = |kind| fields.get(kind).and_then(|number| number.be64());
+            Some(Counted { packets: number(cta::COUNTED_PACKETS)?, bytes: number(cta::COUNTED_BYTES)? })
+        };
+        match (counted(cta::COUNTERS_ORIGINAL), counted(cta::COUNTERS_REPLY)) {
+            (None, None) => None,
+            (original, reply) => {
+                Some(Self { original: original.unwrap_or_default(), reply: reply.unwrap_or_default() })
+            }
+        }
+    }
 }
 
 /// Which entries to walk.
@@ -191,6 +242,23 @@ pub fn walk(socket: &mut Socket, filter: &Filter, mut each: impl FnMut(&Flow)) -
     )
 }
 
+/// As [`walk`], with what each flow carried so far.
+pub fn walk_counted(
+    socket: &mut Socket,
+    filter: &Filter,
+    mut each: impl FnMut(&Flow, Option<Carried>),
+) -> Result<Dump, Error> {
+    socket.dump(
+        GET,
+        |writer| filter.write(writer),
+        |message| {
+            if let Some(flow) = Flow::decode(message).filter(|flow| filter.matches(flow)) {
+                each(&flow, Carried::decode(message));
+            }
+        },
+    )
+}
+
 /// How many entries there are, and how many there can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Count {
@@ -218,9 +286,11 @@ pub fn count(socket: &mut Socket) -> Result<Count, Error> {
 impl Flow {
     /// Reads an entry; `None` for a message that is none.
     pub fn decode(message: &Message<'_>) -> Option<Self> {
-        if message.kind != NEW {
-            return None;
-        }
+        if message.kind == NEW { Self::read(message) } else { None }
+    }
+
+    /// Reads the entry of a message of any kind.
+    pub(crate) fn read(message: &Message<'_>) -> Option<Self> {
         let (mut original, mut reply) = (None, None);
         let (mut zone, mut status, mut id, mut timeout, mut mark, mut tcp_state) = (0, 0, None, 0, 0, None);
         for attribute in message.attributes(FAMILY_HEADER) {

@@ -9,6 +9,7 @@ use std::{
 use nix::{
     errno::Errno,
     libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         socket::{
             AddressFamily, MsgFlags, NetlinkAddr, SetSockOpt, SockFlag, SockProtocol, SockType, bind,
@@ -145,6 +146,25 @@ impl Socket {
     pub fn set_receive_buffer(&self, bytes: usize) -> Result<(), Error> {
         receive_buffer(&self.fd, bytes)
             .map_err(|errno| os("set the receive buffer of a netlink socket", errno))
+    }
+
+    /// Has the socket receive the events of these multicast groups too (bit n-1 for group n).
+    pub fn subscribe(&self, groups: u32) -> Result<(), Error> {
+        for group in (1..=u32::BITS).filter(|group| groups & (1 << (group - 1)) != 0) {
+            setsockopt(&self.fd, AddMembership, &group)
+                .map_err(|errno| os("join a multicast group of netlink", errno))?;
+        }
+        Ok(())
+    }
+
+    /// How many messages the kernel had for this socket and did not queue, for lack of room, since it was opened
+    /// (`SO_MEMINFO`, Linux 4.12).
+    pub fn dropped(&self) -> Result<u64, Error> {
+        /// `SK_MEMINFO_DROPS`.
+        const DROPS: usize = 8;
+        let figures = getsockopt(&self.fd, MemoryFigures)
+            .map_err(|errno| os("read the figures of a netlink socket", errno))?;
+        Ok(figures[DROPS].into())
     }
 
     /// How long the kernel has been at work for this socket since it was opened: inside `sendmsg` and `recvmsg`.
@@ -460,6 +480,26 @@ fn os(doing: &'static str, errno: Errno) -> Error {
     Error::Os { doing, source: errno.into() }
 }
 
+/// Waits until one of these has something to read, or the time is over; false then. An interrupting signal ends it too.
+pub fn wait(sockets: &[BorrowedFd<'_>], longest: Duration) -> Result<bool, Error> {
+    let mut polled: Vec<PollFd<'_>> =
+        sockets.iter().map(|socket| PollFd::new(*socket, PollFlags::POLLIN)).collect();
+    let milliseconds = u16::try_from(longest.as_millis()).unwrap_or(u16::MAX);
+    match poll(&mut polled, PollTimeout::from(milliseconds)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::EINTR) => Ok(false),
+        Err(errno) => Err(os("wait for the kernel", errno)),
+    }
+}
+
+/// `SO_MEMINFO` of asm-generic/socket.h, which the `libc` crate lacks.
+const SO_MEMINFO: libc::c_int = 55;
+
+/// The nine numbers of `SK_MEMINFO_*`.
+#[derive(Clone, Copy)]
+struct MemoryFigures;
+nix::getsockopt_impl!(MemoryFigures, libc::SOL_SOCKET, SO_MEMINFO, [u32; 9], sockopt::GetStruct<[u32; 9]>);
+
 // nix has no types for the options of netlink itself, but the macro its own are made with.
 #[derive(Clone)]
 struct ExtendedAck;
@@ -470,3 +510,12 @@ nix::setsockopt_impl!(CappedAck, libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, bool,
 #[derive(Clone)]
 struct StrictDump;
 nix::setsockopt_impl!(StrictDump, libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK, bool, sockopt::SetBool);
+#[derive(Clone)]
+struct AddMembership;
+nix::setsockopt_impl!(
+    AddMembership,
+    libc::SOL_NETLINK,
+    libc::NETLINK_ADD_MEMBERSHIP,
+    u32,
+    sockopt::SetStruct<'_, u32>
+);

@@ -155,6 +155,18 @@ impl Batch {
         })
     }
 
+    /// Makes a table that must not be there yet (`EEXIST`). An owned one (Linux 5.12, `EOPNOTSUPP` or `EINVAL` before) goes
+    /// when the socket that commits this is closed, and nobody else may change it.
+    pub fn create_table(&mut self, table: Table<'_>, owned: bool, comment: Option<&str>) -> Position {
+        self.message(message::NEW_TABLE, flags::CREATE | flags::EXCLUSIVE, table, |writer| {
+            writer.str(table_uapi::NAME, table.name);
+            writer.be32(table_uapi::FLAGS, if owned { table_uapi::OWNED } else { 0 });
+            if let Some(comment) = comment {
+                crate::datatype::put_comment(writer, table_uapi::USERDATA, comment);
+            }
+        })
+    }
+
     /// Deletes a table and all in it; `ENOENT` if there is none.
     pub fn delete_table(&mut self, table: Table<'_>) -> Position {
         self.message(message::DELETE_TABLE, 0, table, |writer| writer.str(table_uapi::NAME, table.name))

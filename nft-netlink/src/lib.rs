@@ -55,6 +55,8 @@ pub mod object;
 pub mod probe;
 pub mod rule;
 pub mod set;
+pub mod temporary;
+pub mod trace;
 
 mod uapi;
 

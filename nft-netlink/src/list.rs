@@ -24,6 +24,8 @@ pub struct FoundTable {
     pub handle: u64,
     /// Put to sleep (`flags dormant`): its chains are not hooked in.
     pub dormant: bool,
+    /// Goes with the socket that made it (`flags owner`): that socket's port.
+    pub owner: Option<u32>,
     pub comment: Option<Box<str>>,
 }
 
@@ -96,6 +98,8 @@ pub struct FoundElement {
     pub interval_end: bool,
     pub timeout: Option<Duration>,
     pub expires: Option<Duration>,
+    /// Packets that the counter attached to it counted, if it has one.
+    pub counted: Option<u64>,
     pub comment: Option<Box<str>>,
 }
 
@@ -311,6 +315,7 @@ impl FoundTable {
                 .get(table::FLAGS)
                 .and_then(|flags| flags.be32())
                 .is_some_and(|flags| flags & table::DORMANT != 0),
+            owner: attributes.get(table::OWNER).and_then(|owner| owner.be32()),
             comment: comment(&attributes, table::USERDATA),
         })
     }
@@ -333,11 +338,21 @@ impl FoundChain {
     }
 }
 
+/// `NFTA_EXPR_*`, `NFTA_COUNTER_PACKETS`.
+const NAME: u16 = 1;
+const DATA: u16 = 2;
+const COUNTER_PACKETS: u16 = 2;
+
+/// The packets that an expression counted; `None` where it is no counter.
+fn counter(expression: &Attributes<'_>) -> Option<u64> {
+    if text(expression, NAME).as_deref() != Some("counter") {
+        return None;
+    }
+    expression.get(DATA)?.nested().get(COUNTER_PACKETS)?.be64()
+}
+
 impl FoundRule {
     fn decode(message: &Message<'_>) -> Option<Self> {
-        const NAME: u16 = 1;
-        const DATA: u16 = 2;
-        const COUNTER_PACKETS: u16 = 2;
         let attributes = of_kind(message, message::NEW_RULE)?;
         let chain = text(&attributes, rule::CHAIN)?;
         let mut hasher = DefaultHasher::new();
@@ -421,13 +436,14 @@ impl FoundElement {
             interval_end: flags & element::INTERVAL_END != 0,
             timeout: time(attributes, element::TIMEOUT),
             expires: time(attributes, element::EXPIRATION),
+            counted: attributes.get(element::EXPRESSION).and_then(|attached| counter(&attached.nested())),
             comment: comment(attributes, element::USERDATA),
         })
     }
 }
 
 impl Verdict {
-    fn decode(attributes: &Attributes<'_>) -> Option<Self> {
+    pub(crate) fn decode(attributes: &Attributes<'_>) -> Option<Self> {
         let chain = || text(attributes, data::VERDICT_CHAIN);
         Some(match attributes.get(data::VERDICT_CODE)?.be32()?.cast_signed() {
             0 => Self::Drop,

@@ -30,6 +30,7 @@ pub(crate) mod message {
     pub(crate) const DELETE_ELEMENT: u16 = 14;
     pub(crate) const NEW_GENERATION: u16 = 15;
     pub(crate) const GET_GENERATION: u16 = 16;
+    pub(crate) const TRACE: u16 = 17;
     // Linux 6.3: as the deletes above, but what is not there is no error.
     pub(crate) const DESTROY_TABLE: u16 = 26;
     pub(crate) const DESTROY_CHAIN: u16 = 27;
@@ -53,7 +54,29 @@ pub(crate) mod table {
     pub(crate) const FLAGS: u16 = 2;
     pub(crate) const HANDLE: u16 = 4;
     pub(crate) const USERDATA: u16 = 6;
+    pub(crate) const OWNER: u16 = 7;
     pub(crate) const DORMANT: u32 = 1;
+    /// Linux 5.12: the table goes with the socket that made it, and nobody else may change it.
+    pub(crate) const OWNED: u32 = 2;
+}
+
+/// `NFTA_TRACE_*`, `NFT_TRACETYPE_*`.
+pub(crate) mod trace {
+    pub(crate) const TABLE: u16 = 1;
+    pub(crate) const CHAIN: u16 = 2;
+    pub(crate) const RULE_HANDLE: u16 = 3;
+    pub(crate) const TYPE: u16 = 4;
+    pub(crate) const VERDICT: u16 = 5;
+    pub(crate) const ID: u16 = 6;
+    pub(crate) const NETWORK_HEADER: u16 = 8;
+    pub(crate) const TRANSPORT_HEADER: u16 = 9;
+    pub(crate) const INPUT: u16 = 10;
+    pub(crate) const OUTPUT: u16 = 12;
+    pub(crate) const MARK: u16 = 14;
+    pub(crate) const POLICY: u16 = 16;
+    pub(crate) const TYPE_POLICY: u32 = 1;
+    pub(crate) const TYPE_RETURN: u32 = 2;
+    pub(crate) const TYPE_RULE: u32 = 3;
 }
 
 /// `NFTA_CHAIN_*` and `NFTA_HOOK_*`.
@@ -123,6 +146,7 @@ pub(crate) mod element {
     pub(crate) const TIMEOUT: u16 = 4;
     pub(crate) const EXPIRATION: u16 = 5;
     pub(crate) const USERDATA: u16 = 6;
+    pub(crate) const EXPRESSION: u16 = 7;
     pub(crate) const KEY_END: u16 = 10;
     pub(crate) const INTERVAL_END: u32 = 1;
 }

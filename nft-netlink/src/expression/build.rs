@@ -3,8 +3,8 @@
 use std::{net::IpAddr, time::Duration};
 
 use super::{
-    ADDRESS_TYPE_LOCAL, Comparison, ConntrackKey, Expression, FibResult, MetaKey, NatKind, NumberKind,
-    PayloadBase, Register, Reject, SetName, SetUpdate, Shift, Verdict, fib_flags, nat_flags,
+    ADDRESS_TYPE_LOCAL, Comparison, ConntrackKey, Expression, FibResult, LimitKind, MetaKey, NatKind,
+    NumberKind, PayloadBase, Register, Reject, SetName, SetUpdate, Shift, Verdict, fib_flags, nat_flags,
 };
 use crate::Family;
 
@@ -46,6 +46,22 @@ pub const fn meta(key: MetaKey, to: Register) -> Expression {
 
 pub const fn meta_set(key: MetaKey, from: Register) -> Expression {
     Expression::MetaSet { key, from }
+}
+
+/// `meta nftrace set 1`. Two steps, on this register.
+pub fn trace(register: Register) -> [Expression; 2] {
+    [immediate(register, [1]), meta_set(MetaKey::Trace, register)]
+}
+
+/// `limit rate` so many packets a second, with as many more at once.
+pub const fn limit_per_second(packets: u32) -> Expression {
+    Expression::Limit {
+        kind: LimitKind::Packets,
+        rate: packets as u64,
+        per: Duration::from_secs(1),
+        burst: packets,
+        over: false,
+    }
 }
 
 /// `meta l4proto`, one byte.

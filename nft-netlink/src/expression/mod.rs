@@ -86,6 +86,8 @@ pub enum MetaKey {
     OutputIndex = 5,
     InputName = 6,
     OutputName = 7,
+    /// One byte that is not 0: what becomes of the packet is told to whoever listens ([`crate::trace`]).
+    Trace = 12,
     NfProtocol = 15,
     L4Protocol = 16,
 }
