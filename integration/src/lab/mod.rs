@@ -315,6 +315,11 @@ impl Lab {
         figure.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or_default()
     }
 
+    /// Where the running proxy answers questions.
+    pub fn insight_socket(&self) -> PathBuf {
+        self.folder.join(proxy::INSIGHT_SOCKET)
+    }
+
     /// How many lines the proxy has logged.
     pub fn log_lines(&self) -> usize {
         self.proxy.as_ref().map(Proxy::log_lines).unwrap_or_default()

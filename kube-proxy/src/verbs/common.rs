@@ -179,6 +179,14 @@ impl Common {
         out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
     }
 
+    /// Tells who waits what is going on; not part of the answer.
+    pub(crate) fn say(&self, text: &str) -> anyhow::Result<()> {
+        if io::stderr().is_terminal() {
+            writeln!(io::stderr(), "{text}").context("standard error")?;
+        }
+        Ok(())
+    }
+
     /// Prints an answer as data, or, where people are to read it, as the text that is made then.
     pub(crate) fn answer(
         &self,

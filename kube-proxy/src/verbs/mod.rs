@@ -10,6 +10,7 @@ mod diff;
 mod dump;
 mod endpoints;
 mod explain;
+mod flows;
 mod intended;
 mod migrate;
 mod plan;
@@ -17,6 +18,9 @@ mod replay;
 mod services;
 #[cfg(test)]
 mod test_state;
+mod top;
+mod trace;
+mod watching;
 mod wrap;
 
 use std::{ffi::OsString, io::Write as _, process::ExitCode};
@@ -54,6 +58,9 @@ enum Verb {
     Migrate(migrate::Options),
     Plan(plan::Options),
     Replay(replay::Options),
+    Trace(trace::Options),
+    Flows(flows::Options),
+    Top(top::Options),
 }
 
 impl Verb {
@@ -68,6 +75,9 @@ impl Verb {
             Self::Migrate(options) => migrate::run(options, common),
             Self::Plan(options) => plan::run(options, common),
             Self::Replay(options) => replay::run(options, common),
+            Self::Trace(options) => trace::run(options, common),
+            Self::Flows(options) => flows::run(options, common),
+            Self::Top(options) => top::run(options, common),
         }
     }
 }
