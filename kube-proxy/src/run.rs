@@ -27,11 +27,11 @@ use crate::{
     },
     engine::mailbox::mailbox,
     host::{
-        cleanup,
+        accounting, cleanup,
         confinement::{self, Needs},
         conntrack::{self, ConntrackReconciler, Pass},
         forwarding::Forwarding,
-        interfaces,
+        interfaces, service_metrics,
         sysctl::{self, Sysctl},
     },
     live::{self, Live},
@@ -49,13 +49,17 @@ use crate::{
         feature_gates::Feature,
         insight::socket,
         plausibility::{self, Found},
+        service_metrics::ServiceMetrics,
     },
     supervisor::{self, Ends, Supervisor},
     sync::{
         observe::{AfterFirstSync, Observers},
         start,
     },
-    telemetry::{first_sync::FirstLists, health::HealthState, logging::LogControl, metrics::Metrics},
+    telemetry::{
+        first_sync::FirstLists, health::HealthState, logging::LogControl, metrics::Metrics,
+        service_metrics::Services,
+    },
 };
 
 /// How long what is worth an Event at the end of the process may take to be sent.
@@ -200,6 +204,7 @@ async fn start(
         name.clone(),
         after_first_sync(&settings, (supervisor.clone(), events.clone()), (periods, wanted_checks.clone()))?,
     );
+    count_services(&settings, &mut observers, &metrics, &supervisor)?;
     let capacity = Capacity::of_this_process();
     if environment::listens_on_localhost(&settings) {
         let ports = NodePorts::default();
@@ -345,6 +350,30 @@ fn after_first_sync(
             tracing::error!(%error, "What other modes have left cannot be removed");
         }
     }))
+}
+
+/// Metrics of single Services, where a variable asks for them; else what they set is given back.
+fn count_services(
+    settings: &Settings,
+    observers: &mut Observers,
+    metrics: &Metrics,
+    supervisor: &Supervisor,
+) -> anyhow::Result<()> {
+    let asked = ServiceMetrics::read()?;
+    let bytes = asked.as_ref().is_some_and(|asked| asked.bytes);
+    // IPVS counts bytes by itself.
+    let accounting =
+        if bytes && settings.mode != Mode::Ipvs { accounting::begin() } else { accounting::end() };
+    if let Err(error) = accounting {
+        tracing::warn!(%error, bytes, "Conntrack does not count bytes as it was asked to");
+    }
+    let Some(asked) = asked else { return Ok(()) };
+    let services = Services::new(asked);
+    observers.set_services(services.clone());
+    metrics.show_services(&services);
+    let mode = settings.mode;
+    supervisor.thread("service metrics", move || service_metrics::run(&services, mode))?;
+    Ok(())
 }
 
 fn report_conntrack(pass: Pass) {

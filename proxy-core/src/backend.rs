@@ -143,6 +143,11 @@ pub trait Planner {
 
     /// When `plan_upkeep` next has something to do.
     fn next_upkeep(&self) -> Option<Instant>;
+
+    /// Endpoints that get no new connections and are kept for those they have; `None` where there is no such thing.
+    fn draining(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// Applies plans to the kernel.

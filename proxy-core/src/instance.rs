@@ -165,6 +165,11 @@ where
         &self.executor
     }
 
+    /// Endpoints that get no new connections and are kept for those they have; `None` where there is no such thing.
+    pub fn draining(&self) -> Option<usize> {
+        self.planner.draining()
+    }
+
     /// All watches are complete: from now on the instance may write.
     pub(crate) fn begin(&mut self, now: Instant) {
         if !self.schedule.begun() {

@@ -8,7 +8,7 @@ use std::{net::IpAddr, sync::Arc};
 
 pub use asked::{Asked, asked};
 pub use policy::{AllowedSources, Policy, open_by_omission};
-pub use targets::{ClusterChoice, Hints, LocalChoice, Targets, Use, targets};
+pub use targets::{ClusterChoice, Hints, HintsIgnored, LocalChoice, Targets, Use, hints_ignored, targets};
 
 use crate::{
     model::{Protocol, Service, ServicePort, TrafficPolicy},

@@ -51,6 +51,11 @@ impl Drains {
         self.servers.get(key)
     }
 
+    /// How many destinations drain.
+    pub(crate) fn destinations(&self) -> usize {
+        self.servers.iter().map(|(_, draining)| draining.destinations.len()).sum()
+    }
+
     /// Destinations begin to drain.
     pub(crate) fn begin(&mut self, key: ServiceKey, gone: &[(IpAddr, u16)], now: Instant) {
         if gone.is_empty() {

@@ -242,6 +242,10 @@ impl Planner for IpvsPlanner {
     fn next_upkeep(&self) -> Option<Instant> {
         self.state.drains.next()
     }
+
+    fn draining(&self) -> Option<usize> {
+        Some(self.state.drains.destinations())
+    }
 }
 
 impl IpvsPlanner {

@@ -14,6 +14,7 @@ use kube::Client;
 use proxy_core::{
     limits::Excess,
     model::{Family, ObjectName, ServiceName},
+    route::HintsIgnored,
 };
 use serde_json::{Value, json};
 use tokio::{sync::Notify, time::Instant};
@@ -126,6 +127,27 @@ impl Event {
         );
         let key = family.to_string();
         Self::service(service, Severity::Warning, "LoadBalancerOpen", "SyncProxyRules", note).shared(&key)
+    }
+
+    /// Endpoints carry topology hints, and traffic goes to all of them all the same.
+    pub(crate) fn hints_ignored(
+        service: &ServiceName,
+        node: &str,
+        family: Family,
+        why: HintsIgnored,
+    ) -> Self {
+        let reason = match why {
+            HintsIgnored::Incomplete => {
+                "some ready endpoint carries no hint (the controller gives them to all or to none; is one in the middle of a change?)"
+            }
+            HintsIgnored::NoZone => "this node has no label topology.kubernetes.io/zone",
+            HintsIgnored::NoneHere => "no ready endpoint is hinted for this node or its zone",
+        };
+        let note = format!(
+            "node {node}: {family} traffic goes to endpoints of all zones, their topology hints are ignored: {reason}"
+        );
+        Self::service(service, Severity::Warning, "TopologyHintsIgnored", "SyncProxyRules", note)
+            .shared(&family.to_string())
     }
 
     /// Rules that are ours were changed by somebody else.

@@ -15,7 +15,10 @@ use ipnet::IpNet;
 use proxy_core::model::Family;
 
 use crate::{
-    host::forwarding::{self, Forwarding},
+    host::{
+        accounting,
+        forwarding::{self, Forwarding},
+    },
     settings::effective::Mode,
 };
 
@@ -84,6 +87,9 @@ pub(crate) fn everything(excluded: &[IpNet]) -> anyhow::Result<()> {
     }
     if let Err(error) = localnet::leave() {
         failures.push(format!("what NodePorts on 127.0.0.1 needed: {error}"));
+    }
+    if let Err(error) = accounting::end() {
+        failures.push(format!("conntrack's counting of bytes: {error}"));
     }
     anyhow::ensure!(
         failures.is_empty(),

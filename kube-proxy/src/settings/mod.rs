@@ -27,6 +27,7 @@ mod flags;
 pub(crate) mod go_text;
 pub(crate) mod insight;
 pub(crate) mod plausibility;
+pub(crate) mod service_metrics;
 mod validate;
 pub(crate) mod version;
 

@@ -6,4 +6,5 @@ pub(crate) mod observe;
 pub(crate) mod open_load_balancers;
 pub(crate) mod start;
 pub(crate) mod talk;
+pub(crate) mod topology_hints;
 pub(crate) mod watched;

@@ -24,11 +24,17 @@ use crate::{
     host::conntrack::ConntrackReconciler,
     serve::{localhost_node_ports::NodePorts, service_health::Wanted},
     settings::effective::Mode,
-    sync::{localhost_node_ports::LocalhostNodePorts, open_load_balancers::OpenLoadBalancers, talk::Talk},
+    sync::{
+        localhost_node_ports::LocalhostNodePorts,
+        open_load_balancers::OpenLoadBalancers,
+        talk::Talk,
+        topology_hints::{self, TopologyHints},
+    },
     telemetry::{
         health::HealthState,
         metrics::{self, Changed, SyncSample},
         recent::Recent,
+        service_metrics::Services,
     },
 };
 
@@ -57,6 +63,8 @@ pub(crate) struct Observers {
     node: String,
     /// NodePorts on ::1, where they are wanted.
     localhost_node_ports: Option<NodePorts>,
+    /// Metrics of single Services, where they are asked for.
+    services: Option<Services>,
     shared: Arc<Shared>,
 }
 
@@ -89,6 +97,7 @@ impl Observers {
             events,
             node,
             localhost_node_ports,
+            services: None,
             shared,
         }
     }
@@ -103,6 +112,11 @@ impl Observers {
         self.localhost_node_ports = Some(ports);
     }
 
+    /// Metrics of single Services are wanted.
+    pub(crate) fn set_services(&mut self, services: Services) {
+        self.services = Some(services);
+    }
+
     /// One for each of the families that are served.
     pub(crate) fn of(&self, families: &[Family]) -> Vec<Observations> {
         lock(&self.shared.unsynced).0 = families.to_vec();
@@ -115,7 +129,9 @@ impl Observers {
             conntrack: self.conntrack.clone(),
             events: self.events.clone(),
             open_load_balancers: OpenLoadBalancers::default(),
+            topology_hints: TopologyHints::default(),
             localhost_node_ports: self.localhost_node_ports.clone().map(LocalhostNodePorts::new),
+            services: self.services.clone(),
             node: self.node.clone(),
             shared: self.shared.clone(),
             synced: false,
@@ -142,7 +158,9 @@ pub(crate) struct Observations {
     conntrack: Option<ConntrackReconciler>,
     events: Events,
     open_load_balancers: OpenLoadBalancers,
+    topology_hints: TopologyHints,
     localhost_node_ports: Option<LocalhostNodePorts>,
+    services: Option<Services>,
     node: String,
     shared: Arc<Shared>,
     /// It was written once.
@@ -317,8 +335,25 @@ where
             instance.set_aside_names().count(),
             instance.conflicts(),
         );
+        let zone = engine.node().zone.as_deref();
+        let hints = &mut self.topology_hints;
+        let news =
+            hints.news(family, &report.services, engine.store(), zone, |name| instance.installed(name));
+        for (why, count) in hints.counts() {
+            metrics::hints_ignored(family, topology_hints::word(why), count);
+        }
+        for (service, why) in news {
+            if let Some(left_out) = self.may_tell(service, report.ended) {
+                tracing::info!(%service, ipFamily = %family, reason = topology_hints::word(why), leftOut = left_out,
+                    "Topology hints are ignored");
+                self.events.send(Event::hints_ignored(service, &self.node, family, why));
+            }
+        }
         metrics::no_local_endpoints(family, counts.no_local_internal, counts.no_local_external);
         self.show(instance.executor().figures());
+        if let Some(services) = &self.services {
+            services.follow(family, &report.services, |name| instance.installed(name));
+        }
         if let Some(ports) = &mut self.localhost_node_ports {
             ports.follow(family, &report.services, |name| instance.installed(name));
         }
@@ -362,6 +397,9 @@ where
         // What the kernel counts is read while it is looked at for drift, whether anything changes or not.
         if let Some(instance) = engine.instances().iter().find(|instance| instance.family() == self.family) {
             self.show(instance.executor().figures());
+            if let Some(draining) = instance.draining() {
+                metrics::ipvs_draining(self.family, draining);
+            }
         }
         let (family, addresses) = (self.family, health_check_addresses(engine));
         let wanted = &self.shared.health_checks;

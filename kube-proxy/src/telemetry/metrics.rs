@@ -6,7 +6,7 @@
 use std::{
     fmt::{self, Write as _},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -22,9 +22,12 @@ use proxy_core::{
     model::{Family, Protocol},
 };
 
-use crate::settings::{
-    effective::{Mode, Settings},
-    version,
+use crate::{
+    settings::{
+        effective::{Mode, Settings},
+        version,
+    },
+    telemetry::service_metrics::Services,
 };
 
 mod exposition;
@@ -44,6 +47,8 @@ pub(crate) struct Metrics {
     health_checks: Arc<AtomicU64>,
     /// How to read a packet counter of the kernel, in the mode that has them.
     packets: Option<ReadPackets>,
+    /// Of single Services, where they are asked for.
+    services: Arc<OnceLock<Services>>,
 }
 
 /// `None` where the kernel does not have the counter.
@@ -84,7 +89,12 @@ impl Metrics {
         describe(settings.mode);
         show_what_is_constant(settings);
         let packets = (settings.mode == Mode::Iptables).then_some(read);
-        Self { handle, health_checks: Arc::default(), packets }
+        Self { handle, health_checks: Arc::default(), packets, services: Arc::default() }
+    }
+
+    /// Shows metrics of single Services from now on.
+    pub(crate) fn show_services(&self, services: &Services) {
+        let _ = self.services.set(services.clone());
     }
 
     /// The text of `/metrics`.
@@ -98,6 +108,9 @@ impl Metrics {
         }
         let mut text = self.handle.render();
         text.push_str(&process::render());
+        if let Some(services) = self.services.get() {
+            text.push_str(&services.render());
+        }
         exposition::canonical(&text)
     }
 
@@ -347,6 +360,17 @@ pub(crate) fn installed(family: Family, service_ports: usize, set_aside: usize, 
     by_family_gauge("switchyard_service_ports", family).set(service_ports as f64);
     by_family_gauge("switchyard_set_aside_service_ports", family).set(set_aside as f64);
     by_family_gauge("switchyard_address_conflicts", family).set(conflicts as f64);
+}
+
+/// Services whose topology hints are ignored for this reason.
+pub(crate) fn hints_ignored(family: Family, reason: &'static str, count: usize) {
+    metrics::gauge!("switchyard_topology_hints_ignored", "ip_family" => label(family), "reason" => reason)
+        .set(count as f64);
+}
+
+/// ipvs mode: endpoints that are kept for the connections they have.
+pub(crate) fn ipvs_draining(family: Family, count: usize) {
+    by_family_gauge("switchyard_ipvs_draining_endpoints", family).set(count as f64);
 }
 
 /// Rules are rebuilt because somebody else changed them.

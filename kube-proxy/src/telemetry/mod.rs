@@ -5,3 +5,4 @@ pub(crate) mod health;
 pub(crate) mod logging;
 pub(crate) mod metrics;
 pub(crate) mod recent;
+pub(crate) mod service_metrics;

@@ -198,6 +198,40 @@ impl Hints {
     }
 }
 
+/// Why topology hints of ready endpoints are not followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HintsIgnored {
+    /// Some ready endpoint carries none.
+    Incomplete,
+    /// This node has no label `topology.kubernetes.io/zone`.
+    NoZone,
+    /// No endpoint is hinted for this node or its zone.
+    NoneHere,
+}
+
+impl HintsIgnored {
+    /// Every reason there is.
+    pub const ALL: [Self; 3] = [Self::Incomplete, Self::NoZone, Self::NoneHere];
+}
+
+/// Whether there are hints among ready endpoints that [`targets`] does not follow, and why.
+pub fn hints_ignored(endpoints: &[(&Endpoint, u16)], zone: Option<&str>) -> Option<HintsIgnored> {
+    let ready = || endpoints.iter().map(|(endpoint, _)| endpoint).filter(|endpoint| endpoint.ready);
+    let for_zone = |endpoint: &&Endpoint| endpoint.for_zones.as_ref().is_some_and(|zones| !zones.is_empty());
+    let hinted = |endpoint: &&&Endpoint| endpoint.for_nodes != NodeHint::Absent || for_zone(endpoint);
+    if !ready().any(|endpoint| hinted(&endpoint)) || !matches!(Hints::of(endpoints, zone), Hints::Ignored) {
+        return None;
+    }
+    let all_for_nodes = ready().all(|endpoint| endpoint.for_nodes != NodeHint::Absent);
+    let all_for_zones = ready().all(for_zone);
+    Some(match (all_for_zones, zone) {
+        (true, None) => HintsIgnored::NoZone,
+        (true, Some(_)) => HintsIgnored::NoneHere,
+        (false, _) if all_for_nodes => HintsIgnored::NoneHere,
+        (false, _) => HintsIgnored::Incomplete,
+    })
+}
+
 fn names_zone(endpoint: &Endpoint, zone: Option<&str>) -> bool {
     let Some(zone) = zone else { return false };
     endpoint.for_zones.as_ref().is_some_and(|zones| zones.iter().any(|name| **name == *zone))

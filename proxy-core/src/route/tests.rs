@@ -429,3 +429,26 @@ fn ports_and_affinity_reach_the_route() {
     assert_eq!(route.policy.affinity, Some(10800));
     assert_eq!(*route.cluster, [Target { addr: ip("10.0.0.1"), port: 8080, local: true }]);
 }
+
+#[test]
+fn hints_that_are_not_followed_have_a_reason() {
+    use HintsIgnored::{Incomplete, NoZone, NoneHere};
+    #[rustfmt::skip]
+    let cases: &[(&str, &[&str], Option<HintsIgnored>)] = &[
+        ("a", &["10.0.0.1 ready zone=a", "10.0.0.2 ready zone=b"], None),
+        ("", &["10.0.0.1 ready node=here", "10.0.0.2 ready node=other"], None),
+        ("a", &["10.0.0.1 ready", "10.0.0.2 ready"], None),
+        ("a", &["10.0.0.1 zone=a", "10.0.0.2 ready"], None),
+        ("a", &["10.0.0.1 ready zone=a", "10.0.0.2 ready"], Some(Incomplete)),
+        ("", &["10.0.0.1 ready zone=a", "10.0.0.2 ready zone=b"], Some(NoZone)),
+        ("c", &["10.0.0.1 ready zone=a", "10.0.0.2 ready zone=b"], Some(NoneHere)),
+        ("a", &["10.0.0.1 ready node=other", "10.0.0.2 ready node=other"], Some(NoneHere)),
+        ("", &["10.0.0.1 ready node=here", "10.0.0.2 ready"], Some(Incomplete)),
+    ];
+    for (zone, texts, expected) in cases {
+        let endpoints: Vec<Endpoint> = texts.iter().map(|text| endpoint(text)).collect();
+        let endpoints: Vec<(&Endpoint, u16)> = endpoints.iter().map(|endpoint| (endpoint, 80)).collect();
+        let zone = (!zone.is_empty()).then_some(*zone);
+        assert_eq!(hints_ignored(&endpoints, zone), *expected, "{zone:?} {texts:?}");
+    }
+}

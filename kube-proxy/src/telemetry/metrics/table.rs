@@ -70,6 +70,7 @@ const IPTABLES: &[Mode] = &[Mode::Iptables];
 const IPTABLES_AND_IPVS: &[Mode] = &[Mode::Iptables, Mode::Ipvs];
 const IPTABLES_AND_NFTABLES: &[Mode] = &[Mode::Iptables, Mode::Nftables];
 const NFTABLES: &[Mode] = &[Mode::Nftables];
+const IPVS: &[Mode] = &[Mode::Ipvs];
 
 const fn metric(
     name: &'static str,
@@ -140,5 +141,7 @@ pub(super) const TABLE: &[Metric] = &[
     metric("switchyard_log_lines_withheld_total", Counter, &[], ALL, "Lines that were not logged because there were too many of their kind"),
     metric("switchyard_ipvs_leaving", Gauge, &["what"], ALL, "What is left of an ipvs mode until its connections have ended: virtual_servers, destinations or connections"),
     metric("switchyard_confined", Gauge, &["by"], ALL, "1 where seccomp or Landlock restrains the process"),
+    metric("switchyard_ipvs_draining_endpoints", Gauge, FAMILY, IPVS, "Endpoints that are gone and are kept, without new connections, until theirs have ended"),
+    metric("switchyard_topology_hints_ignored", Gauge, &["ip_family", "reason"], ALL, "Services whose endpoints carry topology hints that are not followed: incomplete, no_zone or none_here"),
     metric("switchyard_health_check_node_ports", Gauge, &["state"], ALL, "Health check node ports: serving or failed"),
 ];
