@@ -3,7 +3,7 @@
 # MODE=nftables, iptables or ipvs, for demo and playground.
 MODE = nftables
 
-.PHONY: all demo test test-old-kernel lint build bench bench-quick bench-docs bench-build bench-round-trip image image-test clean playground release
+.PHONY: all demo test test-old-kernel lint build bench bench-quick bench-docs bench-build bench-round-trip bench-encodings image image-test clean playground release
 
 all: build
 
@@ -89,6 +89,11 @@ IN_VM = --vm-run integration/vm/vm-run
 bench-build:
 	@tools/setup test
 	cargo build --release --locked -p kube-proxy -p integration --bin kube-proxy --bin scale
+
+# Processor time for both encodings of the API, as in docs/architecture.md.
+bench-encodings: bench-build
+	cargo build --release --locked -p integration --bin encodings
+	SWITCHYARD_KUBE_PROXY=target/release/kube-proxy target/release/encodings 10kx10 5
 
 # In under five minutes on two cores.
 bench-quick: bench-build

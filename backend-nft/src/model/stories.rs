@@ -288,7 +288,7 @@ fn stories_go_as_they_are_told() {
             fs::write(&path, now).expect("it may be written");
         } else {
             let first = story.lines().zip(now.lines()).position(|(was, is)| was != is);
-            let line = first.map_or(story.lines().count().min(now.lines().count()), |at| at) + 1;
+            let line = 1 + first.unwrap_or_else(|| story.lines().count().min(now.lines().count()));
             assert!(story == now, "{}, line {line}: now it goes like this\n{now}", path.display());
         }
     }

@@ -291,6 +291,11 @@ impl Lab {
         &self.folder
     }
 
+    /// The number of the proxy's process, if it runs.
+    pub fn proxy_process(&self) -> Option<u32> {
+        self.proxy.as_ref().map(Proxy::process)
+    }
+
     /// The proxy's resident memory in KiB.
     pub fn proxy_memory(&self) -> u64 {
         self.memory("VmRSS:")
