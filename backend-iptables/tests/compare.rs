@@ -4,7 +4,7 @@ mod rig;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use backend_iptables::{Variant, compare};
+use backend_iptables::{Variant, cleanup, compare, removals};
 use proxy_core::{
     difference::{Comparison, DifferenceKind},
     model::{Family, TrafficPolicy},
@@ -165,4 +165,24 @@ fn nothing_is_written_and_nothing_created_by_a_look() {
     let found = compare(&[], &environment, Some(Variant::Nft)).expect("it can be read");
     assert!(!found.is_same());
     assert_eq!(run("nft list tables"), "");
+}
+
+#[test]
+fn what_would_be_removed_is_what_a_cleanup_removes() {
+    in_both_variants(|variant| {
+        let proxy = proxy(variant);
+        let removed = removals(Family::V4, variant).expect("the tables can be read");
+        let owners: BTreeSet<&str> = removed.iter().filter_map(|removal| removal.owner.as_deref()).collect();
+        assert_eq!(owners, BTreeSet::from(["default/api:http", "default/sticky:http", "default/web:http"]));
+        let save = || run(&format!("iptables-{variant}-save"));
+        let ours = |save: &str| {
+            save.lines().filter(|line| line.contains("KUBE-") && !line.contains("KUBE-FIREWALL")).count()
+        };
+        assert!(ours(&save()) > 0);
+        // Looking removed nothing.
+        assert!(compared(&proxy, variant).is_same());
+        cleanup(Family::V4).expect("it is removed");
+        assert_eq!(ours(&save()), 0, "{}", save());
+        assert_eq!(removals(Family::V4, variant).expect("the tables can be read"), []);
+    });
 }

@@ -4,7 +4,7 @@ mod support;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use backend_nft::compare;
+use backend_nft::{cleanup, compare, standing};
 use proxy_core::{
     backend::Executor as _,
     difference::{Comparison, DifferenceKind},
@@ -340,4 +340,20 @@ fn a_table_that_is_gone_misses_every_service_and_a_reading_changes_nothing() {
         .filter_map(|difference| Some(difference.owner.as_ref()?.service.name()))
         .collect();
     assert_eq!(owners.len(), some_routes(false).len(), "{:#?}", texts(&found));
+}
+
+#[test]
+fn what_stands_is_told_with_who_wrote_it() {
+    enter_node();
+    assert_eq!(standing(Family::V4).expect("readable"), None);
+    support::load("nft", &support::kube_proxy_rules("172.30.0.1", "tcp", &["10.0.1.1", "10.0.1.2"]))
+        .expect("nft takes it");
+    let theirs = standing(Family::V4).expect("readable").expect("there is a table");
+    assert!(!theirs.ours && theirs.chains >= 8 && theirs.rules >= 15 && theirs.sets >= 5, "{theirs:?}");
+    let mut proxy = Proxy::new(Family::V4);
+    proxy.full(some_routes(false));
+    let ours = standing(Family::V4).expect("readable").expect("there is a table");
+    assert!(ours.ours, "{ours:?}");
+    cleanup(Family::V4).expect("it is removed");
+    assert_eq!(standing(Family::V4).expect("readable"), None);
 }

@@ -91,7 +91,7 @@ pub(crate) fn run(options: &Options, common: &Common) -> anyhow::Result<ExitCode
     let answer = Answer {
         api_version: insight::state::API_VERSION,
         kind: "Migration",
-        node: state.header.node.clone(),
+        node: state.header.node,
         from: format!("{of}{} mode", before.state.header.mode.as_str()),
         to: after.state.header.mode.as_str(),
         findings: findings(&way),

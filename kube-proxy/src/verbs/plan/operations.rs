@@ -30,14 +30,14 @@ pub(crate) struct Operations {
     pub(crate) full: Option<String>,
     pub(crate) all: Vec<Operation>,
     /// Service ports whose route differs.
-    pub(crate) changes: Vec<Change2>,
+    pub(crate) changes: Vec<RouteChange>,
     /// Objects that there are afterwards.
     pub(crate) total: usize,
 }
 
 /// How one Service port's route changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Change2 {
+pub(crate) struct RouteChange {
     pub(crate) name: ServicePortName,
     pub(crate) what: String,
 }
@@ -161,16 +161,19 @@ where
         }
     };
     let changes =
-        changes.iter().map(|change| Change2 { name: change.name.clone(), what: words(change) }).collect();
+        changes.iter().map(|change| RouteChange { name: change.name.clone(), what: words(change) }).collect();
     Ok(Operations { full, all, changes, total })
 }
+
+/// A route before and after.
+type Sides<'a> = (Option<&'a Arc<Route>>, Option<&'a Arc<Route>>);
 
 /// What differs, sorted by name, as the engine hands it to a planner.
 pub(crate) fn changes(
     before: &[(ServicePortName, Arc<Route>)],
     after: &[(ServicePortName, Arc<Route>)],
 ) -> Vec<Change> {
-    let mut all: BTreeMap<&ServicePortName, (Option<&Arc<Route>>, Option<&Arc<Route>>)> = BTreeMap::new();
+    let mut all: BTreeMap<&ServicePortName, Sides<'_>> = BTreeMap::new();
     before.iter().for_each(|(name, route)| all.entry(name).or_default().0 = Some(route));
     after.iter().for_each(|(name, route)| all.entry(name).or_default().1 = Some(route));
     all.into_iter()
