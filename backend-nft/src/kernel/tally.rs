@@ -120,6 +120,7 @@ mod tests {
             timeout: None,
             expires: None,
             comment: None,
+            counted: None,
         });
         assert!(written.is_like(&found));
     }
