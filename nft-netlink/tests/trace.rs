@@ -116,7 +116,7 @@ fn what_finds_no_room_is_counted() {
     send(1, "127.0.0.1:9");
     let (events, missed) = all(&mut monitor);
     assert!(!events.is_empty());
-    assert_eq!(events.len() as u64 + missed, 3);
+    assert_eq!(events.len() as u64 + missed, all_events.len() as u64 / 500);
 }
 
 #[test]

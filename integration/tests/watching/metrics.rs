@@ -5,8 +5,8 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use integration::lab::{Lab, Mode, Options};
-use integration::network::{Outcome, Place};
+use integration::lab::{Lab, Mode, Options, service, slices};
+use integration::network::{Family, Outcome, Place, Protocol};
 
 use crate::rig::{connect, run, tables, web_and_empty};
 
@@ -145,5 +145,63 @@ fn what_is_over_the_limit_is_counted_and_nothing_is_shown_unless_asked_for() {
             .filter(|name| name.starts_with("switchyard_service_connections_total{"))
             .count();
         assert_eq!(shown, 1);
+    });
+}
+
+/// The endpoints' zones, where the node is in zone `a`.
+fn hints_are_told(lab: &mut Lab) {
+    lab.apply(service("web", 1).port("http", 80, Protocol::Tcp));
+    let hinted = |zones: [&str; 2]| {
+        let slices =
+            slices("web").port("http", 8080, Protocol::Tcp).ready(&[Place::PodB]).hinted(&zones[..1], &[]);
+        slices.ready(&[Place::PodD]).hinted(if zones[1].is_empty() { &[] } else { &zones[1..] }, &[])
+    };
+    let ignored = |reason: &str, count| {
+        (format!("switchyard_topology_hints_ignored{{ip_family=\"IPv4\",reason=\"{reason}\"}}"), count)
+    };
+    lab.apply(hinted(["a", "b"]));
+    lab.settle();
+    until(lab, &[ignored("none_here", 0), ignored("incomplete", 0), ignored("no_zone", 0)]);
+    lab.apply(hinted(["b", "c"]));
+    lab.settle();
+    until(lab, &[ignored("none_here", 1), ignored("incomplete", 0), ignored("no_zone", 0)]);
+    lab.apply(hinted(["a", ""]));
+    lab.settle();
+    until(lab, &[ignored("none_here", 0), ignored("incomplete", 1), ignored("no_zone", 0)]);
+    for _ in 0..240 {
+        let events = lab.api.objects("events.events.k8s.io");
+        let told = events.iter().any(|event| {
+            event["reason"] == "TopologyHintsIgnored"
+                && event["note"].to_string().contains("is hinted for this node or its zone")
+        });
+        if told {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    panic!("no Event: {:#?}", lab.api.objects("events.events.k8s.io"));
+}
+
+#[test]
+fn topology_hints_that_are_ignored_are_told() {
+    run(Mode::Nftables, Options::default(), hints_are_told);
+}
+
+/// An endpoint that goes is kept for the connection it has.
+#[test]
+fn endpoints_that_drain_are_told_in_ipvs_mode() {
+    run(Mode::Ipvs, Options::default(), |lab| {
+        lab.apply(service("web", 1).port("http", 80, Protocol::Tcp));
+        lab.apply(slices("web").port("http", 8080, Protocol::Tcp).ready(&[Place::PodB]));
+        lab.settle();
+        let draining = |count| [("switchyard_ipvs_draining_endpoints{ip_family=\"IPv4\"}".to_owned(), count)];
+        until(lab, &draining(0));
+        let to = (Family::V4.service(1), 80);
+        let held = lab.network.namespace(Place::PodA).run(|| TcpStream::connect(to)).expect("a namespace");
+        let held = held.expect("connected");
+        lab.apply(slices("web").port("http", 8080, Protocol::Tcp).ready(&[Place::PodD]));
+        lab.settle();
+        until(lab, &draining(1));
+        drop(held);
     });
 }

@@ -147,7 +147,7 @@ impl Event {
             "node {node}: {family} traffic goes to endpoints of all zones, their topology hints are ignored: {reason}"
         );
         Self::service(service, Severity::Warning, "TopologyHintsIgnored", "SyncProxyRules", note)
-            .shared(&family.to_string())
+            .shared(&format!("{family} {why:?}"))
     }
 
     /// Rules that are ours were changed by somebody else.

@@ -11,7 +11,7 @@ use anyhow::{Context as _, ensure};
 use clap::Args;
 use insight::{
     flows::{Line, What, line},
-    table::{Cell, Style, Table},
+    table::{Cell, Look, Style, Table},
     text::Time,
     trace::{
         filter::fitting,
@@ -133,29 +133,27 @@ fn snapshot(common: &Common, scene: &Scene, wanted: &Wanted) -> anyhow::Result<E
         lines.extend(line(What::Open, flow, carried, &scene.view()).filter(|line| wanted.fits(line)));
     })?;
     lines.sort_by(|a, b| (&a.service, &a.client).cmp(&(&b.service, &b.client)));
-    common.answer(&lines, |look| {
-        let mut table = Table::new()
-            .text("SERVICE", 12)
-            .column("PROTO")
-            .column("CLIENT")
-            .text("NAME", 8)
-            .column("ENDPOINT");
-        table = table.column("HERE").wide().column("ADDRESS").wide().number("BYTES");
-        for line in &lines {
-            table.row([
-                Cell::from(line.service.clone()),
-                line.protocol.clone().into(),
-                line.client.clone().into(),
-                line.client_name.clone().unwrap_or_default().into(),
-                line.endpoint.clone().unwrap_or_else(|| "-".to_owned()).into(),
-                here(line).into(),
-                line.destination.clone().into(),
-                line.bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string()).into(),
-            ]);
-        }
-        if table.is_empty() { "no connections of Services\n".to_owned() } else { table.print(look) }
-    })?;
+    common.answer(&lines, |look| table(&lines, look))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn table(lines: &[Line], look: Look) -> String {
+    let mut table =
+        Table::new().text("SERVICE", 12).column("PROTO").column("CLIENT").text("NAME", 8).column("ENDPOINT");
+    table = table.column("HERE").wide().column("ADDRESS").wide().number("BYTES");
+    for line in lines {
+        table.row([
+            Cell::from(line.service.clone()),
+            line.protocol.clone().into(),
+            line.client.clone().into(),
+            line.client_name.clone().unwrap_or_default().into(),
+            line.endpoint.clone().unwrap_or_else(|| "-".to_owned()).into(),
+            here(line).into(),
+            line.destination.clone().into(),
+            line.bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string()).into(),
+        ]);
+    }
+    if table.is_empty() { "no connections of Services\n".to_owned() } else { table.print(look) }
 }
 
 /// Hands every connection that may be a Service's to `each`.
@@ -439,6 +437,28 @@ mod tests {
         assert!(Wanted(None).fits(&line));
         assert!(wanted("web", None) && wanted("web", Some("http")) && wanted("web", Some("80")));
         assert!(!wanted("web", Some("https")) && !wanted("we", None) && !wanted("web", Some("0")));
+        let long = Line {
+            service: "shop/cart-of-the-customer:http-with-a-long-name".to_owned(),
+            client: "10.0.0.1:40000".to_owned(),
+            client_name: Some("endpoint of default/a-service-with-a-long-name".to_owned()),
+            endpoint: Some("10.0.0.3:8080".to_owned()),
+            bytes: None,
+            ..line.clone()
+        };
+        let lines = [line.clone(), long];
+        let at = |width| table(&lines, Look { width: Some(width), wide: false, colour: false });
+        assert_eq!(
+            at(160),
+            "SERVICE                                          PROTO  CLIENT          NAME                                            ENDPOINT       BYTES\n\
+             default/web:http                                 TCP    10.0.0.1:4                                                      10.0.0.2:8080      7\n\
+             shop/cart-of-the-customer:http-with-a-long-name  TCP    10.0.0.1:40000  endpoint of default/a-service-with-a-long-name  10.0.0.3:8080      -\n"
+        );
+        assert_eq!(
+            at(80),
+            "SERVICE            PROTO  CLIENT          NAME              ENDPOINT       BYTES\n\
+             default/web:http   TCP    10.0.0.1:4                        10.0.0.2:8080      7\n\
+             shop/cart-of-the…  TCP    10.0.0.1:40000  endpoint of def…  10.0.0.3:8080      -\n"
+        );
         let time = Time::from_micros(1_764_587_347_123_456);
         assert_eq!(
             in_words(&line, time, false),

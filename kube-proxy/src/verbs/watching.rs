@@ -64,6 +64,7 @@ pub(super) fn now() -> Instant {
 }
 
 /// Seconds since 1970.
+#[expect(clippy::disallowed_methods, reason = "a table's comment says until when it may stay")]
 pub(super) fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -94,10 +95,13 @@ pub(super) fn netfilter() -> anyhow::Result<Socket> {
         .context("no netlink socket (this needs CAP_NET_ADMIN, as root on the node)")
 }
 
+/// A family, a table of it, and a chain of that.
+type ChainAt = (nft_netlink::Family, Box<str>, Box<str>);
+
 /// Rules and interfaces, looked up once each.
 #[derive(Default)]
 pub(super) struct Kernel {
-    chains: RefCell<HashMap<(nft_netlink::Family, Box<str>, Box<str>), HashMap<u64, String>>>,
+    chains: RefCell<HashMap<ChainAt, HashMap<u64, String>>>,
     interfaces: RefCell<Option<HashMap<u32, String>>>,
 }
 
