@@ -56,6 +56,10 @@ fn main() -> ExitCode {
 
 fn carry_out(loaded: Loaded, arguments: Vec<String>) -> anyhow::Result<()> {
     match loaded.command {
+        Command::Help(text) => {
+            let text = format!("{text}\n{}", verbs::list());
+            std::io::stdout().write_all(text.as_bytes()).context("standard output")
+        }
         Command::Print(text) => std::io::stdout().write_all(text.as_bytes()).context("standard output"),
         Command::WriteConfig { path, text } => {
             std::fs::write(&path, text).with_context(|| format!("{}", path.display()))

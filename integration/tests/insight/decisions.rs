@@ -195,13 +195,8 @@ fn ask_everything(seed: u64, steps: usize, kinds: &mut BTreeMap<&'static str, us
         for family in Family::BOTH {
             for (protocol, to) in targets(&oracle, family, &mut random) {
                 for source in sources(family) {
-                    let kind = match source.kind {
-                        oracle::SourceKind::Node => SourceKind::Node,
-                        oracle::SourceKind::LocalPod => SourceKind::LocalPod,
-                        oracle::SourceKind::Elsewhere => SourceKind::Elsewhere,
-                    };
                     let expected = oracle.verdict(source, protocol, to);
-                    let from = Source { kind, address: source.address };
+                    let from = Source { kind: kind(source.kind), address: source.address };
                     let decision = decider.decide(from, core_protocol(protocol), to);
                     assert_eq!(
                         told(&decision.verdict),
@@ -220,6 +215,80 @@ fn ask_everything(seed: u64, steps: usize, kinds: &mut BTreeMap<&'static str, us
                 }
             }
         }
+    }
+}
+
+/// Files that real nodes wrote (`kube-proxy dump --anonymise`) are tests: put one into the folder, and all of its frontends are asked.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "nothing depends on the time")]
+fn states_of_real_nodes_are_decided_as_by_the_oracle() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../insight/tests/data");
+    let mut asked = 0;
+    for file in std::fs::read_dir(folder).expect("a folder") {
+        let path = file.expect("a file").path();
+        let text = std::fs::read(&path).expect("a file");
+        let state = State::read(&text[..]).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let settings = oracle_settings(&state);
+        let oracle = Oracle::new(settings, &state.objects());
+        let engine = engine(&state, Instant::now());
+        let decider = Decider::new(&engine, state.header.mode, state.header.localhost_v6_node_ports);
+        let mut random = Random::new(1);
+        for family in Family::BOTH {
+            for (protocol, to) in targets(&oracle, family, &mut random) {
+                for source in sources(family) {
+                    let from = Source { kind: kind(source.kind), address: source.address };
+                    let decision = decider.decide(from, core_protocol(protocol), to);
+                    let expected = oracle.verdict(source, protocol, to);
+                    assert_eq!(
+                        told(&decision.verdict),
+                        expected,
+                        "{}: {source:?} to {to}: {decision:?}",
+                        path.display()
+                    );
+                    asked += 1;
+                }
+            }
+        }
+    }
+    assert!(asked > 500, "{asked} questions");
+}
+
+/// What the header says, for the oracle.
+fn oracle_settings(state: &State) -> Settings {
+    use insight::state::{LocalPods, Mode as Stated, NodePorts as Given};
+    let environment = &state.header.environment;
+    let mut local_addresses = state.header.facts.interface_addresses.clone();
+    local_addresses.retain(|address| !address.is_loopback());
+    Settings {
+        mode: match state.header.mode {
+            Stated::Nftables => Mode::Nftables,
+            Stated::Iptables => Mode::Iptables,
+            Stated::Ipvs => Mode::Ipvs,
+        },
+        node_name: state.header.node.clone(),
+        detect_local: match &environment.local_pods {
+            LocalPods::Unknown => DetectLocal::Never,
+            LocalPods::Cidrs(cidrs) => DetectLocal::Networks(cidrs.clone()),
+            LocalPods::Bridge(_) | LocalPods::InterfacePrefix(_) => DetectLocal::Interface,
+        },
+        masquerade_all: environment.masquerade_all,
+        node_ports: match &environment.node_ports {
+            Given::Any => NodePorts::Everywhere,
+            Given::Primary => NodePorts::Primary,
+            Given::Within(networks) => NodePorts::Within(networks.clone()),
+            Given::PrimaryAndWithin(networks) => NodePorts::PrimaryAndWithin(networks.clone()),
+        },
+        localhost_node_ports: environment.localhost_node_ports,
+        localhost_v6_node_ports: state.header.localhost_v6_node_ports,
+        local_addresses,
+    }
+}
+
+fn kind(kind: oracle::SourceKind) -> SourceKind {
+    match kind {
+        oracle::SourceKind::Node => SourceKind::Node,
+        oracle::SourceKind::LocalPod => SourceKind::LocalPod,
+        oracle::SourceKind::Elsewhere => SourceKind::Elsewhere,
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use integration::lab::{FAR_CLIENT, Lab, Mode, Options, Origin, service, slices};
 use integration::network::{BRIEF, Family, Outcome, Place, Probe, Protocol};
 use integration::oracle::Verdict;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// One Service of each kind.
 fn cluster(lab: &mut Lab) {
@@ -30,6 +30,11 @@ fn cluster(lab: &mut Lab) {
             .source_ranges(&["203.0.113.0/24", "2001:db8:113::/64"]),
     );
     lab.apply(slices("guarded").port("http", 8080, Tcp).ready(&[PodA]).terminating(&[PodB]));
+    // Its external IP is another's, its endpoints are for zones, and clients stay.
+    lab.apply(service("twin", 6).port("http", 80, Tcp).external_ip(4).affinity(600));
+    let all = json!({"ready": true, "serving": true, "terminating": false});
+    let hinted = slices("twin").port("http", 8080, Tcp).endpoint(PodA, all.clone()).hinted(&["a"], &[]);
+    lab.apply(hinted.endpoint(PodD, all).hinted(&["b"], &[]));
     lab.settle();
 }
 
@@ -121,6 +126,26 @@ fn what_another_table_drops_is_named(mode: Mode) {
     assert_eq!(code, 4, "{said}");
 }
 
+/// A policy of the chain FORWARD stops what no rule lets through, and what the proxy has marked goes on where it says so.
+fn a_forward_policy_is_named(mode: Mode, iptables: &str) {
+    let lab = start(mode);
+    let node = lab.network.namespace(Place::Node);
+    node.output(Command::new(iptables).args(["-w", "-P", "FORWARD", "DROP"])).expect("iptables");
+    let to = SocketAddr::new(Family::V4.service(5), 80);
+    for from in [Place::PodB, Place::Client] {
+        let address = from.address(Family::V4).to_string();
+        let (code, said) = lab.verb(&["explain", &address, &to.to_string()]);
+        let outcome =
+            lab.network.probe_one(from, Probe::new(Protocol::Tcp, to).patience(BRIEF)).expect("a socket");
+        let expected = if matches!(outcome, Outcome::Answered { .. }) { 0 } else { 2 };
+        assert_eq!(code, expected, "{from:?}: {outcome}\n{said}");
+        // Only what the proxy's own rules in iptables let through is not stopped.
+        let lets_through = mode != Mode::Nftables && from == Place::Client;
+        assert_eq!(expected == 0, lets_through, "{from:?}: {outcome}\n{said}");
+        assert!(lets_through || said.contains("FORWARD (hook forward, priority 0)"), "{said}");
+    }
+}
+
 /// Without what only the live node has.
 fn comparable(text: &str) -> Value {
     let mut answer: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
@@ -179,7 +204,9 @@ fn a_dump_answers_as_the_node_does(mode: Mode) {
         states
     };
     assert_eq!(states(&file), states(&hidden));
-    assert!(states(&file).iter().all(|state| state.contains("inForce")), "{:?}", states(&file));
+    let states = states(&file);
+    assert!(!states.iter().any(|state| state.contains("notInForce")), "{states:?}");
+    assert!(states.iter().any(|state| state.contains("disputed")), "{states:?}");
 }
 
 #[test]
@@ -210,6 +237,26 @@ fn what_another_table_drops_is_named_in_nftables_mode() {
 #[test]
 fn what_another_table_drops_is_named_in_iptables_mode() {
     what_another_table_drops_is_named(Mode::IptablesNft);
+}
+
+#[test]
+fn a_forward_policy_is_named_in_nftables_mode() {
+    a_forward_policy_is_named(Mode::Nftables, "iptables-nft");
+}
+
+#[test]
+fn a_forward_policy_of_legacy_tables_is_named_in_nftables_mode() {
+    a_forward_policy_is_named(Mode::Nftables, "iptables-legacy");
+}
+
+#[test]
+fn a_forward_policy_is_named_in_iptables_mode_in_legacy_tables() {
+    a_forward_policy_is_named(Mode::IptablesLegacy, "iptables-legacy");
+}
+
+#[test]
+fn a_forward_policy_is_named_in_iptables_mode_in_nft_tables() {
+    a_forward_policy_is_named(Mode::IptablesNft, "iptables-nft");
 }
 
 #[test]

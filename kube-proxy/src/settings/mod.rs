@@ -36,6 +36,8 @@ pub(crate) mod version;
 pub(crate) enum Command {
     /// Print this to stdout and exit 0.
     Print(String),
+    /// The same with what else the program can do.
+    Help(String),
     /// Write this text to the file and exit 0.
     WriteConfig {
         path: PathBuf,
@@ -61,7 +63,7 @@ pub(crate) struct Loaded {
 pub(crate) fn load<S: AsRef<str>>(arguments: &[S]) -> Result<Loaded, ConfigError> {
     let mut flags = Flags::parse(arguments)?;
     if flags.help {
-        return Ok(Loaded { command: Command::Print(flags::help()), notices: Vec::new() });
+        return Ok(Loaded { command: Command::Help(flags::help()), notices: Vec::new() });
     }
     let print = match flags.version {
         VersionRequest::None => None,

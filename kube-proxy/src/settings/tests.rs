@@ -247,7 +247,7 @@ fn commands_are_chosen_in_the_order_of_kube_proxy() {
     assert!(
         matches!(command(&["--version=raw"]), Command::Print(text) if text.contains("GitVersion:\"v1.36.2\"") && text.contains("Switchyard"))
     );
-    assert!(matches!(command(&["-h"]), Command::Print(text) if text.contains("--proxy-mode")));
+    assert!(matches!(command(&["-h"]), Command::Help(text) if text.contains("--proxy-mode")));
     assert!(matches!(command(&["--cleanup", "--init-only"]), Command::Cleanup(_)));
     assert!(matches!(command(&["--cleanup", "--write-config-to=/x"]), Command::WriteConfig { .. }));
     assert!(matches!(command(&["--init-only"]), Command::InitOnly(_)));

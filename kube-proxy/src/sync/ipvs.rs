@@ -84,7 +84,6 @@ pub(crate) fn insight(settings: &effective::Settings) -> anyhow::Result<Option<i
 }
 
 /// And back: the backend's settings of the node that was asked. Timeouts are the kernel's, and not asked for.
-#[allow(dead_code, reason = "verbs that are being written use it")]
 pub(crate) fn of_insight(from: &insight::state::Ipvs) -> anyhow::Result<Settings> {
     Ok(Settings {
         scheduler: from.scheduler.parse().context("the state's scheduler")?,

@@ -62,7 +62,6 @@ pub(crate) struct Common {
     file: Option<PathBuf>,
 }
 
-#[allow(dead_code, reason = "verbs that are being written use it")]
 impl Common {
     pub(super) fn new(options: CommonOptions, file: Option<&Path>) -> Self {
         Self {
@@ -71,6 +70,18 @@ impl Common {
             all_namespaces: options.all_namespaces,
             socket: options.socket.or_else(|| socket(None)),
             file: file.map(Path::to_owned),
+        }
+    }
+
+    /// Over a file, for a test.
+    #[cfg(test)]
+    pub(super) fn of_file(file: &Path) -> Self {
+        Self {
+            output: Output::Table,
+            namespace: None,
+            all_namespaces: false,
+            socket: None,
+            file: Some(file.to_owned()),
         }
     }
 
@@ -144,10 +155,6 @@ impl Common {
     /// Whether the state is that of the node on which this runs now, whose kernel may be read.
     pub(crate) fn is_live(&self) -> bool {
         self.file.is_none()
-    }
-
-    pub(crate) fn output(&self) -> Output {
-        self.output
     }
 
     /// The namespace whose Services are meant; `None`: all.

@@ -5,11 +5,12 @@ use std::{net::SocketAddr, process::ExitCode};
 use clap::Args;
 use insight::{
     endpoints::{self, Account, Listed, Why},
-    state::API_VERSION,
+    engine::Engine,
+    state::{API_VERSION, State},
     table::{Cell, Look, Style, Table},
     text,
 };
-use proxy_core::route::Hints;
+use proxy_core::{model::ServiceName, route::Hints};
 use serde::Serialize;
 
 use super::common::{Common, state_of_one};
@@ -79,16 +80,26 @@ pub(crate) fn run(options: &Options, common: &Common) -> anyhow::Result<ExitCode
         state.services.iter().any(|service| service.name == name),
         "this node's proxy knows no Service {name} (headless and ExternalName ones are no proxy's)"
     );
-    let accounts = endpoints::of_service(&engine, &name);
-    let list = List {
+    let list = listed(&state, &engine, &name);
+    common.answer(&list, |look| table(&list, look))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What people read, for a test.
+#[cfg(test)]
+pub(super) fn rendered(state: &State, engine: &Engine, name: &ServiceName, look: Look) -> String {
+    table(&listed(state, engine, name), look)
+}
+
+fn listed(state: &State, engine: &Engine, name: &ServiceName) -> List {
+    let accounts = endpoints::of_service(engine, name);
+    List {
         api_version: API_VERSION,
         kind: "EndpointList",
         node: state.header.node.clone(),
         service: name.to_string(),
         ports: accounts.iter().map(port).collect(),
-    };
-    common.answer(&list, |look| table(&list, look))?;
-    Ok(ExitCode::SUCCESS)
+    }
 }
 
 fn port(account: &Account) -> PortShown {

@@ -4,6 +4,7 @@
 //! intended comes from `proxy-core` itself), reads the kernel by itself where it needs to, and prints. Each verb is a file
 //! with its options and `run`. To add one: the file, a variant of [`Verb`], and a line in [`Verb::run`].
 
+mod bundle;
 mod check;
 pub(crate) mod common;
 mod diff;
@@ -61,6 +62,7 @@ enum Verb {
     Trace(trace::Options),
     Flows(flows::Options),
     Top(top::Options),
+    Bundle(bundle::Options),
 }
 
 impl Verb {
@@ -78,6 +80,7 @@ impl Verb {
             Self::Trace(options) => trace::run(options, common),
             Self::Flows(options) => flows::run(options, common),
             Self::Top(options) => top::run(options, common),
+            Self::Bundle(options) => bundle::run(options, common),
         }
     }
 }
@@ -85,6 +88,16 @@ impl Verb {
 /// Whether the first argument makes it a question. All other command lines are kube-proxy's.
 pub(crate) fn is_verb(first: &str) -> bool {
     Arguments::command().get_subcommands().any(|verb| verb.get_name() == first)
+}
+
+/// All verbs, for `--help`.
+pub(crate) fn list() -> String {
+    let mut text = "Verbs (questions about this node; `kube-proxy VERB --help` says more):\n".to_owned();
+    for verb in Arguments::command().get_subcommands() {
+        let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
+        text += &format!("  {:<12}{about}\n", verb.get_name());
+    }
+    text
 }
 
 /// Answers the question that the arguments ask.
@@ -120,6 +133,9 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
     io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
+
+#[cfg(test)]
+mod golden;
 
 #[cfg(test)]
 mod tests {

@@ -150,6 +150,13 @@ pub(crate) fn run(options: &Options, common: &Common) -> anyhow::Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
+/// What people read, for a test.
+#[cfg(test)]
+pub(super) fn rendered(state: &State, engine: &Engine, one: Option<&ServiceName>, look: Look) -> String {
+    let list = list(state, engine, &|name| one.is_none_or(|one| name == one));
+    if one.is_some() { detail(&list, look) } else { table(&list, look) }
+}
+
 fn list(state: &State, engine: &Engine, wanted: &dyn Fn(&ServiceName) -> bool) -> List {
     let mut conflicts: HashMap<(&str, Family), Vec<&Conflict>> = HashMap::new();
     for conflict in &state.conflicts {
@@ -281,7 +288,7 @@ fn answer(route: &Route, frontend: &Frontend) -> String {
     match route.answer(frontend) {
         Answer::To(targets) => some(targets.len()),
         Answer::Local { here, anywhere } => {
-            format!("{} here; {} for this node's pods", some(here.len()), anywhere.len())
+            format!("{} here, {} for local pods", here.len(), anywhere.len())
         }
         Answer::Reject => "refused".to_owned(),
         Answer::Drop => "dropped".to_owned(),
@@ -294,11 +301,11 @@ fn table(list: &List, look: Look) -> String {
         .text("NAMESPACE", 9)
         .text("NAME", 8)
         .column("FAMILY")
-        .text("ADDRESSES", 15)
-        .text("PORTS", 8)
-        .number("ENDPOINTS")
+        .text("ADDRESSES", 11)
+        .text("PORTS", 6)
+        .number("USED")
         .column("STATE")
-        .text("WHY", 12)
+        .text("WHY", 8)
         .column("INTERNAL")
         .wide()
         .column("EXTERNAL")
@@ -369,7 +376,7 @@ fn detail(list: &List, look: Look) -> String {
             .column("ADDRESS")
             .column("WRITTEN")
             .text("ANSWER", 12)
-            .number("ENDPOINTS");
+            .number("USED");
         for port in &service.ports {
             for frontend in &port.frontends {
                 let address = frontend.address.map_or_else(|| "*".to_owned(), |address| address.to_string());

@@ -134,3 +134,34 @@ fn a_filter_chooses_by_name() {
     let one = |name: &str| Filter { service: Some(name.to_owned()), ..Filter::default() };
     assert_eq!((names(one("shop/svc-7")), names(one("shop/svc-70")), names(one("svc-7"))), (1, 0, 0));
 }
+
+/// What stands in a file is what an API server would send: read as such, it is the same again.
+#[test]
+fn objects_in_a_file_are_those_of_an_api_server() {
+    use crate::api::slim;
+    let text = include_str!("../../../../insight/tests/data/node.ndjson");
+    let state = insight::state::State::read(text.as_bytes()).expect("a state");
+    let mut read = 0;
+    for object in state.objects() {
+        match object["kind"].as_str() {
+            Some("Service") => {
+                let slim: slim::Service = serde_json::from_value(object).expect("a Service");
+                let translated = slim.translate(true);
+                assert!(translated.complaints.is_empty(), "{:?}", translated.complaints);
+                let service = translated.object.expect("one with a cluster IP");
+                assert!(state.services.iter().any(|known| **known == service), "{service:?}");
+            }
+            Some("EndpointSlice") => {
+                let slim: slim::EndpointSlice = serde_json::from_value(object).expect("a slice");
+                let translated = slim.translate(&state.header.node);
+                assert!(translated.complaints.is_empty(), "{:?}", translated.complaints);
+                let slice = translated.object.expect("one of a Service");
+                assert!(state.slices.iter().any(|known| **known == slice), "{slice:?}");
+            }
+            _ => continue,
+        }
+        read += 1;
+    }
+    assert_eq!(read, state.services.len() + state.slices.len());
+    assert!(read > 15, "{read} objects");
+}

@@ -32,7 +32,7 @@ pub(crate) fn help() -> String {
     let mut text =
         "Switchyard runs on each node in the place of kube-proxy: it makes the node's kernel carry\n\
                     traffic for Kubernetes Services to their endpoints.\n\n\
-                    Usage:\n  kube-proxy [flags]\n  kube-proxy VERB --help   (questions about this node: VERB is dump or replay)\n\nFlags:\n"
+                    Usage:\n  kube-proxy [flags]\n  kube-proxy VERB [options]\n\nFlags:\n"
             .to_owned();
     let mut defaults = Flags::default();
     for flag in TABLE {

@@ -2,6 +2,7 @@
 //! others have on its way.
 
 mod flow;
+mod legacy;
 mod others;
 mod question;
 mod rules;
@@ -121,6 +122,12 @@ struct Kernel {
 }
 
 pub(crate) fn run(options: &Options, common: &Common) -> anyhow::Result<ExitCode> {
+    let answer = answer(options, common)?;
+    common.answer(&answer, |look| print(&answer, look))?;
+    Ok(ExitCode::from(answer.end as u8))
+}
+
+fn answer(options: &Options, common: &Common) -> anyhow::Result<Answer> {
     let state = common.state(Filter::default())?;
     let engine = common.engine(&state);
     let names = Names::of(&engine);
@@ -135,7 +142,7 @@ pub(crate) fn run(options: &Options, common: &Common) -> anyhow::Result<ExitCode
     let why_not = options.why_not.map(|address| why_not(&engine, &decision, address)).unwrap_or_default();
     let (kernel, flows, others) = if common.is_live() {
         let endpoint = match &decision.verdict {
-            Verdict::To(chosen) => chosen.first().map(at),
+            Verdict::To(chosen) => chosen.first().map(|first| (at(first), first.masqueraded)),
             Verdict::Refused | Verdict::Dropped | Verdict::Passed => None,
         };
         let is_own = |address| matches!(names.who(address), Who::Node);
@@ -154,7 +161,7 @@ pub(crate) fn run(options: &Options, common: &Common) -> anyhow::Result<ExitCode
     });
     let (end, sentence) =
         conclude(&question, &decision, aside.as_deref(), (kernel.as_ref(), others.as_deref().unwrap_or(&[])));
-    let answer = Answer {
+    Ok(Answer {
         api_version: API_VERSION,
         kind: "Explanation",
         node: state.header.node.clone(),
@@ -170,9 +177,13 @@ pub(crate) fn run(options: &Options, common: &Common) -> anyhow::Result<ExitCode
         why_not,
         end,
         sentence,
-    };
-    common.answer(&answer, |look| print(&answer, look))?;
-    Ok(ExitCode::from(end as u8))
+    })
+}
+
+/// What people read, for a test.
+#[cfg(test)]
+pub(super) fn rendered(options: &Options, common: &Common, look: Look) -> anyhow::Result<String> {
+    Ok(print(&answer(options, common)?, look))
 }
 
 /// Whether an address is that of a pod of this node, where its interface tells.

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
+    legacy,
     question::Question,
     rules::{Finding, Packet, Ruleset},
 };
@@ -43,15 +44,16 @@ pub(super) enum Effect {
 /// Priorities of the kernel's hooks (linux/netfilter_ipv4.h): where destinations are translated.
 const DESTINATION_NAT: i64 = -100;
 
-/// Everything on the way from the source to `endpoint` (`None`: to the frontend itself, which nobody translates).
+/// Everything on the way from the source to `endpoint`, masqueraded or not (`None`: to the frontend itself, which nobody
+/// translates).
 pub(super) fn on_the_way(
     question: &Question,
     mode: Mode,
-    endpoint: Option<SocketAddr>,
+    endpoint: Option<(SocketAddr, bool)>,
     is_own: &dyn Fn(IpAddr) -> bool,
 ) -> Vec<Obstacle> {
     let mut found = Vec::new();
-    let target = endpoint.unwrap_or(question.to);
+    let target = endpoint.map_or(question.to, |(at, _)| at);
     let to_node = is_own(target.ip());
     let from_node = question.source.kind == SourceKind::Node;
     settings(&mut found, question, from_node, to_node);
@@ -137,48 +139,48 @@ fn routes(
 fn chains(
     found: &mut Vec<Obstacle>,
     question: &Question,
-    (mode, endpoint): (Mode, Option<SocketAddr>),
+    (mode, endpoint): (Mode, Option<(SocketAddr, bool)>),
     hooks: &[&'static str],
 ) {
     let note = |what: String| Obstacle { at: "nft".to_owned(), what, effect: Effect::Note };
-    let output = Command::new("nft").args(["-j", "list", "ruleset"]).stdin(Stdio::null()).output();
-    let text = match output {
-        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).into_owned(),
-        Ok(output) => {
-            let error = String::from_utf8_lossy(&output.stderr);
-            found.push(note(format!(
-                "chains of others were not looked at: {}",
-                error.lines().next().unwrap_or_default()
-            )));
-            return;
-        }
-        Err(error) => {
-            found.push(note(format!(
-                "chains of others were not looked at: the program nft cannot be run ({error})"
-            )));
-            return;
-        }
-    };
     let ours = |_: &str, table: &str| match mode {
         Mode::Nftables => table == "kube-proxy",
         Mode::Ipvs => table == "kube-proxy-ipvs",
         // Its chains are named KUBE-, in tables that others use too.
         Mode::Iptables => false,
     };
-    let Some(ruleset) = Ruleset::parse(&text, &ours) else {
-        found.push(note("chains of others were not looked at: nft's list is not understood".to_owned()));
-        return;
+    let mut ruleset = Ruleset::default();
+    match said(&["nft", "-j", "list", "ruleset"]) {
+        Ok(text) => match Ruleset::parse(&text, &ours) {
+            Some(read) => ruleset = read,
+            None => found
+                .push(note("chains of others were not looked at: nft's list is not understood".to_owned())),
+        },
+        Err(error) => found.push(note(format!("chains of others were not looked at: {error}"))),
+    }
+    let (family, names, save) = match Family::of(question.to.ip()) {
+        Family::V4 => ("ip", "ip_tables_names", "iptables-legacy-save"),
+        Family::V6 => ("ip6", "ip6_tables_names", "ip6tables-legacy-save"),
     };
+    // Asking for tables that are not there would make them.
+    let there = fs::read_to_string(format!("/proc/net/{names}")).unwrap_or_default();
+    if there.lines().any(|table| table != "nat") {
+        match said(&[save]) {
+            Ok(text) => ruleset.add(&legacy::as_nft(&text, family), &ours),
+            Err(error) => found.push(note(format!("tables of iptables-legacy were not looked at: {error}"))),
+        }
+    }
     for hook in hooks {
         let packet = |priority: i64| {
             let before = matches!(*hook, "prerouting" | "output") && priority <= DESTINATION_NAT;
-            let target = endpoint.filter(|_| !before).unwrap_or(question.to);
+            let target = endpoint.filter(|_| !before).map_or(question.to, |(at, _)| at);
             Packet {
                 protocol: question.protocol,
                 source: question.source.address,
                 destination: target.ip(),
                 port: target.port(),
                 translated: endpoint.is_some() && !before,
+                masqueraded: endpoint.is_some_and(|(_, masqueraded)| masqueraded) && !before,
             }
         };
         for Finding { chain, hook, priority, verdict, rule, certain } in ruleset.at(hook, &packet) {
@@ -194,14 +196,17 @@ fn chains(
             });
         }
     }
-    let legacy = ["ip_tables_names", "ip6_tables_names"].into_iter().any(|name| {
-        fs::read_to_string(format!("/proc/net/{name}"))
-            .is_ok_and(|text| text.lines().any(|table| table != "nat"))
-    });
-    if legacy && mode != Mode::Iptables {
-        found.push(note(
-            "there are tables of iptables-legacy, which nft does not show: look with iptables-legacy-save"
-                .to_owned(),
-        ));
+}
+
+/// What a program prints.
+fn said(command: &[&str]) -> Result<String, String> {
+    let output = Command::new(command[0]).args(&command[1..]).stdin(Stdio::null()).output();
+    match output {
+        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(output) => {
+            let error = String::from_utf8_lossy(&output.stderr);
+            Err(format!("{}: {}", command[0], error.lines().next().unwrap_or("it failed")))
+        }
+        Err(error) => Err(format!("the program {} cannot be run ({error})", command[0])),
     }
 }

@@ -1,6 +1,7 @@
 //! Rules of others, read as far as they can be: does this packet match, does it not, or can that not be told?
 //!
-//! The rule set comes from `nft -j list ruleset`, which shows what iptables-nft has written as well. Of a match that is not
+//! The rule set comes from `nft -j list ruleset`, which shows what iptables-nft has written as well (and of iptables-legacy from
+//! [`legacy`](super::legacy)). Of a match that is not
 //! known here it is never claimed that it matches or not.
 
 use std::{collections::HashMap, net::IpAddr};
@@ -26,6 +27,8 @@ pub(super) struct Packet {
     pub(super) port: u16,
     /// Its destination was replaced before.
     pub(super) translated: bool,
+    /// It carries the mark that asks for masquerading.
+    pub(super) masqueraded: bool,
 }
 
 /// What becomes of a packet in the chains of one hook.
@@ -69,13 +72,19 @@ impl Ruleset {
     pub(super) fn parse(text: &str, ours: &dyn Fn(&str, &str) -> bool) -> Option<Self> {
         let document: Value = serde_json::from_str(text).ok()?;
         let mut ruleset = Self::default();
-        for item in document["nftables"].as_array()? {
-            let text = |object: &Value, field: &str| object[field].as_str().unwrap_or_default().to_owned();
+        ruleset.add(document["nftables"].as_array()?, ours);
+        Some(ruleset)
+    }
+
+    /// More of the same.
+    pub(super) fn add(&mut self, items: &[Value], ours: &dyn Fn(&str, &str) -> bool) {
+        let text = |object: &Value, field: &str| object[field].as_str().unwrap_or_default().to_owned();
+        for item in items {
             if let Some(chain) = item.get("chain") {
                 let (family, table, name) =
                     (text(chain, "family"), text(chain, "table"), text(chain, "name"));
                 if chain["hook"].is_string() && !ours(&family, &table) {
-                    ruleset.base.push(Base {
+                    self.base.push(Base {
                         hook: text(chain, "hook"),
                         priority: chain["prio"].as_i64().unwrap_or(0),
                         drops: chain["policy"] == "drop",
@@ -87,15 +96,14 @@ impl Ruleset {
             } else if let Some(rule) = item.get("rule") {
                 let key = (text(rule, "family"), text(rule, "table"), text(rule, "chain"));
                 let expressions = rule["expr"].as_array().cloned().unwrap_or_default();
-                ruleset.rules.entry(key).or_default().push((rule["comment"].clone(), expressions));
+                self.rules.entry(key).or_default().push((rule["comment"].clone(), expressions));
             } else if let Some(set) = item.get("set") {
                 let key = (text(set, "family"), text(set, "table"), text(set, "name"));
                 let plain = set["type"].is_string();
-                ruleset.sets.insert(key, plain.then(|| set["elem"].as_array().cloned().unwrap_or_default()));
+                self.sets.insert(key, plain.then(|| set["elem"].as_array().cloned().unwrap_or_default()));
             }
         }
-        ruleset.base.sort_by_key(|base| base.priority);
-        Some(ruleset)
+        self.base.sort_by_key(|base| base.priority);
     }
 
     /// What the chains of a hook may do to a packet, in the order of their priorities. `at`: the packet as it comes to a chain of
@@ -149,7 +157,10 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn chain(&mut self, name: &str, depth: usize) -> End {
-        // What a proxy in iptables mode has written is not others'.
+        // What a proxy in iptables mode has written is not others'. It lets through what it has marked.
+        if name == "KUBE-FORWARD" && self.packet.masqueraded {
+            return End::Over;
+        }
         if depth > DEEPEST || name.starts_with("KUBE-") {
             return End::Through;
         }
@@ -237,7 +248,9 @@ impl Walk<'_> {
             }
             // A target of iptables that nft has no name for.
             "xt" => {
-                if value["type"] == "target" {
+                let goes_on = ["LOG", "MARK", "CONNMARK", "NFLOG", "CHECKSUM", "TCPMSS", "CT", "TRACE"];
+                let name = value["name"].as_str().unwrap_or_default();
+                if value["type"] == "target" && !goes_on.contains(&name) {
                     self.sure = false;
                 }
                 None
@@ -261,7 +274,7 @@ impl Walk<'_> {
             "counter" | "log" | "comment" | "accept" | "drop" | "reject" | "return" | "jump" | "goto"
             | "mangle" | "masquerade" | "snat" | "dnat" | "redirect" | "notrack" | "queue" | "flow"
             | "tproxy" | "vmap" | "synproxy" | "ct helper" | "ct timeout" => Is::Yes,
-            "xt" if value["type"] == "target" => Is::Yes,
+            "xt" if value["type"] == "target" || value["name"] == "comment" => Is::Yes,
             // Limits, quotas, numbers at random, matches of iptables that nft has no name for.
             _ => Is::Maybe,
         }

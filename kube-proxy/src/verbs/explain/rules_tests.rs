@@ -8,6 +8,7 @@ fn packet() -> Packet {
         destination: [10, 0, 2, 11].into(),
         port: 8080,
         translated: true,
+        masqueraded: false,
     }
 }
 
