@@ -134,7 +134,7 @@ pub fn of_service(look: &dyn Look, service: &ServiceName) -> Vec<Account> {
                         let is_chosen = chosen
                             .iter()
                             .any(|(taken, number)| *number == of.port && std::ptr::eq(*taken, endpoint));
-                        list(Some(of.port), blocked.or((!is_chosen).then_some(Why::Superseded)));
+                        list(Some(of.port), blocked.or_else(|| (!is_chosen).then_some(Why::Superseded)));
                     }
                 }
             }

@@ -53,7 +53,7 @@ pub fn age(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds}s"),
         120..600 if !seconds.is_multiple_of(60) => format!("{minutes}m{}s", seconds % 60),
-        600..10_800 | 120..600 => format!("{minutes}m"),
+        120..10_800 => format!("{minutes}m"),
         10_800..172_800 => format!("{hours}h"),
         _ => format!("{days}d"),
     }

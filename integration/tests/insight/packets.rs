@@ -114,6 +114,7 @@ fn what_another_table_drops_is_named(mode: Mode) {
     let node = lab.network.namespace(Place::Node);
     node.output(Command::new("nft").arg(rules)).expect("nft");
     let (code, said) = lab.verb(&["explain", &client, &to.to_string()]);
+    println!("{said}");
     assert_eq!(code, 2, "{said}");
     let last = said.trim_end().lines().last().expect("a sentence");
     assert!(last.contains("inet guard way (hook forward, priority 5)") && last.contains("no web"), "{said}");

@@ -157,6 +157,10 @@ impl Common {
         self.file.is_none()
     }
 
+    pub(crate) fn output(&self) -> Output {
+        self.output
+    }
+
     /// The namespace whose Services are meant; `None`: all.
     pub(crate) fn namespace(&self) -> Option<&str> {
         if self.all_namespaces { None } else { Some(self.namespace.as_deref().unwrap_or("default")) }
