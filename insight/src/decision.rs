@@ -120,8 +120,30 @@ impl<'a> Decider<'a> {
                 let decision = self.through(environment, source, way);
                 Decision { port: Some((name, frontend)), route: Some(route), ..decision }
             }
-            None => self.unclaimed(environment, to),
+            None => self
+                .refused_on_localhost(environment, source, protocol, to)
+                .unwrap_or_else(|| self.unclaimed(environment, to)),
         }
+    }
+
+    /// Where NodePorts are not served on loopback addresses, the configuration may have them refused there.
+    fn refused_on_localhost(
+        &self,
+        environment: &Environment,
+        source: Source,
+        protocol: Protocol,
+        to: SocketAddr,
+    ) -> Option<Decision> {
+        let refused = to.ip().is_loopback()
+            && source.kind == SourceKind::Node
+            && environment.refused_on_localhost.contains(&protocol);
+        if !refused {
+            return None;
+        }
+        let (name, ..) = self.owned(environment.family, protocol, None, to.port())?;
+        let because =
+            format!("port {} is the NodePort of {name}, and NodePorts are refused on localhost", to.port());
+        Some(Decision::without_service(Verdict::Refused, because))
     }
 
     /// An address that somebody owns by name goes before a NodePort of the same number.
