@@ -43,7 +43,7 @@ const KINDS: [Kind; 5] = [
 
 impl Kind {
     fn find(word: &str) -> Result<&'static Self> {
-        let fits = |kind: &&Kind| {
+        let fits = |kind: &&Self| {
             let one = kind.name.to_lowercase();
             [one.as_str(), kind.short, kind.plural].contains(&word.to_lowercase().as_str())
         };

@@ -85,11 +85,9 @@ impl Wanted {
 
     /// Where nobody said: nothing that an image alone could break. A credential plugin may write and call what it likes.
     fn levels(self, plugin: bool) -> (Level, Level) {
-        let unless_plugin = |level| if plugin { Level::Off } else { level };
-        (
-            self.seccomp.unwrap_or(unless_plugin(Level::Log)),
-            self.landlock.unwrap_or(unless_plugin(Level::Enforce)),
-        )
+        let (seccomp, landlock) =
+            if plugin { (Level::Off, Level::Off) } else { (Level::Log, Level::Enforce) };
+        (self.seccomp.unwrap_or(seccomp), self.landlock.unwrap_or(landlock))
     }
 }
 

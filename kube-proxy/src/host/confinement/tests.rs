@@ -107,7 +107,7 @@ fn files_are_written_where_they_have_to_be_and_read_everywhere() {
     let token = folder.join("token");
     fs::write(&token, "old").expect("before");
     let run = PathBuf::from(format!("/run/confined-{}", std::process::id()));
-    let (ours, there) = (token.clone(), run.clone());
+    let (ours, there) = (token, run.clone());
     let (write, exchange, mark, read, null) =
         confined(wanted(Some(Level::Off), Some(Level::Enforce)), Needs::default(), move || {
             let write = fs::write(&ours, "new");
