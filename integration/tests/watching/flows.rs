@@ -20,10 +20,8 @@ fn count(lines: &[Value], what: &str, service: &str) -> usize {
 fn connections_are_counted(lab: &mut Lab) {
     web_and_empty(lab);
     let follow = Verb::start(lab, "flows -f --for 12s -o json", &[]).listens(lab);
-    let top = Verb::start(lab, "top --once --interval 10s -o json", &[]);
-    let endpoints = Verb::start(lab, "top endpoints --once --interval 10s -o json", &[]);
-    // Those two have asked for the state by the time a third one was answered.
-    std::thread::sleep(std::time::Duration::from_secs(4));
+    let top = Verb::start(lab, "top --once --interval 10s -o json", &[]).listens(lab);
+    let endpoints = Verb::start(lab, "top endpoints --once --interval 10s -o json", &[]).listens(lab);
     for _ in 0..MADE {
         assert!(matches!(connect(lab, Place::PodA, 1), Outcome::Answered { .. }));
     }

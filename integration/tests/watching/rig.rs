@@ -92,11 +92,11 @@ impl Verb {
             let node = lab.network.namespace(Place::Node);
             let read = || std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap_or_default();
             let sockets = node.run(read).expect("a namespace");
-            // Protocol 12 is netfilter; the groups are in hexadecimal.
+            // Protocol 12 is netfilter; a process's first socket has its number; the groups are in hexadecimal.
             let listens = sockets.lines().any(|line| {
                 let fields: Vec<&str> = line.split_whitespace().collect();
                 fields.get(1) == Some(&"12")
-                    && fields.get(2).is_some_and(|port| *port == process.to_string() || port.len() > 8)
+                    && fields.get(2).is_some_and(|port| *port == process.to_string())
                     && fields.get(3).is_some_and(|groups| *groups != "00000000")
             });
             if listens {
