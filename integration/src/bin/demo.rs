@@ -6,6 +6,8 @@
 use std::{
     collections::BTreeMap,
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -139,6 +141,14 @@ fn main() -> Result<()> {
     } else {
         println!("  (--rules prints them)");
     }
+    heading("What it says of itself: who gets a client's traffic, and why; who has the connections");
+    let client = Client.address(Family::V4).to_string();
+    let (code, said) = lab.verb(&["explain", &client, &format!("{}:30080", Node.address(Family::V4))]);
+    print!("{}", indented(&said));
+    ensure!(code == 0, "explain ended with {code}, and the Service serves");
+    let (code, said) = top(&lab, web.address(Family::V4))?;
+    print!("{}", indented(&said));
+    ensure!(code == 0, "top ended with {code}");
     lab.stop_proxy()?;
     let after = lab.network.probe_one(PodC, Probe::new(Tcp, web.address(Family::V4)))?;
     ensure!(matches!(after, Outcome::Answered { .. }), "the rules did not outlive kube-proxy: {after}");
@@ -150,6 +160,27 @@ fn main() -> Result<()> {
 
 fn heading(text: &str) {
     println!("\n== {text}");
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}").trim_end().to_owned() + "\n").collect()
+}
+
+/// What `top` says while pod-c connects to an address.
+fn top(lab: &Lab, to: std::net::SocketAddr) -> Result<(i32, String)> {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let clients = scope.spawn(|| -> Result<()> {
+            while !done.load(Ordering::Relaxed) {
+                lab.network.probe(PodC, &vec![Probe::new(Tcp, to); 8])?;
+            }
+            Ok(())
+        });
+        let said = lab.verb(&["top", "endpoints", "--once", "--interval", "1s"]);
+        done.store(true, Ordering::Relaxed);
+        clients.join().expect("a client does not panic")?;
+        Ok(said)
+    })
 }
 
 fn in_ms(time: Duration) -> String {
