@@ -36,7 +36,9 @@ impl From<Input> for Message {
 }
 
 /// A look at the engine, taken between two syncs. What it does must be short: changes wait for it.
-pub(crate) struct Ask(Box<dyn FnOnce(&dyn Look) + Send>);
+pub(crate) struct Ask(TakesLook);
+
+type TakesLook = Box<dyn FnOnce(&dyn Look) + Send>;
 
 impl Ask {
     /// Whoever wants to know is told by what the closure sends.

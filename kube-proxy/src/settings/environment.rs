@@ -114,18 +114,20 @@ mod tests {
     #[test]
     fn what_is_refused_on_localhost_depends_on_the_gate_and_on_who_listens() {
         use Protocol::{Sctp, Tcp, Udp};
-        let all = [Tcp, Udp, Sctp];
-        let cases: [(&str, &str, Option<&str>, &[Protocol], &[Protocol]); 9] = [
+        let all: &'static [Protocol] = &[Tcp, Udp, Sctp];
+        type Case =
+            (&'static str, &'static str, Option<&'static str>, &'static [Protocol], &'static [Protocol]);
+        let cases: [Case; 9] = [
             ("nftables", "primary", None, &[], &[]),
             ("nftables", "primary,localhost", None, &[], &[Udp, Sctp]),
             ("nftables", "primary,127.0.0.0/8", None, &[], &[]),
-            ("nftables", "primary", Some("KubeProxyNFTablesLocalhostNodePorts=true"), &all, &all),
+            ("nftables", "primary", Some("KubeProxyNFTablesLocalhostNodePorts=true"), all, all),
             ("nftables", "primary,localhost", Some("AllAlpha=true"), &[], &[Udp, Sctp]),
             (
                 "nftables",
                 "primary,::1/128",
                 Some("KubeProxyNFTablesLocalhostNodePorts=true"),
-                &all,
+                all,
                 &[Udp, Sctp],
             ),
             ("nftables", "primary,localhost", Some("KubeProxyNFTablesLocalhostNodePorts=false"), &[], &[]),

@@ -95,7 +95,7 @@ pub(crate) fn of_insight(from: &insight::state::Ipvs) -> anyhow::Result<Settings
         marks: from
             .marks
             .as_deref()
-            .map_or(Ok(MarkSpace::default()), str::parse)
+            .map_or_else(|| Ok(MarkSpace::default()), str::parse)
             .context("the state's marks")?,
     })
 }

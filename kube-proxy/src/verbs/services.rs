@@ -136,12 +136,10 @@ pub(crate) fn run(options: &Options, common: &Common) -> anyhow::Result<ExitCode
         None => common.namespace().is_none_or(|namespace| namespace == name.namespace()),
     };
     let list = list(&state, &engine, &wanted);
-    if list.services.is_empty() {
-        if let Some(one) = &one {
-            anyhow::bail!(
-                "this node's proxy knows no Service {one} (headless and ExternalName ones are no proxy's)"
-            );
-        }
+    if let Some(one) = one.as_ref().filter(|_| list.services.is_empty()) {
+        anyhow::bail!(
+            "this node's proxy knows no Service {one} (headless and ExternalName ones are no proxy's)"
+        );
     }
     common.answer(&list, |look| match &one {
         Some(_) => detail(&list, look),
@@ -203,7 +201,8 @@ fn shown(
     let all = ports.iter().all(|port| port.in_force) && written == ports.len();
     let owners = || {
         let of = |conflict: &&Conflict| {
-            let address = conflict.address.map_or("node port".to_owned(), |address| address.to_string());
+            let address =
+                conflict.address.map_or_else(|| "node port".to_owned(), |address| address.to_string());
             let more = conflict.count - 1;
             let more = if more == 0 { String::new() } else { format!(" and {more} more") };
             format!(

@@ -95,7 +95,9 @@ impl Flows {
             self.all, self.from_here
         )];
         lines.extend(self.some.iter().map(|entry| {
-            let to = entry.endpoint.map_or("not translated".to_owned(), |endpoint| format!("to {endpoint}"));
+            let to = entry
+                .endpoint
+                .map_or_else(|| "not translated".to_owned(), |endpoint| format!("to {endpoint}"));
             let masqueraded = if entry.masqueraded { ", masqueraded" } else { "" };
             let answered = if entry.answered { "answered" } else { "not answered" };
             format!(

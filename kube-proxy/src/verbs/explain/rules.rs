@@ -46,11 +46,14 @@ pub(super) struct Finding {
     pub(super) certain: bool,
 }
 
+/// A rule's comment, and its expressions.
+type Commented = (Value, Vec<Value>);
+
 /// All chains of a rule set.
 #[derive(Debug, Default)]
 pub(super) struct Ruleset {
     base: Vec<Base>,
-    rules: HashMap<(String, String, String), Vec<(Value, Vec<Value>)>>,
+    rules: HashMap<(String, String, String), Vec<Commented>>,
     sets: HashMap<(String, String, String), Option<Vec<Value>>>,
 }
 

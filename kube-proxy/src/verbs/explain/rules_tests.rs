@@ -54,7 +54,7 @@ fn what_matches_for_certain_and_what_does_not() {
     let ct = |key: &str| serde_json::json!({ "ct": { "key": key } });
     let meta = |key: &str| serde_json::json!({ "meta": { "key": key } });
     for (rule, expected) in [
-        (is(payload("ip", "daddr"), net.clone()), Some(true)),
+        (is(payload("ip", "daddr"), net), Some(true)),
         (is(payload("ip", "daddr"), other.clone()), None),
         (is(payload("ip", "daddr"), "@s".into()), Some(true)),
         (is(payload("ip", "daddr"), "@unknown".into()), Some(false)),
@@ -89,28 +89,28 @@ fn what_matches_for_certain_and_what_does_not() {
 
 #[test]
 fn what_ends_before_hides_what_follows() {
-    let rule = |words: &[Value]| Value::Array(words.to_vec());
+    let rule = Value::Array;
     let (accept, drop) = (serde_json::json!({"accept": null}), serde_json::json!({"drop": null}));
     let maybe = is(payload("tcp", "sport"), 9.into());
     let jump = serde_json::json!({"jump": {"target": "other"}});
     let here = |expr: Value| serde_json::json!({"chain": "other", "expr": expr});
-    assert!(findings("drop", &[rule(&[accept.clone()]), rule(&[drop.clone()])]).is_empty());
-    let unsure = findings("accept", &[rule(&[maybe.clone(), accept.clone()]), rule(&[drop.clone()])]);
+    assert!(findings("drop", &[rule(vec![accept.clone()]), rule(vec![drop.clone()])]).is_empty());
+    let unsure = findings("accept", &[rule(vec![maybe.clone(), accept.clone()]), rule(vec![drop.clone()])]);
     assert_eq!(unsure, [("drop: drop".to_owned(), false)]);
     let policy = findings("drop", &[]);
     assert_eq!(policy, [("drop: the policy of the chain".to_owned(), true)]);
-    let jumped = findings("accept", &[rule(&[jump.clone()]), here(rule(&[drop.clone()]))]);
+    let jumped = findings("accept", &[rule(vec![jump.clone()]), here(rule(vec![drop.clone()]))]);
     assert!(jumped[0].1, "{jumped:?}");
     let returned = findings(
         "accept",
         &[
-            rule(&[jump.clone()]),
-            here(rule(&[serde_json::json!({"return": null})])),
-            here(rule(&[drop.clone()])),
+            rule(vec![jump.clone()]),
+            here(rule(vec![serde_json::json!({"return": null})])),
+            here(rule(vec![drop])),
         ],
     );
     assert!(returned.is_empty(), "{returned:?}");
-    let perhaps = findings("drop", &[rule(&[maybe, jump]), here(rule(&[accept]))]);
+    let perhaps = findings("drop", &[rule(vec![maybe, jump]), here(rule(vec![accept]))]);
     assert_eq!(perhaps, [("drop: the policy of the chain".to_owned(), false)]);
 }
 
