@@ -5,7 +5,6 @@
 #![expect(unused_crate_dependencies, reason = "an example uses its own part")]
 
 #[path = "../tests/support/mod.rs"]
-#[allow(dead_code, reason = "tests ask it for more")]
 mod support;
 
 use std::{
