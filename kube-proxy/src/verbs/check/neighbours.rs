@@ -95,6 +95,7 @@ pub(crate) fn leftovers(mode: Mode, families: &[Family]) -> Vec<Finding> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Process {
     pub(crate) id: u32,
+    pub(crate) parent: u32,
     pub(crate) name: String,
     pub(crate) arguments: Vec<String>,
     /// In this network namespace, whose rules are asked about (or in one that is not told).
@@ -109,10 +110,19 @@ pub(crate) fn processes(proc: &Path) -> Vec<Process> {
     let of = |entry: fs::DirEntry| {
         let id = entry.file_name().to_str()?.parse().ok()?;
         let name = fs::read_to_string(entry.path().join("comm")).ok()?.trim().to_owned();
+        // proc(5), stat: the name in parentheses may hold anything; the parent is the second field after it.
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let parent = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let arguments = line.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
         let here = namespace(&entry.path()).is_none_or(|its| Some(its) == own);
-        Some(Process { id, name, arguments: arguments.filter(|part| !part.is_empty()).collect(), here })
+        Some(Process {
+            id,
+            parent,
+            name,
+            arguments: arguments.filter(|part| !part.is_empty()).collect(),
+            here,
+        })
     };
     entries.flatten().filter_map(of).collect()
 }
@@ -130,11 +140,14 @@ pub(crate) fn proxies(all: &[Process], own: u32) -> Vec<Finding> {
     let check = "hooks.proxies";
     let is_verb =
         |process: &Process| process.arguments.get(1).is_some_and(|first| crate::verbs::is_verb(first));
-    let running: Vec<&Process> = all
+    let mut running: Vec<&Process> = all
         .iter()
         .filter(|process| process.name == "kube-proxy" && process.here)
         .filter(|process| process.id != own && !is_verb(process))
         .collect();
+    // A program that one of them starts has its name for a moment.
+    let ids: Vec<u32> = running.iter().map(|process| process.id).collect();
+    running.retain(|process| !ids.contains(&process.parent));
     let mut findings = Vec::new();
     if running.len() > 1 {
         let ids: Vec<String> = running.iter().map(|process| process.id.to_string()).collect();

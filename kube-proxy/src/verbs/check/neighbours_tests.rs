@@ -3,7 +3,7 @@ use crate::verbs::check::report::Status;
 
 fn process(id: u32, name: &str, arguments: &[&str]) -> Process {
     let arguments = arguments.iter().map(|text| (*text).to_owned()).collect();
-    Process { id, name: name.to_owned(), arguments, here: true }
+    Process { id, parent: 1, name: name.to_owned(), arguments, here: true }
 }
 
 #[test]
@@ -15,6 +15,12 @@ fn two_proxies_are_a_fault_and_a_question_is_no_proxy() {
     let other = process(12, "kube-proxy", &["/usr/local/bin/kube-proxy", "--hostname-override=x"]);
     let elsewhere = Process { here: false, ..other.clone() };
     assert_eq!(proxies(&[one.clone(), elsewhere], 99)[0].status, Status::Ok, "it has rules of its own");
+    let started = Process { parent: 10, ..other.clone() };
+    assert_eq!(
+        proxies(&[one.clone(), started], 99)[0].status,
+        Status::Ok,
+        "it is about to be another program"
+    );
     let found = proxies(&[one, question, other], 99);
     assert_eq!(found[0].status, Status::Fail);
     assert!(found[0].what.contains("10, 12"), "{found:?}");
