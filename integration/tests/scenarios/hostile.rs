@@ -131,10 +131,10 @@ fn random_objects_cost_another_namespace_nothing(lab: &mut Lab) {
         state ^= state << 17;
         usize::try_from(state % limit as u64).expect("below the limit")
     };
-    // The virtual machine's kernel needs half a minute for ten thousand virtual servers.
-    let shapes = match lab.mode() {
-        Mode::Ipvs => [(1, 1), (300, 1), (1, 300), (12, 12), (200, 400)],
-        _ => [(1, 1), (3000, 1), (1, 3000), (40, 40), (200, 400)],
+    // The virtual machine's kernel needs half a minute for ten thousand virtual servers, or for as many destinations.
+    let (shapes, endpoints_of_a_slice) = match lab.mode() {
+        Mode::Ipvs => ([(1, 1), (300, 1), (1, 300), (12, 12), (200, 400)], 20),
+        _ => ([(1, 1), (3000, 1), (1, 3000), (40, 40), (200, 400)], 200),
     };
     let rows = (0..8).map(|_| {
         let mut objects = Vec::new();
@@ -155,7 +155,7 @@ fn random_objects_cost_another_namespace_nothing(lab: &mut Lab) {
             }
             objects.push(service);
             let slices = below(4);
-            objects.extend((0..slices).map(|at| endpoints(&name, at, below(200))));
+            objects.extend((0..slices).map(|at| endpoints(&name, at, below(endpoints_of_a_slice))));
         }
         ("random objects", objects)
     });
@@ -183,10 +183,15 @@ fn beside(lab: &mut Lab, rows: Vec<(&'static str, Vec<Value>)>) {
         "| objects | another namespace's change | later than without | memory at its peak | log lines |"
     );
     println!("| none | {} ms | | | |", alone.as_millis());
-    for (what, objects) in rows {
+    for (what, mut objects) in rows {
+        if lab.mode() == Mode::Ipvs {
+            // The virtual machine's kernel takes minutes for the 400,000 destinations that are allowed: what is refused for having
+            // more is to be seen whole.
+            objects.sort_by_key(|object| object["kind"] == "Service");
+        }
         let (memory, lines) = (lab.proxy_memory(), lab.log_lines());
         lab.begin_peak().expect("it runs");
-        let names: Vec<(String, String)> = objects
+        let mut names: Vec<(String, String)> = objects
             .iter()
             .map(|object| {
                 [&object["kind"], &object["metadata"]["name"]]
@@ -194,6 +199,7 @@ fn beside(lab: &mut Lab, rows: Vec<(&'static str, Vec<Value>)>) {
             })
             .map(|[kind, name]| (kind, name))
             .collect();
+        names.sort_by_key(|(kind, _)| kind != "Service");
         for object in objects {
             lab.apply(object);
         }
